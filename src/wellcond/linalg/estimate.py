@@ -1,0 +1,97 @@
+"""A number with its error and its origin."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+CONFIDENCE = 0.997
+"""Probability with which every interval of this package that is not a proof holds: three standard errors."""
+
+STANDARD_ERRORS = 3.0
+"""Half-width, in standard errors, of a normal interval of probability `CONFIDENCE`."""
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A figure, the interval it lies in, and how it was obtained.
+
+    Attributes:
+        value: the best single number; NaN where the figure is not defined.
+        low: lower end of the interval.
+        high: upper end; infinite where nothing bounds the figure from above ("at least `low`").
+        how: the method in words, with the matrix-vector products it took.
+        confidence: the probability that the interval holds; 1 where it is exact up to the rounding that it includes.
+    """
+
+    value: float
+    low: float
+    high: float
+    how: str
+    confidence: float = 1.0
+
+    @classmethod
+    def undefined(cls, why: str) -> Estimate:
+        """A figure that has no meaning here, with the reason."""
+        return cls(math.nan, -math.inf, math.inf, why)
+
+    @property
+    def defined(self) -> bool:
+        """Whether there is a number at all."""
+        return not math.isnan(self.value)
+
+    @property
+    def unresolved(self) -> bool:
+        """Whether only a lower end is known: to be read as "at least `low`"."""
+        return self.defined and math.isinf(self.high)
+
+    def __contains__(self, x: float) -> bool:
+        return self.low <= x <= self.high
+
+    def scaled(self, factor: float) -> Estimate:
+        """The estimate of `factor` > 0 times the figure."""
+        return replace(self, value=self.value * factor, low=self.low * factor, high=self.high * factor)
+
+    def with_error(self) -> str:
+        """The figure with its error bound where that is the same on both sides, else as `str` has it.
+
+        >>> Estimate(12.3, 12.2, 12.4, "exact").with_error()
+        '12.3 ± 0.1'
+        """
+        below, above = self.value - self.low, self.high - self.value
+        if self.defined and math.isfinite(above) and abs(above - below) <= 0.01 * max(above, below):
+            return f"{number(self.value)} ± {max(above, below):.1g}"
+        return str(self)
+
+    def __str__(self) -> str:
+        """The figure as a person reads it: with as much of its interval as three digits show.
+
+        >>> str(Estimate(12.3, 12.3, 12.3, "exact"))
+        '12.3'
+        >>> str(Estimate(12.3, 11.0, 13.0, "lanczos", 0.997))
+        '12.3 (11 to 13)'
+        >>> str(Estimate(40.0, 31.0, math.inf, "lanczos", 0.997))
+        'at least 31'
+        """
+        if not self.defined:
+            return "–"
+        if math.isinf(self.value):
+            return "infinite"
+        if self.unresolved:
+            return f"at least {number(self.low)}"
+        value, low, high = number(self.value), number(self.low), number(self.high)
+        return value if low == high else f"{value} ({low} to {high})"
+
+
+def number(x: float) -> str:
+    """Three significant digits: plain between 0.001 and a million, with thousands apart, else with an exponent.
+
+    >>> [number(x) for x in (0.0, 1234567.0, 93412.0, 3.14159, -0.5, 2e-5)]
+    ['0', '1.23e+06', '93,400', '3.14', '-0.5', '2e-05']
+    """
+    if not math.isfinite(x):
+        return str(x)
+    rounded = float(f"{x:.3g}")
+    if rounded != 0 and not 1e-3 <= abs(rounded) < 1e6:
+        return f"{rounded:.3g}"
+    return f"{rounded:,.10g}"

@@ -1,0 +1,228 @@
+"""What short Lanczos runs prove about a spectrum as a whole: traces, and fractions of eigenvalues in an interval."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from wellcond.linalg.estimate import CONFIDENCE, STANDARD_ERRORS, Estimate
+from wellcond.linalg.lanczos import Lanczos
+from wellcond.linalg.operator import SymmetricOperator
+from wellcond.linalg.vectors import RandomDirections, inner, norm
+
+
+@dataclass(frozen=True)
+class Quadrature:
+    """The m-point Gauss quadrature of the spectral measure Σ (uᵢᵀv)² δ(λᵢ) of a unit vector v.
+
+    Attributes:
+        T: (m, m), the tridiagonal matrix of the Lanczos run from v.
+        residual: β_m, what couples T to the rest of the space; 0 if the Krylov space is exhausted, and then the
+            quadrature is the measure.
+        steps: m, the products it took.
+    """
+
+    T: Tensor
+    residual: float
+    steps: int
+
+    @classmethod
+    def of(cls, run: Lanczos) -> Quadrature:
+        """What a Lanczos run without restarts says about its start vector."""
+        return cls(run.tridiagonal(), run.residual, run.steps)
+
+    def nodes_and_weights(self) -> tuple[Tensor, Tensor]:
+        """Gauss nodes, rising, and their weights, which sum to 1; (m,) each."""
+        theta, S = torch.linalg.eigh(self.T)
+        return theta, S[0].square()
+
+    def with_node(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Gauss-Radau rules: for each x one whose nodes include x (Golub and Meurant, 1994).
+
+        Args:
+            x: (g,).
+
+        Returns:
+            Nodes, rising, and weights, (g, m + 1) each.
+        """
+        m = len(self.T)
+        theta, S = torch.linalg.eigh(self.T)
+        gaps = theta - x[:, None]
+        # At a Gauss node itself the rule would put its last entry at infinity: step aside by a rounding error.
+        tiny = 1e-14 * float(theta.abs().max()) + 1e-300
+        gaps = torch.where(gaps.abs() < tiny, torch.full_like(gaps, tiny), gaps)
+        extended = self.T.new_zeros(len(x), m + 1, m + 1)
+        extended[:, :m, :m] = self.T
+        extended[:, m, m - 1] = extended[:, m - 1, m] = self.residual
+        extended[:, m, m] = x + self.residual**2 * (S[-1].square() / gaps).sum(1)
+        nodes, vectors = torch.linalg.eigh(extended)
+        return nodes, vectors[:, 0, :].square()
+
+    def mass_above(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Chebyshev, Markov and Stieltjes: the sharp bounds of the measure's mass above each x, (g,) each.
+
+        Of all measures with these 2m moments none has less mass in (x, ∞) than the first, none more in [x, ∞) than
+        the second.
+        """
+        if self.residual == 0.0:
+            nodes, weights = self.nodes_and_weights()
+            exact = (weights * (nodes >= x[:, None])).sum(1)
+            return exact, exact
+        nodes, weights = self.with_node(x)
+        at_x = (nodes - x[:, None]).abs().argmin(1, keepdim=True)
+        positions = torch.arange(nodes.shape[1]).expand_as(nodes)
+        low = (weights * (positions > at_x)).sum(1)
+        return low, low + weights.gather(1, at_x).squeeze(1)
+
+
+@dataclass(frozen=True)
+class Probe:
+    """One random direction: its quadrature, itself, and its first product."""
+
+    quadrature: Quadrature
+    direction: Tensor
+    product: Tensor
+
+
+def probe(operator: SymmetricOperator, probes: int, steps: int, *, seed: int = 0) -> list[Probe]:
+    """Lanczos runs of `steps` products from `probes` directions, uniform on the sphere.
+
+    Args:
+        operator: n × n.
+        probes: how many.
+        steps: products each; 1 is a plain sample vᵀAv.
+        seed: of the directions.
+    """
+    directions = RandomDirections(operator.size, operator.dtype, operator.device, seed)
+    found = []
+    for _ in range(probes):
+        run = Lanczos(operator, directions.draw()).extend(steps)
+        found.append(Probe(Quadrature.of(run), run.basis[0].clone(), run.product_of_start()))
+    return found
+
+
+def trace(probes: Sequence[Probe], deflate: Lanczos, largest: float, confidence: float = CONFIDENCE) -> Estimate:
+    """The trace of a positive semidefinite A: exact on a Krylov space already known, sampled outside it.
+
+    tr A = tr(QAQᵀ) + tr B with B = (I−QᵀQ)A(I−QᵀQ). The first term is the trace of T, the second the mean of
+    n·vᵀBv over uniform directions v, which takes no product beyond the probes' own. The idea is that of Hutch++
+    (Meyer, Musco, Musco and Woodruff 2021); the interval holds at any number of samples, being Laurent and Massart's
+    tail bound for Σ μᵢgᵢ² with Σ μᵢ² ≤ largest · tr B (Ann. Statist. 28, 2000, lemma 1).
+
+    Args:
+        probes: at least one, independent of `deflate`.
+        deflate: the Lanczos run whose space Q is taken out.
+        largest: an upper bound of A's largest eigenvalue.
+        confidence: probability that the interval holds.
+    """
+    n, samples = deflate.operator.size, len(probes)
+    T = deflate.tridiagonal()
+    known, products = float(T.trace()), deflate.steps + samples
+    slack = n * deflate.rounding
+    if deflate.steps == n:
+        return Estimate(known, known - slack, known + slack, f"trace of the whole space, {products} products")
+    sampled = max(0.0, n / samples * sum(_outside(p, deflate, T) for p in probes))
+    tau = math.log(2 / (1 - confidence))
+    c, d = 2 * math.sqrt(largest * tau / samples), 2 * largest * tau / samples
+    high = ((c + math.sqrt(c**2 + 4 * sampled)) / 2) ** 2
+    low = max(0.0, (-c + math.sqrt(c**2 + 4 * max(0.0, sampled - d))) / 2) ** 2
+    how = f"trace: exact on {deflate.steps} Lanczos directions, {samples} random samples outside; {products} products"
+    return Estimate(known + sampled, known + low - slack, known + high + slack, how, confidence)
+
+
+def _outside(p: Probe, deflate: Lanczos, T: Tensor) -> float:
+    """vᵀBv from Av alone: with a = Qv it is vᵀAv − 2aᵀQAv + aᵀTa."""
+    a = inner(deflate.basis, p.direction).double().cpu()
+    b = inner(deflate.basis, p.product).double().cpu()
+    return float(inner(p.direction, p.product)) - 2 * float(a @ b) + float(a @ T @ a)
+
+
+@dataclass(frozen=True)
+class SpectralTails:
+    """What is proved about how many eigenvalues lie above a threshold.
+
+    Attributes:
+        size: n.
+        quadratures: of independent uniform directions.
+        extremes: Ritz values of any one run; by Cauchy's interlacing at least as many eigenvalues as Ritz values lie
+            beyond a threshold.
+    """
+
+    size: int
+    quadratures: Sequence[Quadrature]
+    extremes: Tensor
+
+    def fraction_above(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Bounds of the fraction of eigenvalues that are ≥ x, (g,) each, with probability `CONFIDENCE` at each x.
+
+        The mean over directions of the Chebyshev-Markov-Stieltjes bounds, widened by three standard errors. Their
+        size is known and need not be estimated from the few samples: the mass that a uniform direction gives to a
+        fraction f of n eigenvectors has a beta law of variance f(1−f)/(n/2+1).
+        """
+        bounds = [q.mass_above(x) for q in self.quadratures]
+        low = torch.stack([b[0] for b in bounds]).mean(0)
+        high = torch.stack([b[1] for b in bounds]).mean(0)
+        low, high = _widen(low, len(bounds), self.size)[0], _widen(high, len(bounds), self.size)[1]
+        counted = (self.extremes >= x[:, None]).double().sum(1) / self.size
+        counted_below = (self.extremes < x[:, None]).double().sum(1) / self.size
+        return torch.maximum(low, counted), torch.minimum(high, 1 - counted_below)
+
+    def fraction_below(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """The same for eigenvalues < x."""
+        low, high = self.fraction_above(x)
+        return 1 - high, 1 - low
+
+    @property
+    def products(self) -> int:
+        """Matrix-vector products behind the quadratures."""
+        return sum(q.steps for q in self.quadratures)
+
+
+def _widen(mean: Tensor, probes: int, n: int) -> tuple[Tensor, Tensor]:
+    """All fractions f for which the observed mean lies within three standard errors of f (Wilson's interval)."""
+    c = STANDARD_ERRORS**2 / (probes * (n / 2 + 1))
+    center = (mean + c / 2) / (1 + c)
+    half = torch.sqrt(c * mean * (1 - mean).clamp_min(0) + c**2 / 4) / (1 + c)
+    return (center - half).clamp(0, 1), (center + half).clamp(0, 1)
+
+
+@dataclass(frozen=True)
+class GradientQuadrature:
+    """The quadrature of a vector that is not of unit length, for the quadratic model that it drives (theory 2.2, 6).
+
+    Attributes:
+        nodes: (m,), rising.
+        weights: (m,), they sum to ‖g‖².
+        quadrature: of the direction of g.
+        rounding: size of the rounding error of a product.
+    """
+
+    nodes: Tensor
+    weights: Tensor
+    quadrature: Quadrature
+    rounding: float
+    squared_norm: float
+
+    @classmethod
+    def of(cls, operator: SymmetricOperator, gradient: Tensor, steps: int) -> GradientQuadrature:
+        """By a Lanczos run of up to `steps` products that starts at the gradient."""
+        run = Lanczos(operator, gradient).extend(steps)
+        quadrature, squared = Quadrature.of(run), norm(gradient) ** 2
+        nodes, weights = quadrature.nodes_and_weights()
+        return cls(nodes, weights * squared, quadrature, run.rounding, squared)
+
+    @property
+    def exact(self) -> bool:
+        """Whether nodes and weights are the eigenvalues and weights themselves."""
+        return self.quadrature.residual == 0.0
+
+    def with_node_at_zero(self) -> tuple[Tensor, Tensor]:
+        """The Gauss-Radau rule with a node at 0."""
+        if self.exact:
+            return self.nodes, self.weights
+        nodes, weights = self.quadrature.with_node(torch.zeros(1, dtype=torch.float64))
+        return nodes[0].clamp_min(0), weights[0] * self.squared_norm
