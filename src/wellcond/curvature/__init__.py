@@ -1,0 +1,7 @@
+"""Curvature of a problem as `linalg` operators."""
+
+from wellcond.curvature.gauss_newton import GaussNewton as GaussNewton
+from wellcond.curvature.gauss_newton import OutputUnknownError as OutputUnknownError
+from wellcond.curvature.hessian import Hessian as Hessian
+from wellcond.curvature.operator import CurvatureOperator as CurvatureOperator
+from wellcond.curvature.preconditioned import Preconditioned as Preconditioned

@@ -1,0 +1,48 @@
+"""The Hessian of a problem."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from wellcond.curvature.gauss_newton import GaussNewton
+from wellcond.curvature.operator import CurvatureOperator
+from wellcond.linalg import SymmetricOperator
+
+
+class Hessian(CurvatureOperator):
+    """H = ∇²L(p), by a backward pass through the gradient's own graph (Pearlmutter 1994).
+
+    A product costs about 2.5 gradients; about 1.5 inside `with problem:`, where the gradient's graph is kept.
+
+    Args:
+        problem: what is differentiated; read anew at every product.
+    """
+
+    def semidefinite(self) -> SymmetricOperator | None:
+        """The Gauss-Newton matrix of the same problem; None where the loss is not split into output and target."""
+        return GaussNewton(self.problem) if self.problem.loss_fn is not None else None
+
+    def _graph(self, index: int, leaves: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+        """The gradient of one batch's loss, differentiable, and the leaves that it is differentiable by."""
+        loss = self.problem.batch_loss(index)
+        self.problem.check_depends(loss)
+        gradient = torch.autograd.grad(loss, leaves, create_graph=True, allow_unused=True, materialize_grads=True)
+        return leaves, list(gradient)
+
+    def _batch_product(
+        self, graph: tuple[list[Tensor], list[Tensor]], pieces: list[Tensor], keep: bool
+    ) -> tuple[Tensor, ...]:
+        leaves, gradient = graph
+        # A parameter in which the loss is linear has a gradient without a graph: its row of H is zero.
+        curved = [(g, v) for g, v in zip(gradient, pieces, strict=True) if g.requires_grad]
+        if not curved:
+            return tuple(torch.zeros_like(x) for x in leaves)
+        return torch.autograd.grad(
+            [g for g, _ in curved],
+            leaves,
+            [v for _, v in curved],
+            retain_graph=keep,
+            allow_unused=True,
+            materialize_grads=True,
+        )

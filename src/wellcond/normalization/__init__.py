@@ -1,0 +1,4 @@
+"""What normalization does to the conditioning of a layer."""
+
+from wellcond.normalization.layers import LayerConditioning as LayerConditioning
+from wellcond.normalization.layers import layer_conditioning as layer_conditioning

@@ -1,0 +1,161 @@
+"""Reading the user's data once, without touching their loader."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, IterableDataset
+
+DEFAULT_EXAMPLES = 8192
+"""A loader over more examples than this is read up to here, unless the number of batches is given."""
+
+
+def read_batches(data: Any, *, pairs: bool, batches: int | None, seed: int) -> list[Any]:
+    """All batches to measure on, in memory.
+
+    Args:
+        data: one batch, a list of batches, or a DataLoader.
+        pairs: whether a batch is an (input, target) pair.
+        batches: how many to read at most; None reads everything that is given as batches, and a loader up to
+            `DEFAULT_EXAMPLES` examples.
+        seed: of the loader's shuffling.
+
+    Raises:
+        TypeError, ValueError: where the data is not of that kind, or empty.
+    """
+    if batches is not None and batches < 1:
+        raise ValueError(f"got batches={batches}; at least one batch is needed")
+    if data is None:
+        raise ValueError("data is missing; give one (input, target) batch, a list of batches, or a DataLoader")
+    if isinstance(data, DataLoader):
+        found = list(_take(_from_loader(data, seed), batches))
+    elif isinstance(data, Iterator):
+        raise ValueError(
+            "data is a one-shot generator and would be empty on the second pass; give a list of batches or a DataLoader"
+        )
+    elif _is_one_batch(data, pairs):
+        found = [data]
+    elif isinstance(data, Sequence) and not isinstance(data, str | bytes):
+        found = list(data[:batches])
+    else:
+        raise TypeError(
+            f"data is a {type(data).__name__}; give one {'(input, target) ' if pairs else ''}batch, a list of batches, "
+            "or a torch DataLoader"
+        )
+    if not found:
+        raise ValueError("data is empty: there is no batch to measure on")
+    for i, batch in enumerate(found):
+        if pairs and not (isinstance(batch, tuple | list) and len(batch) == 2):
+            raise TypeError(
+                f"batch {i} is a {_describe(batch)}, not an (input, target) pair; for any other batch give "
+                "loss=callable(model, batch) instead of loss_fn"
+            )
+        if count_examples(batch) == 0:
+            raise ValueError(f"batch {i} has no examples")
+    return found
+
+
+def count_examples(batch: Any) -> int:
+    """The length of the first dimension of a batch's first tensor."""
+    for leaf in tensors_of(batch):
+        return leaf.shape[0] if leaf.ndim else 1
+    raise TypeError(f"a batch holds no tensor: {_describe(batch)}")
+
+
+def tensors_of(batch: Any) -> Iterator[Tensor]:
+    """The tensors of a nested batch, in order."""
+    if isinstance(batch, Tensor):
+        yield batch
+    elif isinstance(batch, Mapping):
+        for value in batch.values():
+            yield from tensors_of(value)
+    elif isinstance(batch, tuple | list):
+        for value in batch:
+            yield from tensors_of(value)
+
+
+def move(batch: Any, device: torch.device, dtype: torch.dtype | None = None) -> Any:
+    """The same nested batch on a device, its floating-point tensors in a dtype if one is given."""
+    if isinstance(batch, Tensor):
+        return batch.to(device, dtype if batch.is_floating_point() else None)
+    if isinstance(batch, Mapping):
+        moved = {key: move(value, device, dtype) for key, value in batch.items()}
+        try:
+            like = copy.copy(batch)
+            like.update(moved)  # type: ignore[attr-defined]
+            return like
+        except AttributeError:
+            return moved
+    if isinstance(batch, tuple) and hasattr(batch, "_fields"):
+        return type(batch)(*(move(value, device, dtype) for value in batch))
+    if isinstance(batch, tuple | list):
+        return type(batch)(move(value, device, dtype) for value in batch)
+    return batch
+
+
+def _is_one_batch(data: Any, pairs: bool) -> bool:
+    if isinstance(data, Tensor | Mapping):
+        return not pairs
+    if isinstance(data, tuple):
+        return not pairs or not all(isinstance(b, tuple | list) and len(b) == 2 for b in data) or _is_pair(data)
+    # A loader's collate function gives a pair as a list of two tensors.
+    return isinstance(data, list) and pairs and _is_pair(data)
+
+
+def _is_pair(data: Sequence[Any]) -> bool:
+    return len(data) == 2 and all(isinstance(x, Tensor) for x in data)
+
+
+def _describe(batch: Any) -> str:
+    if isinstance(batch, tuple | list):
+        return f"{type(batch).__name__} of {len(batch)}"
+    return type(batch).__name__
+
+
+def _take(stream: Iterator[Any], batches: int | None) -> Iterator[Any]:
+    if batches is not None:
+        yield from itertools.islice(stream, batches)
+        return
+    seen = 0
+    for batch in stream:
+        yield batch
+        seen += count_examples(batch)
+        if seen >= DEFAULT_EXAMPLES:
+            return
+
+
+def _from_loader(loader: DataLoader[Any], seed: int) -> Iterator[Any]:
+    """Batches as the loader would make them, from its data set and copies of its samplers: iterating the loader
+    itself inside a training loop can end its epoch, and moves its generator."""
+    dataset, collate = loader.dataset, loader.collate_fn
+    if isinstance(dataset, IterableDataset):
+        stream = iter(dataset)
+        if loader.batch_size is None:
+            yield from map(collate, stream)
+            return
+        while chunk := list(itertools.islice(stream, loader.batch_size)):
+            if len(chunk) == loader.batch_size or not loader.drop_last:
+                yield collate(chunk)
+        return
+    indices = iter(_copy_of_sampler(loader.batch_sampler or loader.sampler, seed))
+    if loader.batch_sampler is None:
+        yield from (collate(dataset[i]) for i in indices)
+        return
+    for chunk in indices:
+        getitems = getattr(dataset, "__getitems__", None)
+        yield collate(getitems(chunk) if getitems else [dataset[i] for i in chunk])
+
+
+def _copy_of_sampler(sampler: Any, seed: int) -> Any:
+    """A shallow copy, with a generator of its own wherever the original has one."""
+    twin = copy.copy(sampler)
+    if isinstance(getattr(twin, "sampler", None), torch.utils.data.Sampler):
+        twin.sampler = _copy_of_sampler(twin.sampler, seed)
+    if isinstance(getattr(twin, "generator", None), torch.Generator):
+        twin.generator = torch.Generator(device=twin.generator.device).manual_seed(seed)
+    return twin

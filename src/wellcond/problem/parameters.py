@@ -1,0 +1,90 @@
+"""Which of a model's parameters are measured, and whether they can be."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import nn
+
+
+def optimized_parameters(model: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[list[nn.Parameter], list[str]]:
+    """The model's trainable parameters that the optimizer has, and the names of those that it has not.
+
+    Raises:
+        ValueError: if the optimizer has parameters that are not the model's, or none that are.
+    """
+    model = unwrapped(model)
+    in_optimizer = {id(p): p for group in optimizer.param_groups for p in group["params"]}
+    in_model = {id(p) for p in model.parameters()}
+    foreign = [p for i, p in in_optimizer.items() if i not in in_model]
+    if foreign:
+        raise ValueError(
+            f"the optimizer is over {len(foreign)} parameters that are not the model's (one has shape "
+            f"{tuple(foreign[0].shape)}); build it from this model's parameters()"
+        )
+    trainable = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    trained = [p for _, p in trainable if id(p) in in_optimizer]
+    if trainable and not trained:
+        raise ValueError("the optimizer has none of the model's trainable parameters; build it from this model's")
+    return trained, [name for name, p in trainable if id(p) not in in_optimizer]
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    """The module inside torch.compile, DataParallel and DistributedDataParallel."""
+    while True:
+        if isinstance(getattr(model, "_orig_mod", None), nn.Module):
+            model = model._orig_mod  # type: ignore[assignment]
+        elif isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
+            model = model.module
+        else:
+            return model
+
+
+def trainable(model: nn.Module, chosen: Iterable[nn.Parameter | str] | None) -> tuple[list[str], list[nn.Parameter]]:
+    """Names and parameters to measure: all trainable ones, or the chosen of them, in the model's order."""
+    named = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    if not named:
+        raise ValueError("the model has no trainable parameters; set requires_grad on those to measure")
+    wanted = list(chosen or [])
+    if wanted:
+        for w in wanted:
+            if isinstance(w, str) and w not in named:
+                raise ValueError(f"the model has no trainable parameter {w!r}; it has {', '.join(list(named)[:8])} …")
+            if not isinstance(w, str) and not any(w is p for p in named.values()):
+                raise ValueError(f"a parameter of shape {tuple(w.shape)} is not a trainable one of this model")
+        names, ids = {w for w in wanted if isinstance(w, str)}, {id(w) for w in wanted}
+        named = {name: p for name, p in named.items() if name in names or id(p) in ids}
+    for name, p in named.items():
+        if p.is_complex():
+            raise ValueError(f"{name} is complex; write it as a real tensor (torch.view_as_real)")
+        if p.layout != torch.strided:
+            raise ValueError(f"{name} is sparse ({p.layout}); make it dense")
+        if isinstance(p, nn.parameter.UninitializedParameter):
+            raise ValueError(f"{name} is not initialized; run the lazy model once on a batch first")
+    return list(named), list(named.values())
+
+
+def one_device(names: list[str], parameters: list[nn.Parameter]) -> torch.device:
+    """The device that all parameters are on."""
+    for name, p in zip(names, parameters, strict=True):
+        if p.device != parameters[0].device:
+            raise ValueError(
+                f"{names[0]} is on {parameters[0].device} and {name} on {p.device}; move the model to one device"
+            )
+    return parameters[0].device
+
+
+def working_dtype(names: list[str], parameters: list[nn.Parameter], asked: torch.dtype | None) -> torch.dtype:
+    """The dtype to measure in: the one asked for, or the parameters' own."""
+    if asked not in (None, torch.float32, torch.float64):
+        raise ValueError(f"got dtype={asked}; a curvature is measured in torch.float32 or torch.float64")
+    for name, p in zip(names, parameters, strict=True):
+        if asked is None and p.dtype not in (torch.float32, torch.float64):
+            raise ValueError(
+                f"{name} is {p.dtype}, too coarse for second derivatives; measure with dtype=torch.float32 "
+                "(--dtype float32), which leaves the model as it is"
+            )
+        if asked is None and p.dtype != parameters[0].dtype:
+            raise ValueError(f"{names[0]} is {parameters[0].dtype} and {name} {p.dtype}; give dtype=torch.float32")
+    return asked or parameters[0].dtype

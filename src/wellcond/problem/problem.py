@@ -1,0 +1,355 @@
+"""The training loss as a deterministic function of the parameters."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import re
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from wellcond.parameters import flatten
+from wellcond.problem.batches import count_examples, move, read_batches, tensors_of
+from wellcond.problem.isolation import Isolation, random_state
+from wellcond.problem.parameters import one_device, trainable, unwrapped, working_dtype
+
+T = TypeVar("T")
+
+MEMORY_LIMIT = 2 * 2**30
+"""Bytes of autograd graphs that a `with problem:` block may keep, unless given."""
+
+_TWICE = {
+    "_embedding_bag": "nn.EmbeddingBag has no second derivative in torch; use nn.Embedding followed by a sum or mean",
+    "_ctc_loss": "CTC loss has no second derivative in torch; measure the same network with another loss, or write the "
+    "alignment sum with torch.logsumexp",
+    "cudnn": "a cuDNN kernel has no second derivative; measure with torch.backends.cudnn.enabled = False",
+}
+
+
+class Problem:
+    """L(p), the loss over the given data, as a deterministic function of the model's trainable parameters.
+
+    What is measured is what is trained: batch norm uses the batch's statistics, dropout is frozen, one mask a batch,
+    from the seed. Measuring leaves no trace: parameters, gradients, buffers, optimizer state, flags and random state
+    are bit for bit what they were. The parameters are read anew at every measurement.
+
+    Inside `with problem:` the graphs of first products are kept, which makes the later ones cost about 1.5 gradients
+    instead of 2.5; the parameters must not change there, and the memory is freed on leaving.
+
+    Args:
+        model: any module; wrappers (torch.compile, data parallel) are taken off.
+        loss_fn: (output, target) → scalar, the mean over a batch's examples.
+        data: one (input, target) batch, a list of them, or a DataLoader (never iterated itself: its data set is read
+            once, with its sampler's and collate function's rules, and kept).
+        loss: instead of `loss_fn`, a callable (model, batch) → scalar, for any other kind of batch.
+        mode: "train" or "eval".
+        batches: read at most so many; None reads all, of a loader over a large data set some 8,192 examples.
+        weight: batch → weight of its loss in the mean; the number of examples unless given.
+        parameters: the parameters (or their names) to look at; all trainable ones unless given.
+        seed: of dropout and of a loader's shuffling.
+        dtype: evaluate in this floating-point type; the parameters' own unless given.
+        memory_limit: bytes of graphs to keep at most inside `with problem:`.
+
+    Attributes:
+        parameters: the model's parameters in order, a tied one once.
+        names: theirs.
+        size: n, their number of elements.
+        batches: the data, in memory.
+        examples: how many in all.
+
+    Raises:
+        TypeError, ValueError: for data, models and losses that can't be measured, with the remedy.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        loss_fn: Callable[[Any, Any], Tensor] | None = None,
+        data: Any = None,
+        *,
+        loss: Callable[[nn.Module, Any], Tensor] | None = None,
+        mode: str = "train",
+        batches: int | None = None,
+        weight: Callable[[Any], float] | None = None,
+        parameters: Iterable[nn.Parameter | str] | None = None,
+        seed: int = 0,
+        dtype: torch.dtype | None = None,
+        memory_limit: int = MEMORY_LIMIT,
+    ):
+        if not isinstance(model, nn.Module):
+            raise TypeError(f"model is a {type(model).__name__}; give a torch.nn.Module")
+        if (loss_fn is None) == (loss is None):
+            raise ValueError("give either loss_fn(output, target) or loss=callable(model, batch)")
+        if not callable(loss_fn or loss):
+            raise TypeError(f"the loss is a {type(loss_fn or loss).__name__}; give a callable")
+        if mode not in ("train", "eval"):
+            raise ValueError(f'got mode={mode!r}; it is "train" or "eval"')
+        self.model, self.loss_fn, self.whole_loss, self.mode = unwrapped(model), loss_fn, loss, mode
+        self.seed, self.memory_limit = seed, memory_limit
+        self.names, self.parameters = trainable(self.model, parameters)
+        self.device = one_device(self.names, self.parameters)
+        self.dtype = working_dtype(self.names, self.parameters, dtype)
+        self.size = sum(p.numel() for p in self.parameters)
+        self._conversion = self.dtype if any(p.dtype != self.dtype for p in self.parameters) else None
+        roots = [self.model] + ([loss_fn] if isinstance(loss_fn, nn.Module) else [])
+        self._isolation = Isolation(roots, mode, self._conversion)
+        with random_state(seed, self.device):
+            found = read_batches(data, pairs=loss is None, batches=batches, seed=seed)
+        self.examples = sum(count_examples(b) for b in found)
+        weights = [float(weight(b)) if weight else float(count_examples(b)) for b in found]
+        if not all(w >= 0 for w in weights) or not sum(weights) > 0:
+            raise ValueError(f"the batches' weights are {weights[:5]} …; they are ≥ 0 and not all 0")
+        self.weights = [w / sum(weights) for w in weights]
+        self.batches = found
+        self.unreached: list[str] = []
+        self._depth = 0
+        self._kept: dict[Any, Any] = {}
+        self._matrices: dict[Any, Tensor] = {}
+        self._kept_bytes = 0.0
+        self._bytes_per_example: dict[Any, float] = {}
+        self._versions: list[tuple[int, int]] = []
+        self._inside = False
+        self._leaves: list[Tensor] = []
+        self._input_storages: set[int] = set()
+
+    # -- the function and its first derivative ------------------------------------------------------------------
+
+    def loss(self) -> float:
+        """L(p).
+
+        Raises:
+            ValueError: if the loss is not a scalar, not finite, or does not depend on the parameters.
+        """
+        with self.evaluating(), torch.no_grad():
+            values = [self.batch_loss(i) for i in range(len(self.batches))]
+            return sum(float(v) * w for v, w in zip(values, self.weights, strict=True))
+
+    def gradient(self) -> Tensor:
+        """∇L(p), (n,), in `dtype`; also finds out which parameters the loss does not reach (`unreached`)."""
+        reached: set[int] = set()
+        total: list[Tensor] | None = None
+        with self.evaluating() as leaves:
+            for i, w in enumerate(self.weights):
+                loss = self.batch_loss(i)
+                self.check_depends(loss)
+                grads = torch.autograd.grad(loss, leaves, allow_unused=True)
+                reached.update(j for j, g in enumerate(grads) if g is not None)
+                weighted = [torch.zeros_like(x) if g is None else w * g for g, x in zip(grads, leaves, strict=True)]
+                _refuse_sparse(weighted, self.names)
+                total = weighted if total is None else [a + b for a, b in zip(total, weighted, strict=True)]
+        self.unreached = [name for j, name in enumerate(self.names) if j not in reached]
+        assert total is not None
+        gradient = flatten(total)
+        if not torch.isfinite(gradient).all():
+            bad = next(n for n, g in zip(self.names, total, strict=True) if not torch.isfinite(g).all())
+            raise ValueError(f"the gradient of {bad} is not finite; lower the learning rate or look for the overflow")
+        return gradient
+
+    # -- evaluation, for the rooms above -------------------------------------------------------------------------
+
+    @contextlib.contextmanager
+    def evaluating(self) -> Iterator[list[Tensor]]:
+        """The model isolated; gives the leaves that stand for its parameters, in `dtype`.
+
+        Everything that evaluates the model or differentiates through it happens inside, also a backward pass:
+        checkpointed layers run their forward again in it.
+        """
+        if self._inside:
+            yield self._leaves
+            return
+        self._leaves = self._current_leaves()
+        stand_ins = {id(p): leaf for p, leaf in zip(self.parameters, self._leaves, strict=True)}
+        self._inside = True
+        try:
+            with random_state(self.seed, self.device), self._isolation.entered(stand_ins, self.device):
+                yield self._leaves
+        except (RuntimeError, ValueError) as error:
+            remedy = _remedy(str(error))
+            if remedy is None:
+                raise
+            raise ValueError(remedy) from error
+        finally:
+            self._inside = False
+
+    def batch_output(self, index: int) -> Any:
+        """The model's output on a batch (pairs only), inside `evaluating`."""
+        return self.model(self._begin(index)[0])
+
+    def batch_loss(self, index: int, output: Any = None) -> Tensor:
+        """The loss of a batch, (), inside `evaluating`; of an output already computed if given."""
+        batch = self._begin(index)
+        if self.whole_loss is not None:
+            value = self.whole_loss(self.model, batch)
+        else:
+            assert self.loss_fn is not None
+            value = self.loss_fn(self.model(batch[0]) if output is None else output, batch[1])
+        if not isinstance(value, Tensor) or value.numel() != 1:
+            kind = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+            raise ValueError(f"the loss of batch {index} is not a scalar but {kind}; take its mean over the examples")
+        if not math.isfinite(float(value.detach())):
+            raise ValueError(
+                f"the loss of batch {index} is {float(value.detach())}; the curvature exists only where the loss is "
+                "finite: check the inputs, or measure at an earlier checkpoint"
+            )
+        return value.reshape(())
+
+    def kept(self, key: Any, index: int, build: Callable[[], T]) -> tuple[T, bool]:
+        """What `build` makes for a batch, and whether it is kept: inside `with problem:`, while memory allows."""
+        if not self._depth:
+            return build(), False
+        self._check_unchanged()
+        if (key, index) not in self._kept:
+            if key not in self._bytes_per_example:
+                self._bytes_per_example[key] = _graph_bytes(build, self._leaves) / self._examples_in(index)
+            size = self._bytes_per_example[key] * self._examples_in(index)
+            if self._kept_bytes + size > self.memory_limit:
+                return build(), False
+            self._kept[key, index] = build()
+            self._kept_bytes += size
+        return self._kept[key, index], True
+
+    def kept_matrix(self, key: Any, build: Callable[[], Tensor]) -> Tensor:
+        """What `build` makes, kept for the rest of a `with problem:` block."""
+        if not self._depth:
+            return build()
+        self._check_unchanged()
+        if key not in self._matrices:
+            self._matrices[key] = build()
+        return self._matrices[key]
+
+    def record_inputs(self, kind: type | tuple[type, ...], record: Callable[[str, nn.Module, Tensor], None]) -> None:
+        """One pass over the data; `record(name, module, input)` for every call of a module of this kind."""
+        handles = []
+        for name, module in self.model.named_modules():
+            if isinstance(module, kind):
+                assert isinstance(module, nn.Module)
+
+                def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], name: str = name) -> None:
+                    record(name, module, (args[0] if args else kwargs["input"]).detach())
+
+                handles.append(module.register_forward_pre_hook(hook, with_kwargs=True))
+        try:
+            with self.evaluating(), torch.no_grad():
+                for i in range(len(self.batches)):
+                    self.batch_loss(i)
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def is_input(self, x: Tensor) -> bool:
+        """Whether a tensor seen while evaluating is (a view of) the batch's own input."""
+        return x.untyped_storage().data_ptr() in self._input_storages
+
+    def name_of(self, parameter: Tensor) -> str:
+        """The name of one of the model's parameters, or its shape if it is none of them."""
+        for name, p in self.model.named_parameters():
+            if p is parameter:
+                return name
+        return f"a tensor of shape {tuple(parameter.shape)} that is not in the model"
+
+    def __enter__(self) -> Problem:
+        if not self._depth:
+            self._versions = self._current_versions()
+        self._depth += 1
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._depth -= 1
+        if not self._depth:
+            self._kept.clear()
+            self._matrices.clear()
+            self._kept_bytes = 0.0
+
+    def __repr__(self) -> str:
+        return (
+            f"Problem({type(self.model).__name__}, {self.size:,} parameters, {self.examples:,} examples in "
+            f"{len(self.batches)} batches, {self.dtype}, {self.mode} mode)"
+        )
+
+    # -- inner workings ------------------------------------------------------------------------------------------
+
+    def _examples_in(self, index: int) -> int:
+        return max(1, count_examples(self.batches[index]))
+
+    def _begin(self, index: int) -> Any:
+        """A batch where the model is, with buffers and random state as every evaluation of it finds them."""
+        self._isolation.fresh_buffers()
+        torch.manual_seed(self.seed * 1_000_003 + index)
+        batch = move(self.batches[index], self.device, self._conversion)
+        inputs = batch[0] if self.whole_loss is None else batch
+        self._input_storages = {t.untyped_storage().data_ptr() for t in tensors_of(inputs)}
+        return batch
+
+    def _current_leaves(self) -> list[Tensor]:
+        return [p.detach().to(self.dtype).requires_grad_() for p in self.parameters]
+
+    def _current_versions(self) -> list[tuple[int, int]]:
+        return [(p.data_ptr(), p._version) for p in self.parameters]
+
+    def _check_unchanged(self) -> None:
+        if self._current_versions() != self._versions:
+            raise RuntimeError("the parameters changed inside `with problem:`; leave the block before training on")
+
+    def check_depends(self, loss: Tensor) -> None:
+        """Refuse a loss (or an output) that can't be traced back to the parameters."""
+        if _has_reentrant_checkpoint(loss):
+            raise ValueError(
+                "a layer is checkpointed with use_reentrant=True, which can't be differentiated this way; pass "
+                "use_reentrant=False to torch.utils.checkpoint.checkpoint"
+            )
+        if not loss.requires_grad:
+            raise ValueError(
+                "the loss does not depend on the parameters: something in the model or the loss detaches them "
+                "(.detach(), .item(), torch.no_grad, or a checkpoint with use_reentrant=True)"
+            )
+
+
+def _refuse_sparse(gradients: list[Tensor], names: list[str]) -> None:
+    for name, g in zip(names, gradients, strict=True):
+        if g.layout != torch.strided:
+            raise ValueError(f"the gradient of {name} is sparse; build the embedding with sparse=False")
+
+
+def _graph_bytes(build: Callable[[], Any], leaves: list[Tensor]) -> int:
+    """Bytes of the tensors that autograd saves for what `build` makes, the parameters left out. The graph made here
+    is thrown away: one with these hooks in it would call them in every product."""
+    seen: dict[int, int] = {}
+
+    def pack(x: Tensor) -> Tensor:
+        storage = x.untyped_storage()
+        seen[storage.data_ptr()] = storage.nbytes()
+        return x
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
+        build()
+    for leaf in leaves:
+        seen.pop(leaf.untyped_storage().data_ptr(), None)
+    return sum(seen.values())
+
+
+def _has_reentrant_checkpoint(loss: Tensor) -> bool:
+    seen, stack = set(), [loss.grad_fn]
+    while stack:
+        node = stack.pop()
+        if node is None or node in seen:
+            continue
+        if node.name() == "CheckpointFunctionBackward":
+            return True
+        seen.add(node)
+        stack.extend(parent for parent, _ in node.next_functions)
+    return False
+
+
+def _remedy(message: str) -> str | None:
+    """For what can't be differentiated twice, one line with what to do about it."""
+    if re.search(r"derivative for .* (is )?not implemented|double backward", message, re.IGNORECASE):
+        for mark, remedy in _TWICE.items():
+            if mark in message.lower():
+                return remedy
+        return f"a part of the network can't be differentiated twice: {message.splitlines()[0]}"
+    if "Expected more than 1 value per channel" in message:
+        return "batch norm in train mode has no statistics of a batch of one; give larger batches, or mode='eval'"
+    return None
