@@ -1,0 +1,25 @@
+"""wellcond: how well conditioned a PyTorch training run is, what makes it so, and what mends it."""
+
+from wellcond.conditioning import Conditioning as Conditioning
+from wellcond.conditioning import Effort as Effort
+from wellcond.conditioning import conditioning as conditioning
+from wellcond.curvature import GaussNewton as GaussNewton
+from wellcond.curvature import Hessian as Hessian
+from wellcond.examination import Examination as Examination
+from wellcond.examination import Finding as Finding
+from wellcond.examination import Severity as Severity
+from wellcond.examination import TrainingRun as TrainingRun
+from wellcond.examination import examine as examine
+from wellcond.linalg import Eigenvalues as Eigenvalues
+from wellcond.linalg import Estimate as Estimate
+from wellcond.linalg import eigenvalues as eigenvalues
+from wellcond.normalization import LayerConditioning as LayerConditioning
+from wellcond.normalization import layer_conditioning as layer_conditioning
+from wellcond.preconditioners import Diagonal as Diagonal
+from wellcond.preconditioners import Preconditioner as Preconditioner
+from wellcond.preconditioners import preconditioner_of as preconditioner_of
+from wellcond.problem import Problem as Problem
+from wellcond.stability import EdgeRatio as EdgeRatio
+from wellcond.stability import edge_ratio as edge_ratio
+
+__version__ = "0.1.0"

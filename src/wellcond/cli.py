@@ -1,0 +1,202 @@
+"""The command."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sys
+import traceback
+from collections.abc import Iterator
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import typer
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    SpinnerColumn,
+    TextColumn,
+    TimeElapsedColumn,
+)
+
+from wellcond import __version__
+from wellcond.examination import Severity, examine
+from wellcond.report import print_summary
+from wellcond.target import TargetError, load_checkpoint, load_target, move_run, raised_by_us, user_traceback
+
+FOUND, MISTAKE, INTERRUPTED = 1, 2, 130
+"""Exit codes beside 0: a finding at or above --fail-on; the user's mistake; Ctrl-C."""
+
+app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None)
+
+
+class Curvature(StrEnum):
+    """Which curvature to look at."""
+
+    HESSIAN = "hessian"
+    GAUSS_NEWTON = "gauss-newton"
+
+
+class Precision(StrEnum):
+    """A floating-point type to measure in."""
+
+    FLOAT32 = "float32"
+    FLOAT64 = "float64"
+
+
+class Mode(StrEnum):
+    """Which of the network's two functions to measure."""
+
+    TRAIN = "train"
+    EVAL = "eval"
+
+
+class FailOn(StrEnum):
+    """Severities that can fail a run."""
+
+    NOTICE = "notice"
+    SEVERE = "severe"
+
+
+@app.callback(invoke_without_command=True)
+def _root(
+    version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
+) -> None:
+    """Measure how well conditioned a PyTorch training run is, and what makes it so.
+
+    Example: wellcond examine train.py:setup
+    """
+    if version:
+        print(f"wellcond {__version__}")
+        raise typer.Exit
+
+
+@app.command("examine")
+def examine_command(
+    target: Annotated[
+        str, typer.Argument(help="file.py[:function] or package.module[:function]; default function setup.")
+    ],
+    output: Annotated[Path, typer.Option(help="The page to write.")] = Path("report.html"),
+    json_file: Annotated[
+        Path | None,
+        typer.Option("--json", metavar="FILE", help="Also write every figure as JSON; - for standard output."),
+    ] = None,
+    checkpoint: Annotated[Path | None, typer.Option(metavar="FILE", help="Load this state dict first.")] = None,
+    curvature: Annotated[Curvature, typer.Option(help="The curvature to look at.")] = Curvature.HESSIAN,
+    batches: Annotated[int | None, typer.Option(min=1, metavar="N", help="Measure on at most N batches.")] = None,
+    seed: Annotated[int, typer.Option(min=0, metavar="N", help="Of everything random in the measuring.")] = 0,
+    device: Annotated[str | None, typer.Option(metavar="D", help="Move the model there first.")] = None,
+    dtype: Annotated[Precision | None, typer.Option(help="Measure in this type.")] = None,
+    mode: Annotated[Mode, typer.Option(help="Dropout and batch norm as in training, or not.")] = Mode.TRAIN,
+    quick: Annotated[bool, typer.Option("--quick", help="A tenth of the cost, wider intervals.")] = False,
+    fail_on: Annotated[FailOn | None, typer.Option(help="Exit with 1 if a finding is at least this severe.")] = None,
+    show_traceback: Annotated[
+        bool, typer.Option("--traceback", help="On a mistake, show the whole traceback.")
+    ] = False,
+) -> None:
+    """Examine a training run: print a summary, write a page.
+
+    The target's function returns wc.TrainingRun(model, loss_fn, data, optimizer). Nothing in the run is changed.
+
+    Example: wellcond examine examples/digits.py --json digits.json
+    """
+    errors = Console(stderr=True)
+    console = errors if json_file is not None and str(json_file) == "-" else Console()
+    with _one_line_for_mistakes(errors, show_traceback):
+        _check_writable(output, json_file)
+        with _progress(errors) as progress:
+            task = progress.add_task(f"running {target}", total=None)
+            run = load_target(target)
+            if checkpoint is not None:
+                load_checkpoint(run, checkpoint)
+            if device is not None:
+                move_run(run, device)
+            progress.update(task, description="reading the data, first gradient")
+
+            def show(stage: str, done: int, expected: int) -> None:
+                progress.update(task, description=stage, completed=done, total=max(done, expected))
+
+            examination = examine(
+                run.model,
+                run.loss_fn,
+                run.data,
+                run.optimizer,
+                loss=run.loss,
+                curvature=curvature.value,
+                mode=mode.value,
+                batches=batches,
+                dtype=getattr(torch, dtype.value) if dtype else None,
+                quick=quick,
+                seed=seed,
+                progress=show,
+            )
+        print_summary(examination, console)
+        try:
+            if json_file is not None:
+                text = json.dumps(examination.to_json(), indent=2, ensure_ascii=False, allow_nan=False)
+                if str(json_file) == "-":
+                    print(text)
+                else:
+                    json_file.write_text(text + "\n", encoding="utf-8")
+            console.print(f"Page: {examination.save(output)}", markup=False, highlight=False, soft_wrap=True)
+        except OSError as error:
+            raise TargetError(f"can't write {error.filename or output}: {error.strerror}") from error
+    if fail_on is not None and examination.severity >= Severity[fail_on.name]:
+        raise typer.Exit(FOUND)
+
+
+@contextlib.contextmanager
+def _one_line_for_mistakes(errors: Console, whole: bool) -> Iterator[None]:
+    """A mistake is one line, after the user's own traceback where their code raised; Ctrl-C is one line too."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        _say(errors, "interrupted; the run is as it was")
+        raise typer.Exit(INTERRUPTED) from None
+    except Exception as error:
+        ours = isinstance(error, TargetError) or raised_by_us(error)
+        if whole:
+            _say(errors, traceback.format_exc().rstrip(), prefix="")
+        elif not ours:
+            _say(errors, user_traceback(error).rstrip(), prefix="")
+        elif isinstance(error, TargetError) and error.details:
+            _say(errors, error.details.rstrip(), prefix="")
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        _say(errors, lines[0] if ours else f"the run's own code raised {type(error).__name__}: {lines[0]}")
+        raise typer.Exit(MISTAKE) from error
+
+
+def _say(console: Console, text: str, prefix: str = "wellcond: ") -> None:
+    console.print(prefix + text, markup=False, highlight=False, soft_wrap=True)
+
+
+def _check_writable(*paths: Path | None) -> None:
+    """Before minutes of work, not after."""
+    for path in paths:
+        if path is None or str(path) == "-":
+            continue
+        if path.is_dir():
+            raise TargetError(f"can't write {path}: it is a directory")
+        if not path.absolute().parent.is_dir():
+            raise TargetError(f"can't write {path}: the directory {path.absolute().parent} does not exist")
+
+
+def _progress(console: Console) -> Progress:
+    return Progress(
+        SpinnerColumn(),
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        console=console,
+        transient=True,
+    )
+
+
+def main() -> None:
+    """Entry point of the `wellcond` command."""
+    sys.exit(app())

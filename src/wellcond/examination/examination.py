@@ -1,0 +1,110 @@
+"""An examination: measurements, and the findings that follow from them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from wellcond.examination.finding import Finding, Severity
+from wellcond.examination.findings import FINDINGS
+from wellcond.examination.measurements import Measurements, Progress, measure
+
+
+@dataclass(frozen=True)
+class Examination:
+    """The result of `wellcond.examine`.
+
+    Attributes:
+        measurements: every figure.
+        findings: what follows from them, the most severe first.
+    """
+
+    measurements: Measurements
+    findings: list[Finding]
+
+    @property
+    def severity(self) -> Severity:
+        """Of the most severe finding."""
+        return max((f.severity for f in self.findings), default=Severity.GOOD)
+
+    def save(self, path: str | Path = "report.html") -> Path:
+        """Write the page: one file that works offline."""
+        from wellcond.report import page
+
+        path = Path(path)
+        path.write_text(page(self), encoding="utf-8")
+        return path
+
+    def to_json(self) -> dict[str, Any]:
+        """Every figure with its interval and origin, ready for `json.dump`; the schema is in docs/json.md."""
+        from wellcond.report import to_json
+
+        return to_json(self)
+
+
+def examine(
+    model: nn.Module,
+    loss_fn: Any = None,
+    data: Any = None,
+    optimizer: Any = None,
+    *,
+    loss: Any = None,
+    curvature: str = "hessian",
+    mode: str = "train",
+    batches: int | None = None,
+    dtype: torch.dtype | None = None,
+    quick: bool = False,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> Examination:
+    """Measure how well conditioned a training run is and say what makes it so. Leaves no trace in the run.
+
+    Up to 2,000 parameters the curvature is computed whole, in float64 where the model allows; above, every figure
+    comes with an interval. With 100,000 parameters the cost is below 3,000 gradients of the loss, `quick` below 300.
+
+    Args:
+        model: the network.
+        loss_fn: (output, target) → scalar, the mean over a batch's examples.
+        data: one (input, target) batch, a list of them, or a DataLoader.
+        optimizer: over the model's parameters, after a step; None to examine without one.
+        loss: instead of `loss_fn`, a callable (model, batch) → scalar.
+        curvature: "hessian", or "gauss-newton" to look at that alone.
+        mode: "train" or "eval".
+        batches: read at most so many; None as for `wellcond.Problem`.
+        dtype: to measure in.
+        quick: fewer products, wider intervals.
+        seed: of everything random.
+        progress: called with (stage, products done, products expected).
+
+    Raises:
+        TypeError, ValueError: for what can't be examined, with the remedy.
+
+    >>> import torch, wellcond as wc
+    >>> torch.manual_seed(0)
+    <torch._C.Generator object at ...>
+    >>> X = torch.randn(50, 3)
+    >>> model = torch.nn.Linear(3, 1)
+    >>> examination = wc.examine(model, torch.nn.MSELoss(), (X, X.sum(1, keepdim=True)))
+    >>> [f.key for f in examination.findings]
+    ['inputs', 'negative_curvature']
+    """
+    measurements = measure(
+        model,
+        loss_fn,
+        data,
+        optimizer,
+        loss=loss,
+        curvature=curvature,
+        mode=mode,
+        batches=batches,
+        dtype=dtype,
+        quick=quick,
+        seed=seed,
+        progress=progress,
+    )
+    found = [f for find in FINDINGS if (f := find(measurements)) is not None]
+    return Examination(measurements, sorted(found, key=lambda f: -f.severity))

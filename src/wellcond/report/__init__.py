@@ -1,0 +1,6 @@
+"""An examination as a page, a terminal text, JSON."""
+
+from wellcond.report.json import SCHEMA as SCHEMA
+from wellcond.report.json import to_json as to_json
+from wellcond.report.page import page as page
+from wellcond.report.terminal import print_summary as print_summary

@@ -1,0 +1,98 @@
+"""How the figures of an examination are named for a reader, once for the page, the terminal and the JSON."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from wellcond.conditioning import Conditioning
+from wellcond.examination.measurements import Measurements
+from wellcond.linalg import Estimate
+
+CURVATURES = {
+    "hessian": "Hessian H",
+    "hessian_preconditioned": "PᵀHP",
+    "gauss_newton": "Gauss-Newton G",
+    "gauss_newton_preconditioned": "PᵀGP",
+}
+
+
+@dataclass(frozen=True)
+class Row:
+    """One figure, plain and under the preconditioner."""
+
+    symbol: str
+    meaning: str
+    plain: Estimate | None
+    preconditioned: Estimate | None
+
+    @property
+    def cells(self) -> tuple[str, str]:
+        """Both figures as text: eigenvalues with their error bound, the rest with their interval."""
+        show = Estimate.with_error if self.symbol.startswith("λ") else str
+        return tuple("–" if e is None else show(e) for e in (self.plain, self.preconditioned))  # type: ignore[return-value]
+
+    @property
+    def how(self) -> str:
+        """How the figure was obtained."""
+        shown = self.preconditioned or self.plain
+        return shown.how if shown else ""
+
+
+def conditioning_figures(c: Conditioning) -> dict[str, Estimate]:
+    """All figures of one curvature under the names of the JSON schema."""
+    return {
+        "largest": c.largest,
+        "smallest": c.smallest,
+        "kappa_mean": c.kappa_mean,
+        "kappa_star": c.kappa_star,
+        "kappa_50": c.kappa(0.5),
+        "kappa_90": c.kappa(0.9),
+        "kappa_effective": c.kappa_effective,
+        "outside_range": c.outside_range,
+        "negative_fraction": c.negative_fraction,
+    }
+
+
+_HESSIAN_ROWS = [
+    ("λ_max", "largest eigenvalue", "largest"),
+    ("λ_min", "smallest eigenvalue: negative curvature", "smallest"),
+    ("negative", "fraction of eigenvalues below −θ·λ_max", "negative_fraction"),
+    ("κ̄ of H", "λ_max over the mean of |λ|", "kappa_mean"),
+    ("κ(0.5)", "λ_max over the median of the eigenvalues above θ·λ_max", "kappa_50"),
+    ("κ(0.9)", "the same with 90 % of them", "kappa_90"),
+    ("κ*", "λ_max over the smallest eigenvalue above rounding", "kappa_star"),
+]
+_GAUSS_NEWTON_ROWS = [
+    ("κ̄", "λ_max over the mean eigenvalue of Gauss-Newton", "kappa_mean"),
+    ("κ_eff", "what gradient descent feels: steps to 1 % of the reducible loss, over 2.3", "kappa_effective"),
+    ("flat share", "squared gradient on directions without curvature", "outside_range"),
+]
+
+
+def rows(m: Measurements) -> Iterator[Row]:
+    """The table of conditioning figures, in reading order, without lines that have no figure at all."""
+    plan = [("hessian", _HESSIAN_ROWS), ("gauss_newton", _GAUSS_NEWTON_ROWS)]
+    if m.curvature == "gauss-newton":
+        plan = [("gauss_newton", [r for r in _HESSIAN_ROWS if r[0] != "κ̄ of H"] + _GAUSS_NEWTON_ROWS)]
+    for curvature, lines in plan:
+        plain, own = m.figures.get(curvature), m.figures.get(f"{curvature}_preconditioned")
+        if plain is None:
+            continue
+        before = conditioning_figures(plain)
+        after = conditioning_figures(own) if own is not None else {}
+        for symbol, meaning, key in lines:
+            row = Row(symbol, meaning, before[key], after.get(key))
+            known = [e for e in (row.plain, row.preconditioned) if e is not None and e.defined]
+            # A gradient without a flat share is what one expects, and the rounding of its zero tells nobody anything.
+            if known and (key != "outside_range" or any(e.value > 1e-6 for e in known)):
+                yield row
+
+
+def headline(m: Measurements) -> str:
+    """One line about what was examined."""
+    optimizer = f", {m.optimizer.name}" if m.optimizer else ""
+    return (
+        f"{m.model}, {m.parameters:,} parameters{optimizer}; {m.examples:,} examples in {m.batches:,} "
+        f"{'batch' if m.batches == 1 else 'batches'}"
+    )

@@ -1,0 +1,64 @@
+"""An examination as one page that works offline."""
+
+from __future__ import annotations
+
+import datetime
+from importlib.metadata import version
+from typing import Any
+
+import jinja2
+import torch
+from plotly.offline import get_plotlyjs
+
+from wellcond.examination import Examination, Severity
+from wellcond.examination.measurements import Measurements
+from wellcond.linalg import CONFIDENCE, number
+from wellcond.report.charts import charts
+from wellcond.report.figures import headline, rows
+
+_VERDICT = {
+    Severity.GOOD: "Well conditioned: nothing stands out.",
+    Severity.NOTICE: "Nothing severe; something to look at.",
+    Severity.SEVERE: "Badly conditioned: something to mend.",
+}
+
+
+def page(examination: Examination) -> str:
+    """The report as HTML: every script, style and figure inside, nothing fetched, all of the user's words escaped."""
+    m = examination.measurements
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("wellcond.report", "templates"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return environment.get_template("page.html.j2").render(
+        m=m,
+        headline=headline(m),
+        verdict=_VERDICT[examination.severity],
+        severity=examination.severity.word,
+        findings=examination.findings,
+        rows=list(rows(m)),
+        facts=_facts(m),
+        charts=charts(m),
+        plotly=get_plotlyjs(),
+        number=number,
+        confidence=CONFIDENCE,
+        date=datetime.datetime.now().strftime("%Y-%m-%d %H:%M"),
+        versions=f"wellcond {version('wellcond')}, torch {torch.__version__}",
+    )
+
+
+def _facts(m: Measurements) -> list[tuple[str, Any]]:
+    facts: list[tuple[str, Any]] = [
+        ("loss", number(m.loss)),
+        ("gradient norm", number(m.gradient_norm)),
+        ("parameters", f"{m.parameters:,}"),
+        ("examples", f"{m.examples:,}"),
+    ]
+    if m.edge is not None:
+        facts += [("learning rate", number(m.edge.learning_rate)), ("edge ratio", number(m.edge.ratio.value))]
+    if m.row_norms is not None and m.row_norms.correlation.defined:
+        facts.append(("corr(√v, row norms)", number(m.row_norms.correlation.value)))
+    return facts

@@ -1,0 +1,84 @@
+"""An examination in a terminal."""
+
+from __future__ import annotations
+
+from rich import box
+from rich.console import Console, Group, RenderableType
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+
+from wellcond.examination import Examination, Severity
+from wellcond.linalg import number
+from wellcond.report.figures import headline, rows
+
+_STYLE = {
+    Severity.SEVERE: ("✖", "bold red"),
+    Severity.NOTICE: ("▲", "yellow"),
+    Severity.GOOD: ("✔", "green"),
+}
+
+
+def print_summary(examination: Examination, console: Console) -> None:
+    """Findings first, then the figures, each table as wide as the terminal allows."""
+    console.print(summary(examination))
+
+
+def summary(examination: Examination) -> RenderableType:
+    """What `print_summary` prints."""
+    m = examination.measurements
+    parts: list[RenderableType] = [
+        Text(headline(m), style="bold"),
+        Text(f"loss {number(m.loss)}, gradient norm {number(m.gradient_norm)}; measured in {m.dtype}"),
+        Text(),
+    ]
+    for f in examination.findings:
+        mark, style = _STYLE[f.severity]
+        parts.append(_item(mark, style, f.title))
+    parts += [Text(), _figures(examination)]
+    if m.row_norms is not None:
+        parts.append(Text(f"corr(log √v, log ‖row of H‖)  {m.row_norms.correlation}"))
+    if m.layers:
+        parts += [Text(), _layers(examination)]
+    parts += [_item("·", "dim", note) for note in m.notes]
+    gradients = m.seconds / m.gradient_seconds if m.gradient_seconds else 0
+    parts.append(
+        Text(
+            f"{m.products:,} products in {number(m.seconds)} s, as long as {number(gradients)} gradients",
+            style="dim",
+        )
+    )
+    return Group(*parts)
+
+
+def _item(mark: str, style: str, text: str) -> RenderableType:
+    grid = Table.grid(padding=(0, 1))
+    grid.add_row(Text(mark, style=style), Text(text))
+    return Padding(grid, (0, 0, 0, 0))
+
+
+def _figures(examination: Examination) -> Table:
+    m = examination.measurements
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("figure", no_wrap=True)
+    table.add_column("plain", justify="right")
+    if m.preconditioned and m.optimizer:
+        table.add_column(f"under {m.optimizer.name}'s P", justify="right")
+    for row in rows(m):
+        table.add_row(row.symbol, *row.cells[: 2 if m.preconditioned else 1])
+    return table
+
+
+def _layers(examination: Examination) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, title="κ of each layer's inputs", title_justify="left")
+    table.add_column("layer", overflow="fold")
+    for heading in ("as it is", "centered", "standardized"):
+        table.add_column(heading, justify="right")
+    table.add_column("rank", justify="right")
+    for layer in examination.measurements.layers:
+        table.add_row(
+            Text(layer.name or "(model)"),
+            *(str(e) for e in (layer.kappa, layer.centered, layer.standardized)),
+            f"{layer.rank} of {layer.columns}",
+        )
+    return table
