@@ -57,8 +57,8 @@ class CurvatureOperator(SymmetricOperator):
 
     def _multiply(self, v: Tensor) -> Tensor:
         problem = self.problem
-        total = torch.zeros_like(v)
         with problem.evaluating() as leaves:
+            total = torch.zeros_like(v)
             pieces = unflatten(v, leaves)
             for index, weight in enumerate(problem.weights):
                 graph, kept = problem.kept(type(self), index, partial(self._graph, index, leaves))

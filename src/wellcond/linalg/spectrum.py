@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -116,8 +117,8 @@ class SampledSpectrum:
         """Spend `steps` products on the extremes and `probe_steps` on each of the `probes` directions."""
         semidefinite = operator.positive_semidefinite
         which = "largest" if semidefinite else "both"
-        count = max(1, min(count, steps // 4))
         steps = min(steps, operator.size)
+        count = max(1, min(count, steps // 4))
         extremes = eigenvalues(operator, count, which, min_products=steps, max_products=steps, seed=seed)
         found = probe(operator, probes, probe_steps, seed=seed + 1)
         ritz = torch.linalg.eigvalsh(extremes.run.tridiagonal())
@@ -177,11 +178,8 @@ class SampledSpectrum:
         top = self.largest()
         if top.low <= 0:
             return Estimate.undefined("no eigenvalue is known to be positive")
-        # From just under θλ_max, where κ(ρ) can be no more than 1/θ by its definition, to the top.
-        grid = torch.logspace(math.log10(self.theta * top.low), math.log10(top.high), 400, dtype=torch.float64)
-        low, high = self.tails.fraction_above(grid)
-        fewest = float(self.tails.fraction_above(torch.tensor([self.theta * top.high], dtype=torch.float64))[0])
-        most = float(high[0])
+        grid, low, high = self._upper_tail
+        fewest, most = float(low[grid >= self.theta * top.high][0]), float(high[0])
         at_most = grid[high < fraction * fewest]
         at_least = grid[low >= fraction * most]
         best = top.low / (float(at_most[0]) if len(at_most) else top.high)
@@ -191,6 +189,14 @@ class SampledSpectrum:
         # κ(ρ) never exceeds 1/θ: an interval that ends there says nothing from above.
         high_end = worst if worst < 1 / self.theta else math.inf
         return Estimate(value, max(1.0, best), high_end, self._how(), CONFIDENCE)
+
+    @cached_property
+    def _upper_tail(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Thresholds from θλ_max, where κ(ρ) is 1/θ and never more, to the top, and the fractions above them."""
+        top = self.largest()
+        ends = math.log10(self.theta * top.low), math.log10(top.high)
+        grid = torch.logspace(*ends, 300, dtype=torch.float64)
+        return grid, *self.tails.fraction_above(grid)
 
     def negative_fraction(self) -> Estimate:
         if self.semidefinite:

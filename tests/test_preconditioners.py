@@ -1,0 +1,159 @@
+"""Reading P off an optimizer: one step moves p by −α P²g (theory, section 3.1)."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+
+import pytest
+import torch
+from torch import nn
+
+from tests.problems import make, train
+from wellcond.preconditioners import Diagonal, preconditioner_of, steps_of, supported
+
+# Momentum is off: then the step is −α P² g and nothing else.
+OPTIMIZERS = {
+    "SGD": lambda p, **kw: torch.optim.SGD(p, lr=0.05, **kw),
+    "Adagrad": lambda p, **kw: torch.optim.Adagrad(p, lr=0.05, lr_decay=0.01, initial_accumulator_value=0.1, **kw),
+    "RMSprop": lambda p, **kw: torch.optim.RMSprop(p, lr=0.01, eps=1e-6, **kw),
+    "RMSprop centered": lambda p, **kw: torch.optim.RMSprop(p, lr=0.01, centered=True, eps=1e-3, **kw),
+    "Adam": lambda p, **kw: torch.optim.Adam(p, lr=0.01, betas=(0.0, 0.95), **kw),
+    "Adam amsgrad": lambda p, **kw: torch.optim.Adam(p, lr=0.01, betas=(0.0, 0.9), amsgrad=True, **kw),
+    "AdamW": lambda p, **kw: torch.optim.AdamW(p, lr=0.01, betas=(0.0, 0.95), weight_decay=0.0, **kw),
+}
+FORMS = {"single tensor": {"foreach": False}, "foreach": {"foreach": True}, "fused": {"fused": True}}
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("maximize", [False, True])
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_a_step_moves_by_the_preconditioned_gradient(name, maximize, dtype, form):
+    if form == "fused" and name.startswith("RMSprop"):
+        return  # torch has no fused RMSprop
+    torch.manual_seed(0)
+    parameters = [nn.Parameter(torch.randn(4, 3, dtype=dtype)), nn.Parameter(torch.randn(5, dtype=dtype))]
+    optimizer = OPTIMIZERS[name](
+        [{"params": parameters[:1]}, {"params": parameters[1:], "lr": 0.02}], maximize=maximize, **FORMS[form]
+    )
+    sign = 1 if maximize else -1
+    for t in range(1, 51):
+        gradients = [torch.randn_like(p) * (1 + i) for i, p in enumerate(parameters)]
+        before = [p.detach().clone() for p in parameters]
+        for p, g in zip(parameters, gradients, strict=True):
+            p.grad = g.clone()
+        optimizer.step()
+        if t not in (1, 5, 6, 50):
+            continue
+        P = preconditioner_of(optimizer)
+        scaled = P.apply(P.adjoint([g.double() for g in gradients]))
+        for p, b, s, (_, rate, _) in zip(parameters, before, scaled, steps_of(optimizer), strict=True):
+            move = (p.detach() - b).double()
+            # p itself is rounded to ε|p|; the step carries the rounding that P reports, and a few operations more.
+            allowed = (
+                torch.finfo(dtype).eps * (4 * b.abs().double() + 8 * s.abs() * rate) + (P.rounding * s * rate).abs()
+            )
+            assert ((move - sign * rate * s).abs() <= allowed).all(), (name, t)
+
+
+def test_a_reading_survives_deepcopy_and_pickling():
+    case = make("tanh MLP")
+    optimizer = torch.optim.Adam(case.model.parameters())
+    train(case, optimizer, 2)
+    expected = preconditioner_of(optimizer).scales
+    twin = copy.deepcopy(optimizer)
+    assert all(torch.equal(a, b) for a, b in zip(preconditioner_of(twin).scales, expected, strict=True))
+    loaded = pickle.loads(pickle.dumps(optimizer.state_dict()))
+    fresh = torch.optim.Adam(case.model.parameters())
+    fresh.load_state_dict(loaded)
+    assert all(torch.equal(a, b) for a, b in zip(preconditioner_of(fresh).scales, expected, strict=True))
+
+
+def test_reading_changes_nothing():
+    case = make("tanh MLP")
+    optimizer = torch.optim.Adagrad(case.model.parameters())
+    train(case, optimizer, 2)
+    before = copy.deepcopy(optimizer.state_dict())
+    preconditioner_of(optimizer)
+    after = optimizer.state_dict()
+    assert before["param_groups"] == after["param_groups"]
+    assert all(torch.equal(a, after["state"][i][k]) for i, s in before["state"].items() for k, a in s.items())
+
+
+@pytest.mark.parametrize(
+    "make_optimizer", [torch.optim.Adam, torch.optim.AdamW, torch.optim.RMSprop, torch.optim.Adagrad]
+)
+def test_a_fresh_optimizer_is_told_to_take_a_step(make_optimizer):
+    with pytest.raises(ValueError, match="take a step first"):
+        preconditioner_of(make_optimizer(nn.Linear(2, 1).parameters()))
+
+
+def test_a_fresh_sgd_is_the_identity():
+    assert preconditioner_of(torch.optim.SGD(nn.Linear(2, 1).parameters(), lr=0.1)).is_identity
+
+
+def test_a_parameter_without_a_step_is_not_preconditioned():
+    model = nn.ModuleList([nn.Linear(2, 1), nn.Linear(2, 1)])
+    optimizer = torch.optim.Adam(model.parameters())
+    model[0](torch.ones(1, 2)).sum().backward()
+    optimizer.step()
+    P = preconditioner_of(optimizer)
+    assert [bool((s == 1).all()) for s in P.scales] == [False, False, True, True]
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "reason"),
+    [
+        (lambda p: torch.optim.Rprop(p), "sign of the current gradient"),
+        (lambda p: torch.optim.LBFGS(p), "not diagonal"),
+        (lambda p: torch.optim.Adafactor(p), "factored"),
+        (lambda p: torch.optim.Muon([p[0]]), "momentum alone"),
+        (lambda p: torch.optim.Adadelta(p), "nothing is known"),
+    ],
+)
+def test_what_is_no_preconditioner_is_refused_by_name(optimizer, reason):
+    made = optimizer(list(nn.Linear(2, 1).parameters()))
+    with pytest.raises(TypeError, match=f"{type(made).__name__} can't be read.*{reason}.*supported are") as caught:
+        preconditioner_of(made)
+    assert all(name in str(caught.value) for name in supported())
+
+
+def test_a_subclass_may_step_differently_and_is_not_guessed():
+    class Mine(torch.optim.Adam):
+        pass
+
+    with pytest.raises(TypeError, match="Mine can't be read"):
+        preconditioner_of(Mine(nn.Linear(2, 1).parameters()))
+
+
+def test_a_wrapper_around_an_optimizer_is_taken_off():
+    class Wrapper:
+        def __init__(self, optimizer):
+            self.optimizer = optimizer
+
+    assert preconditioner_of(Wrapper(torch.optim.SGD(nn.Linear(2, 1).parameters(), lr=0.1))).is_identity
+    with pytest.raises(TypeError, match=r"torch\.optim\.Optimizer"):
+        preconditioner_of("adam")
+
+
+def test_a_state_that_is_not_finite_is_refused():
+    model = nn.Linear(2, 1)
+    optimizer = torch.optim.Adam(model.parameters())
+    model(torch.tensor([[1.0, torch.nan]])).sum().backward()
+    optimizer.step()
+    with pytest.raises(ValueError, match="not finite and positive"):
+        preconditioner_of(optimizer)
+
+
+def test_apply_adjoint_and_invert_belong_together():
+    torch.manual_seed(0)
+    parameters = [torch.randn(2, 3), torch.randn(4)]
+    P = Diagonal(parameters, [torch.rand(2, 3) + 0.5, torch.rand(4) + 0.5])
+    x, y = [torch.randn(2, 3), torch.randn(4)], [torch.randn(2, 3), torch.randn(4)]
+    inner = lambda a, b: sum(float((s * t).sum()) for s, t in zip(a, b, strict=True))  # noqa: E731
+    assert inner(P.apply(x), y) == pytest.approx(inner(x, P.adjoint(y)), rel=1e-6)
+    for back, original in zip(P.invert(P.apply(x)), x, strict=True):
+        assert torch.allclose(back, original)
+    with pytest.raises(ValueError, match="positive"):
+        Diagonal(parameters, [torch.zeros(2, 3), torch.ones(4)])
