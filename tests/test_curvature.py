@@ -161,7 +161,7 @@ def test_a_preconditioner_over_other_parameters_is_refused_by_name():
     case, other = make("tanh MLP"), make("tanh MLP")
     optimizer = torch.optim.Adam(other.model.parameters())
     train(other, optimizer, 1)
-    with pytest.raises(ValueError, match="does not cover 0.weight"):
+    with pytest.raises(ValueError, match=r"does not cover 0\.weight"):
         Hessian(Problem(case.model, case.loss_fn, case.data)).preconditioned(preconditioner_of(optimizer))
 
 

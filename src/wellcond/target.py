@@ -110,6 +110,9 @@ def user_traceback(error: BaseException) -> str:
     tb: TracebackType | None = error.__traceback__
     while tb is not None and _is_ours(tb):
         tb = tb.tb_next
+    if isinstance(error, SyntaxError):
+        # It has no frame in the file that could not be compiled, but says where itself.
+        return "".join(traceback.format_exception_only(error))
     if tb is None:
         return ""
     return "".join(traceback.format_exception(type(error), error.with_traceback(tb), tb, chain=False))

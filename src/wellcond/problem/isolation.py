@@ -22,11 +22,23 @@ def random_state(seed: int, device: torch.device) -> Iterator[None]:
         with torch.random.fork_rng(devices, device_type=device.type if devices else "cuda"):
             random.seed(seed)
             np.random.seed(seed % 2**32)
-            torch.manual_seed(seed)
+            seed_torch(seed, device)
             yield
     finally:
         random.setstate(python)
         np.random.set_state(numpy)
+
+
+def seed_torch(seed: int, device: torch.device) -> None:
+    """Seed the CPU's generator and the device's own, and no other.
+
+    `torch.manual_seed` would also queue the seed for devices that are not initialized yet, which outlives us.
+    """
+    torch.default_generator.manual_seed(seed)
+    if device.type not in ("cpu", "meta"):
+        module = torch.get_device_module(device)
+        with module.device(device) if hasattr(module, "device") else contextlib.nullcontext():
+            module.manual_seed(seed)
 
 
 class Isolation:

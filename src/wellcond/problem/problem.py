@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from wellcond.parameters import flatten
 from wellcond.problem.batches import count_examples, move, read_batches, tensors_of
-from wellcond.problem.isolation import Isolation, random_state
+from wellcond.problem.isolation import Isolation, random_state, seed_torch
 from wellcond.problem.parameters import one_device, trainable, unwrapped, working_dtype
 
 T = TypeVar("T")
@@ -277,7 +277,7 @@ class Problem:
     def _begin(self, index: int) -> Any:
         """A batch where the model is, with buffers and random state as every evaluation of it finds them."""
         self._isolation.fresh_buffers()
-        torch.manual_seed(self.seed * 1_000_003 + index)
+        seed_torch(self.seed * 1_000_003 + index, self.device)
         batch = move(self.batches[index], self.device, self._conversion)
         inputs = batch[0] if self.whole_loss is None else batch
         self._input_storages = {t.untyped_storage().data_ptr() for t in tensors_of(inputs)}

@@ -180,7 +180,7 @@ def _row_norms(m: Measurements) -> Chart | None:
     if r is None or not r.correlation.defined:
         return None
     figure = go.Figure()
-    figure.add_scattergl(
+    figure.add_scatter(
         x=r.row_norm.tolist(),
         y=r.root_v.tolist(),
         mode="markers",
