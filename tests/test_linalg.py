@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from tests.problems import SPECTRA, random_spectrum
 from wellcond.linalg import (
+    Effort,
     Estimate,
     GradientQuadrature,
     Lanczos,
@@ -220,7 +221,7 @@ def test_fractions_of_eigenvalues_lie_in_their_bounds(probes):
     for seed in range(30):
         A = operator_with(values, seed)
         found = probe(A, probes, 10, seed=seed)
-        tails = SpectralTails(A.size, [p.quadrature for p in found], eigenvalues(A, seed=seed).values)
+        tails = SpectralTails(A.size, [p.quadrature for p in found], eigenvalues(A, seed=seed).values, 1e-13)
         x = torch.logspace(-3, -0.02, 9, dtype=torch.float64)
         low, high = tails.fraction_above(x)
         true = (values >= x[:, None]).double().mean(1)
@@ -303,7 +304,7 @@ def test_a_sampled_spectrum_contains_the_whole_one():
             [torch.randn(250, generator=generator).double() * 1e-3, torch.logspace(-2.5, 0, 50)]
         ).double()
         A = operator_with(values.sort().values, seed)
-        s = SampledSpectrum.of(A, steps=40, count=3, probes=4, probe_steps=20, seed=seed)
+        s = SampledSpectrum.of(A, Effort(extremes=40, count=3, probes=4, probe_steps=20), seed)
         whole = WholeSpectrum.of(A)
         kept = values[values > s.theta * values.max()].sort(descending=True).values
         true = {

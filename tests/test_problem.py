@@ -454,7 +454,10 @@ REFUSALS = {
         "give dtype",
     ),
     "loss not a scalar": (lambda: Problem(LINEAR, nn.MSELoss(reduction="none"), (X, Y)).loss(), "not a scalar"),
-    "loss not a tensor": (lambda: Problem(LINEAR, lambda o, t: 1.0, (X, Y)).loss(), "not a scalar but float"),
+    "loss not a tensor": (
+        lambda: Problem(LINEAR, lambda o, t: 1.0, (X, Y)).loss(),
+        "is a float; return a scalar tensor",
+    ),
     "NaN loss": (lambda: Problem(LINEAR, nn.MSELoss(), (X * torch.nan, Y)).loss(), "batch 0 is nan"),
     "infinite loss": (lambda: Problem(LINEAR, lambda o, t: (o * 1e30).exp().mean(), (X, Y)).loss(), "is inf"),
     "detached": (lambda: Problem(LINEAR, lambda o, t: o.detach().mean(), (X, Y)).gradient(), "does not depend"),

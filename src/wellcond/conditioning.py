@@ -10,6 +10,7 @@ from torch import Tensor
 
 from wellcond.linalg import (
     CONFIDENCE,
+    Effort,
     Estimate,
     GradientQuadrature,
     SampledSpectrum,
@@ -22,27 +23,6 @@ DENSE_LIMIT = 2000
 
 REMAINING = 0.01
 """ε of κ_eff: the fraction of the reducible loss that gradient descent is to leave."""
-
-
-@dataclass(frozen=True)
-class Effort:
-    """How many products may be spent where the spectrum is not computed whole.
-
-    Attributes:
-        extremes: Lanczos steps for the extreme eigenvalues. All are spent: further ones tighten the bound of what was
-            missed after the eigenvalues themselves have converged.
-        count: eigenvalues to list at each end.
-        probes, probe_steps: random directions for fractions of eigenvalues and traces, and products for each.
-        trace_probes: random directions where only a trace is wanted, one product each.
-        gradient_steps: Lanczos steps from the gradient, for κ_eff.
-    """
-
-    extremes: int = 80
-    count: int = 5
-    probes: int = 8
-    probe_steps: int = 24
-    trace_probes: int = 32
-    gradient_steps: int = 40
 
 
 @dataclass(frozen=True)
@@ -129,14 +109,17 @@ def conditioning(
     """
     effort = effort or Effort()
     spent = operator.products
-    if operator.size <= dense_limit:
-        source: WholeSpectrum | SampledSpectrum = WholeSpectrum.of(operator)
-    else:
-        source = _sampled(operator, effort, seed)
-    if effective:
-        kappa_effective, outside, extra = _effective(operator, source, effort, dense_limit, seed)
-    else:
-        kappa_effective, outside, extra = *(Estimate.undefined("not asked for"),) * 2, 0
+    whole = operator.size <= dense_limit
+    gradient = operator.gradient() if effective else None
+    curvature = operator.semidefinite() if gradient is not None else None
+    # κ_eff is made of the gradient's weights on the semidefinite curvature: on this one's own, where it is.
+    own = gradient if curvature is operator else None
+    source: WholeSpectrum | SampledSpectrum = (
+        WholeSpectrum.of(operator, own) if whole else SampledSpectrum.of(operator, effort, seed)
+    )
+    kappa_effective, outside, extra = _effective(operator, curvature, gradient, source, effort, seed)
+    if not effective:
+        kappa_effective = outside = Estimate.undefined("not asked for")
     return Conditioning(
         size=operator.size,
         largest=source.largest(),
@@ -155,106 +138,130 @@ def conditioning(
     )
 
 
-def _sampled(operator: SymmetricOperator, effort: Effort, seed: int) -> SampledSpectrum:
-    return SampledSpectrum.of(
-        operator,
-        steps=effort.extremes,
-        count=effort.count,
-        probes=effort.probes,
-        probe_steps=effort.probe_steps,
-        seed=seed,
-    )
-
-
 def _effective(
-    operator: SymmetricOperator, source: WholeSpectrum | SampledSpectrum, effort: Effort, dense_limit: int, seed: int
+    operator: SymmetricOperator,
+    curvature: SymmetricOperator | None,
+    gradient: Tensor | None,
+    source: WholeSpectrum | SampledSpectrum,
+    effort: Effort,
+    seed: int,
 ) -> tuple[Estimate, Estimate, int]:
     """κ_eff, the gradient's weight outside the range, and the products this took elsewhere than in `operator`."""
-    gradient = operator.gradient()
+    why = ""
     if gradient is None:
-        why = Estimate.undefined("this operator has no gradient")
-        return why, why, 0
-    curvature = operator.semidefinite()
-    if curvature is None:
-        why = Estimate.undefined("no positive semidefinite curvature: the loss is not split into output and target")
-        return why, why, 0
+        why = "this operator has no gradient"
+    elif curvature is None:
+        why = "no positive semidefinite curvature: the loss is not split into output and target"
+    elif not float(gradient.abs().max()) > 0:
+        why = "the gradient is zero"
+    if why or curvature is None or gradient is None:
+        return Estimate.undefined(why), Estimate.undefined(why), 0
     spent = curvature.products
-    if curvature is not operator:
-        small = operator.size <= dense_limit
-        source = (
-            WholeSpectrum.of(curvature)
-            if small
-            else _sampled(curvature, replace(effort, count=1, probes=1, probe_steps=1), seed)
-        )
     if isinstance(source, WholeSpectrum):
-        effective, outside = _effective_whole(source, gradient)
+        whole = source if curvature is operator else WholeSpectrum.of(curvature, gradient)
+        effective = _effective_whole(whole)
     else:
-        effective, outside = _effective_sampled(curvature, source.largest(), gradient, effort.gradient_steps)
-    return effective, outside, curvature.products - spent if curvature is not operator else 0
+        light = replace(effort, count=1, probes=1, probe_steps=1)
+        sampled = source if curvature is operator else SampledSpectrum.of(curvature, light, seed)
+        effective = _effective_sampled(curvature, sampled.largest(), gradient, effort.gradient_steps)
+    return *effective, 0 if curvature is operator else curvature.products - spent
 
 
-def _effective_whole(source: WholeSpectrum, gradient: Tensor) -> tuple[Estimate, Estimate]:
-    weights, values = source.gradient_weights(gradient), source.values
-    top = float(values[-1])
-    total = float(weights.sum())
-    if top <= 0 or total == 0:
-        why = Estimate.undefined("no positive curvature" if total else "the gradient is zero")
-        return why, why
-    cut = max(len(values) * torch.finfo(torch.float64).eps * top, source.slack)
-    inside = values > cut
-    lost = float(weights[~inside].sum())
-    share = Estimate(lost / total, 0.0, lost / total, f"{source.how}; eigenvalues under {cut:.1e}")
-    reducible = float((weights[inside] / values[inside] / 2).sum())
-    if lost / (2 * cut) > REMAINING * reducible:
-        how = f"{source.how}; the gradient has weight where there is no curvature"
-        return Estimate(math.inf, 2 / math.log(1 / REMAINING) * top / cut / 2, math.inf, how), share
-    steps = _steps_to(values[inside], weights[inside], reducible, top)
-    kappa = _kappa_of_steps(steps)
-    # N is a whole number and the weights carry rounding: two steps and their share each way.
-    step, relative = 2 / math.log(1 / REMAINING), 2 * source.relative + 1e-6
-    low, high = max(1.0, kappa * (1 - relative) - 2 * step), kappa * (1 + relative) + 2 * step
-    return Estimate(kappa, low, high, source.how), share
+def _effective_whole(source: WholeSpectrum) -> tuple[Estimate, Estimate]:
+    assert source.gradient_weights is not None
+    values, weights, top = source.values, source.gradient_weights, source.largest()
+    inside = values > source.cut
+    lost, total = float(weights[~inside].sum()), float(weights.sum())
+    resolution = len(values) * torch.finfo(torch.float64).eps
+    share = Estimate(lost / total, 0.0, max(lost / total, resolution), f"{source.how}; under {source.cut:.1e}")
+    error = source.slack + source.relative * values[inside]
+    model = _Model(values[inside], weights[inside], error, lost)
+    return model.kappa(top, source.cut, source.how, known=True), share
 
 
 def _effective_sampled(
     curvature: SymmetricOperator, top: Estimate, gradient: Tensor, steps: int
 ) -> tuple[Estimate, Estimate]:
-    if not float(gradient.abs().max()) > 0:
-        why = Estimate.undefined("the gradient is zero")
-        return why, why
     g = GradientQuadrature.of(curvature, gradient, steps)
     # A Ritz value is known to the rounding of a product, which is measured; n·ε, the cut of a dense
     # eigensolver, would be 0.01 of the largest for 100,000 float32 parameters.
-    cut = max(10 * torch.finfo(curvature.dtype).eps * top.value, g.rounding)
+    cut = 10 * g.quadrature.rounding
     inside = g.nodes > cut
-    lost, total = float(g.weights[~inside].sum()), g.squared_norm
-    share = Estimate(lost / total, 0.0, 1.0, f"Lanczos from the gradient, {g.quadrature.steps} products", CONFIDENCE)
     how = f"Lanczos from the gradient, {g.quadrature.steps} products"
-    nodes, weights = g.nodes[inside], g.weights[inside]
-    reducible = float((weights / nodes / 2).sum())
-    if reducible == 0:
-        return Estimate.undefined("no positive curvature along the gradient"), share
+    lost = float(g.weights[~inside].sum())
+    share = Estimate(lost / g.squared_norm, 0.0, 1.0, how, CONFIDENCE)
+    error = torch.full_like(g.nodes[inside], g.quadrature.rounding)
+    model = _Model(g.nodes[inside], g.weights[inside], error, lost)
     # The Gauss rule bounds the reducible loss from below (the even derivatives of 1/λ are positive), the Radau rule
     # with a node at 0 bounds what N steps win from above: together they bound N from below, and nothing bounds it
     # from above short of exhausting the Krylov space.
-    at_zero, its_weights = g.with_node_at_zero()
-    fewest = _steps_to(at_zero, its_weights, reducible, top.low)
-    likely = max(fewest, _steps_to(nodes, weights, reducible, top.value))
-    high = _kappa_of_steps(likely) * top.high / top.value + 1 if g.exact else math.inf
-    low = max(1.0, _kappa_of_steps(fewest) - 1)
-    if lost / (2 * cut) > REMAINING * reducible:
-        return Estimate(math.inf, low, math.inf, f"{how}; the gradient has weight where there is no curvature"), share
-    return Estimate(_kappa_of_steps(likely), low, high, how, CONFIDENCE), share
+    winning = None if g.exact else g.with_node_at_zero()
+    return model.kappa(top, cut, how, known=g.exact, winning=winning), share
+
+
+@dataclass(frozen=True)
+class _Model:
+    """The quadratic model along the gradient: w/(2λ) is to be won on each direction.
+
+    Attributes:
+        values, weights: λ and w of the directions with curvature.
+        error: how far each λ may be off.
+        lost: weight on directions that have no curvature to rounding.
+    """
+
+    values: Tensor
+    weights: Tensor
+    error: Tensor
+    lost: float
+
+    def kappa(
+        self,
+        top: Estimate,
+        cut: float,
+        how: str,
+        *,
+        known: bool,
+        winning: tuple[Tensor, Tensor] | None = None,
+    ) -> Estimate:
+        """κ_eff with what bounds it.
+
+        Args:
+            top: λ_max.
+            cut: under which a direction has no curvature to rounding.
+            how: the method.
+            known: whether the directions are all there are; else nothing bounds κ_eff from above.
+            winning: nodes and weights that bound from above what steps win, if not the directions themselves.
+        """
+        if not len(self.values):
+            return Estimate.undefined("no positive curvature along the gradient")
+        less, more = (self.values - self.error).clamp_min(0), self.values + self.error
+        zero = self.values.new_zeros(1)
+        nodes, weights = winning or (torch.cat([zero, less]), torch.cat([zero + self.lost, self.weights]))
+        reducible = float((self.weights / self.values / 2).sum())
+        fewest = _steps_to(nodes, weights, float((self.weights / more / 2).sum()), max(top.low, 1e-300))
+        low = max(1.0, _kappa_of_steps(fewest - 1))
+        if self.lost / (2 * cut) > REMAINING * reducible:
+            why = f"{how}; the gradient has weight where there is no curvature"
+            return Estimate(math.inf, low, math.inf, why, top.confidence)
+        value = _kappa_of_steps(max(fewest, _steps_to(self.values, self.weights, reducible, top.value)))
+        # Weight under the cut belongs to eigenvalues of unknown size; at the rounding of a square it is none.
+        certain = known and float(less.min()) > 0 and self.lost <= 1e-10 * float(self.weights.sum())
+        high = math.inf
+        if certain:
+            most = _steps_to(more, self.weights, float((self.weights / less / 2).sum()), top.high)
+            high = _kappa_of_steps(most + 1)
+        return Estimate(value, low, max(high, value), how, top.confidence)
 
 
 def _kappa_of_steps(steps: float) -> float:
     return max(1.0, 2 * steps / math.log(1 / REMAINING))
 
 
-def _steps_to(values: Tensor, weights: Tensor, reducible: float, top: float) -> int:
-    """N_ε: the first N for which gradient descent with step 1/top has won all but ε of the reducible loss."""
+def _steps_to(values: Tensor, weights: Tensor, reducible: float, top: float) -> float:
+    """N_ε: the first N for which gradient descent with step 1/top has won all but ε of the reducible loss; infinite
+    where it never does."""
 
-    def won(steps: int) -> float:
+    def won(steps: float) -> float:
         # (1 − (1−αλ)^{2N})/(2λ), written so that small λ loses no digits; its limit at 0 is αN.
         shrink = -torch.expm1(2 * steps * torch.log1p(-(values / top).clamp(max=1 - 1e-16)))
         gain = torch.where(values > 1e-14 * top, shrink / (2 * values.clamp_min(1e-300)), steps / top)
@@ -262,8 +269,10 @@ def _steps_to(values: Tensor, weights: Tensor, reducible: float, top: float) -> 
 
     target = (1 - REMAINING) * reducible * (1 - 1e-12)
     high = 1
-    while won(high) < target and high < 2**60:
+    while won(high) < target:
         high *= 2
+        if high > 2**60:
+            return math.inf
     low = high // 2
     while high - low > 1:
         middle = (low + high) // 2

@@ -46,8 +46,8 @@ class GaussNewton(CurvatureOperator):
             raise OutputUnknownError("they need loss_fn(output, target); loss=callable(model, batch) hides the output")
         super().__init__(problem)
 
-    def _graph(self, index: int, leaves: list[Tensor]) -> _Graph:
-        output = self.problem.batch_output(index)
+    def _graph(self, index: int) -> _Graph:
+        output, leaves = self.problem.batch_output(index), self.problem.leaves
         if not isinstance(output, Tensor):
             raise OutputUnknownError(f"they need an output that is one tensor, not a {type(output).__name__}")
         self.problem.check_depends(output)

@@ -23,10 +23,11 @@ class Hessian(CurvatureOperator):
         """The Gauss-Newton matrix of the same problem; None where the loss is not split into output and target."""
         return GaussNewton(self.problem) if self.problem.loss_fn is not None else None
 
-    def _graph(self, index: int, leaves: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+    def _graph(self, index: int) -> tuple[list[Tensor], list[Tensor]]:
         """The gradient of one batch's loss, differentiable, and the leaves that it is differentiable by."""
         loss = self.problem.batch_loss(index)
         self.problem.check_depends(loss)
+        leaves = self.problem.leaves
         gradient = torch.autograd.grad(loss, leaves, create_graph=True, allow_unused=True, materialize_grads=True)
         return leaves, list(gradient)
 

@@ -24,7 +24,6 @@ class CurvatureOperator(SymmetricOperator):
 
     Raises (on multiplying):
         ValueError: where the network or the loss can't be differentiated twice, with the remedy.
-        FloatingPointError: where the product is not finite.
     """
 
     def __init__(self, problem: Problem):
@@ -48,7 +47,7 @@ class CurvatureOperator(SymmetricOperator):
         return self.problem.kept_matrix(type(self), super().dense)
 
     @abstractmethod
-    def _graph(self, index: int, leaves: list[Tensor]) -> Any:
+    def _graph(self, index: int) -> Any:
         """What products with the matrix of one batch are made from."""
 
     @abstractmethod
@@ -57,10 +56,10 @@ class CurvatureOperator(SymmetricOperator):
 
     def _multiply(self, v: Tensor) -> Tensor:
         problem = self.problem
-        with problem.evaluating() as leaves:
+        with problem.evaluating():
             total = torch.zeros_like(v)
-            pieces = unflatten(v, leaves)
+            pieces = unflatten(v, problem.parameters)
             for index, weight in enumerate(problem.weights):
-                graph, kept = problem.kept(type(self), index, partial(self._graph, index, leaves))
+                graph, kept = problem.kept(type(self), index, partial(self._graph, index))
                 total.add_(flatten(self._batch_product(graph, pieces, kept)), alpha=weight)
         return total

@@ -27,7 +27,7 @@ class Preconditioned(SymmetricOperator):
         super().__init__(curvature.size, curvature.dtype, curvature.device)
         problem = curvature.problem
         self.curvature = curvature
-        self.P = P.over(problem.parameters, problem.names)
+        self.P = P.over(problem.parameters, problem.names, curvature.dtype)
         self.positive_semidefinite = curvature.positive_semidefinite
         self.rounding = self.P.rounding
 
@@ -47,7 +47,9 @@ class Preconditioned(SymmetricOperator):
 
     def dense(self) -> Tensor:
         """PᵀCP, (n, n), from the dense C: P is applied to its rows and columns, without products beyond C's n."""
+        spent = self.curvature.products
         half = self._columns(self.curvature.dense())
+        self.products += self.curvature.products - spent
         return self._columns(half.T).T
 
     def _columns(self, matrix: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ from wellcond.linalg.quadrature import Quadrature as Quadrature
 from wellcond.linalg.quadrature import SpectralTails as SpectralTails
 from wellcond.linalg.quadrature import probe as probe
 from wellcond.linalg.quadrature import trace as trace
+from wellcond.linalg.spectrum import Effort as Effort
 from wellcond.linalg.spectrum import SampledSpectrum as SampledSpectrum
 from wellcond.linalg.spectrum import WholeSpectrum as WholeSpectrum
 from wellcond.linalg.vectors import RandomDirections as RandomDirections

@@ -50,14 +50,14 @@ class Eigenvalues:
     run: Lanczos = field(repr=False)
 
     def largest(self) -> Estimate:
-        """The largest eigenvalue: at least its Ritz value less rounding, at most `upper`."""
+        """The largest eigenvalue: at least its Ritz value, a Rayleigh quotient, less rounding; at most `upper`."""
         i = int(self.values.argmax())
-        return self._estimate(i, float(self.values[i] - self.error_bounds[i]), self.upper)
+        return self._estimate(i, float(self.values[i]) - self.run.rounding, self.upper)
 
     def smallest(self) -> Estimate:
         """The smallest (most negative) eigenvalue."""
         i = int(self.values.argmin())
-        return self._estimate(i, self.lower, float(self.values[i] + self.error_bounds[i]))
+        return self._estimate(i, self.lower, float(self.values[i]) + self.run.rounding)
 
     def _estimate(self, i: int, low: float, high: float) -> Estimate:
         how = f"Lanczos, {self.products} products; residual bound {float(self.error_bounds[i]):.1e}"
@@ -106,13 +106,18 @@ def eigenvalues(
         raise ValueError(f'got which={which!r}; it is "largest", "smallest", "both" or "magnitude"')
     if not 1 <= k <= n:
         raise ValueError(f"got k={k}; an operator of size {n} has 1 to {n} eigenvalues to ask for")
-    if not tol > 0 or max_products < 1 or not 0 < confidence < 1:
-        raise ValueError(f"got tol={tol}, max_products={max_products}, confidence={confidence}; all are positive")
+    if not tol > 0 or not 0 < confidence < 1:
+        raise ValueError(f"got tol={tol}, confidence={confidence}; both are above 0, a confidence below 1")
+    if max_products < _count(n, k, which):
+        raise ValueError(f"got max_products={max_products}, too few for {_count(n, k, which)} eigenvalues")
 
     directions = RandomDirections(n, operator.dtype, operator.device, seed)
     run = Lanczos(operator, directions.draw(), restart=directions)
+    checks = 0
     while True:
-        run.extend(max(min(min_products, max_products) - run.steps, 1 + run.steps // 10))
+        steps = max(min_products - run.steps, 1 + run.steps // 10)
+        run.extend(min(steps, max_products - run.steps))
+        checks += 1
         theta, S = torch.linalg.eigh(run.tridiagonal())
         chosen = _choose(theta, k, which)
         residuals = run.residual * S[-1, chosen].abs()
@@ -129,7 +134,8 @@ def eigenvalues(
         ],
         dtype=torch.float64,
     )
-    missed = _missed(run, theta, confidence)
+    # Stopping at the j-th look, which depends on what was seen: a share 6/(πj)² of the failures for each look.
+    missed = _missed(run, theta, (1 - confidence) * 6 / (math.pi * checks) ** 2)
     return Eigenvalues(
         values=theta[chosen],
         error_bounds=bounds,
@@ -138,7 +144,7 @@ def eigenvalues(
         products=run.steps + len(chosen),
         lower=float(theta[0]) - missed,
         upper=float(theta[-1]) + missed,
-        confidence=1.0 if run.finished else confidence,
+        confidence=1.0 if run.steps == n else confidence,
         run=run,
     )
 
@@ -161,16 +167,18 @@ def _choose(theta: Tensor, k: int, which: str) -> Tensor:
     return torch.cat([top, rising[: min(k, m - len(top))]])
 
 
-def _missed(run: Lanczos, theta: Tensor, confidence: float) -> float:
-    """How far beyond either extreme Ritz value an eigenvalue may lie, but for a probability 1 − confidence.
+def _missed(run: Lanczos, theta: Tensor, failure: float) -> float:
+    """How far beyond either extreme Ritz value an eigenvalue may lie, but for the probability `failure`.
 
     A random start misses the top of the spectrum by more than η·(λ_max − λ_min) with a probability of at most
     1.648·√n·exp(−√η(2m−1)). Either end falls short by η times the true spread, which is therefore at most the spread
-    of the Ritz values over 1 − 2η.
+    of the Ritz values over 1 − 2η. In an exhausted space an eigenvalue can hide only behind a start that is almost
+    orthogonal to its eigenvector, by less than failure/√n with a probability of at most `failure`.
     """
-    if run.exhausted:
-        return run.rounding
     n, spread = run.operator.size, float(theta[-1] - theta[0])
-    failure = (1 - confidence) / 2
-    eta = (math.log(1.648 * math.sqrt(n) / failure) / (2 * run.steps - 1)) ** 2
+    if run.steps == n:
+        return run.rounding
+    if run.exhausted:
+        return run.rounding * math.sqrt(n) / failure
+    eta = (math.log(2 * 1.648 * math.sqrt(n) / failure) / (2 * run.steps - 1)) ** 2
     return run.rounding + (eta * spread / (1 - 2 * eta) if eta < 0.5 else math.inf)

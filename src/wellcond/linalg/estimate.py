@@ -6,10 +6,7 @@ import math
 from dataclasses import dataclass, replace
 
 CONFIDENCE = 0.997
-"""Probability with which every interval of this package that is not a proof holds: three standard errors."""
-
-STANDARD_ERRORS = 3.0
-"""Half-width, in standard errors, of a normal interval of probability `CONFIDENCE`."""
+"""Probability with which an interval of this package holds that is not a proof: that of three standard errors."""
 
 
 @dataclass(frozen=True)
@@ -70,6 +67,8 @@ class Estimate:
         '12.3'
         >>> str(Estimate(12.3, 11.0, 13.0, "lanczos", 0.997))
         '12.3 (11 to 13)'
+        >>> str(Estimate(12.3, 5.0, 50.0, "lanczos", 0.997))
+        '5 to 50'
         >>> str(Estimate(40.0, 31.0, math.inf, "lanczos", 0.997))
         'at least 31'
         """
@@ -80,7 +79,11 @@ class Estimate:
         if self.unresolved:
             return f"at least {number(self.low)}"
         value, low, high = number(self.value), number(self.low), number(self.high)
-        return value if low == high else f"{value} ({low} to {high})"
+        if low == high:
+            return value
+        # A value in a wide interval would be read as more than it is.
+        wide = self.low >= 0 and self.high > 3 * self.low
+        return f"{low} to {high}" if wide else f"{value} ({low} to {high})"
 
 
 def number(x: float) -> str:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
-from wellcond.linalg.operator import SymmetricOperator
+from wellcond.linalg.operator import NOT_FINITE, SymmetricOperator
 from wellcond.linalg.vectors import RandomDirections, inner, norm
 
 
@@ -13,7 +15,7 @@ class Lanczos:
     """An orthonormal basis Q (rows) of a Krylov space of A, and T = QAQᵀ, which is tridiagonal.
 
     Rounding is part of the result. In exact arithmetic A·q_j has no component along q_1 … q_{j−2}; what is found
-    there is the rounding error of the product, measured, and kept in `rounding`.
+    there is the rounding error of the product, measured; `rounding` is made of it.
 
     Args:
         operator: A.
@@ -24,7 +26,6 @@ class Lanczos:
     Attributes:
         steps: m, the products spent.
         exhausted: whether the Krylov space of the start is invariant (to rounding).
-        rounding: size of the rounding error of one product, in the unit of the eigenvalues.
     """
 
     def __init__(self, operator: SymmetricOperator, start: Tensor, restart: RandomDirections | None = None):
@@ -32,7 +33,7 @@ class Lanczos:
         if not 0 < length < float("inf"):
             raise ValueError(f"the start vector has norm {length}; it must be finite and not zero")
         self.operator, self.restart = operator, restart
-        self.steps, self.exhausted, self.rounding = 0, False, 0.0
+        self.steps, self.exhausted, self._noise = 0, False, 0.0
         self._alphas: list[float] = []
         self._betas: list[float] = []
         self._basis = torch.empty(0, operator.size, dtype=operator.dtype, device=operator.device)
@@ -52,6 +53,12 @@ class Lanczos:
     def residual(self) -> float:
         """The norm of (I − QᵀQ)A q_m: zero when the space is invariant."""
         return self._betas[-1]
+
+    @property
+    def rounding(self) -> float:
+        """How far rounding may move an eigenvalue of T, in its unit: the largest entry found where T should be zero,
+        times √m for the norm of a matrix of such entries, and never less than the precision of the numbers."""
+        return max(self._noise, torch.finfo(self.operator.dtype).eps * self.scale) * math.sqrt(self.steps)
 
     @property
     def scale(self) -> float:
@@ -79,32 +86,29 @@ class Lanczos:
 
     def _step(self) -> None:
         Q = self._basis[: self.steps + 1]
-        w = self.operator.matvec(Q[self.steps].clone())
+        w = self.operator.matvec(Q[self.steps])
         first = inner(Q, w)
         w = w - first @ Q
         # Once more: one pass leaves components of size ε‖Aq‖, which grow when w is small beside Aq.
         second = inner(Q, w)
         w = w - second @ Q
-        coefficients = (first + second).double().cpu()
+        coefficients = (first + second).cpu().double()
+        if not torch.isfinite(coefficients).all():
+            raise FloatingPointError(NOT_FINITE)
         expected = torch.zeros_like(coefficients)
         if self.steps:
             expected[self.steps - 1] = self._betas[-1]
         expected[self.steps] = coefficients[self.steps]
         beta, alpha = norm(w), float(coefficients[self.steps])
-        if not torch.isfinite(coefficients).all():
-            raise FloatingPointError(
-                "a product with the curvature is not finite: the loss has no second derivative at these parameters "
-                "(for example √ or a norm at 0), or it overflows"
-            )
-        self.rounding = max(self.rounding, float((coefficients - expected).abs().max()))
+        self._noise = max(self._noise, float((coefficients - expected).abs().max()))
         self.steps += 1
         self._alphas.append(alpha)
         self._betas.append(beta)
         # Under this size w is rounding error, and coupling to it would be noise: dropping it moves no eigenvalue
         # by more than the rounding that is reported anyway.
-        negligible = max(10 * torch.finfo(self.operator.dtype).eps * self.scale, self.rounding)
+        negligible = max(10 * torch.finfo(self.operator.dtype).eps * self.scale, self._noise)
         if beta <= negligible or self.steps == self.operator.size:
-            self.rounding = max(self.rounding, beta)
+            self._noise = max(self._noise, beta)
             self._betas[-1] = 0.0
             self.exhausted = True
             if self.finished:

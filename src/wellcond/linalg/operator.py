@@ -10,6 +10,12 @@ import torch
 from torch import Tensor
 
 
+NOT_FINITE = (
+    "a product with the curvature is not finite: the loss has no second derivative at these parameters (for example √ "
+    "or a norm at 0), or it overflows"
+)
+
+
 class SymmetricOperator(ABC):
     """A real symmetric n × n matrix that is never formed: a subclass says how it multiplies a vector.
 
@@ -55,7 +61,6 @@ class SymmetricOperator(ABC):
 
         Raises:
             ValueError: if `v` has another shape, dtype or device.
-            FloatingPointError: if the product is not finite.
         """
         if v.shape != (self.size,) or v.dtype != self.dtype or v.device != self.device:
             raise ValueError(

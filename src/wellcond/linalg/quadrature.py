@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from wellcond.linalg.estimate import CONFIDENCE, STANDARD_ERRORS, Estimate
+from wellcond.linalg.estimate import CONFIDENCE, Estimate
 from wellcond.linalg.lanczos import Lanczos
 from wellcond.linalg.operator import SymmetricOperator
 from wellcond.linalg.vectors import RandomDirections, inner, norm
@@ -23,17 +23,19 @@ class Quadrature:
         T: (m, m), the tridiagonal matrix of the Lanczos run from v.
         residual: β_m, what couples T to the rest of the space; 0 if the Krylov space is exhausted, and then the
             quadrature is the measure.
+        rounding: how far a node may be off by rounding.
         steps: m, the products it took.
     """
 
     T: Tensor
     residual: float
+    rounding: float
     steps: int
 
     @classmethod
     def of(cls, run: Lanczos) -> Quadrature:
         """What a Lanczos run without restarts says about its start vector."""
-        return cls(run.tridiagonal(), run.residual, run.steps)
+        return cls(run.tridiagonal(), run.residual, run.rounding, run.steps)
 
     def nodes_and_weights(self) -> tuple[Tensor, Tensor]:
         """Gauss nodes, rising, and their weights, which sum to 1; (m,) each."""
@@ -66,17 +68,18 @@ class Quadrature:
         """Chebyshev, Markov and Stieltjes: the sharp bounds of the measure's mass above each x, (g,) each.
 
         Of all measures with these 2m moments none has less mass in (x, ∞) than the first, none more in [x, ∞) than
-        the second.
+        the second. A node within rounding of x counts for the second only.
         """
         if self.residual == 0.0:
             nodes, weights = self.nodes_and_weights()
-            exact = (weights * (nodes >= x[:, None])).sum(1)
-            return exact, exact
-        nodes, weights = self.with_node(x)
-        at_x = (nodes - x[:, None]).abs().argmin(1, keepdim=True)
-        positions = torch.arange(nodes.shape[1]).expand_as(nodes)
-        low = (weights * (positions > at_x)).sum(1)
-        return low, low + weights.gather(1, at_x).squeeze(1)
+            slack = self.rounding
+        else:
+            nodes, weights = self.with_node(x)
+            slack = self.rounding
+            # The prescribed node comes back from the eigensolver with rounding of its own: put it where it belongs.
+            nodes = nodes.scatter(1, (nodes - x[:, None]).abs().argmin(1, keepdim=True), x[:, None])
+        low = (weights * (nodes > x[:, None] + slack)).sum(1)
+        return low, (weights * (nodes >= x[:, None] - slack)).sum(1)
 
 
 @dataclass(frozen=True)
@@ -150,44 +153,66 @@ class SpectralTails:
         quadratures: of independent uniform directions.
         extremes: Ritz values of any one run; by Cauchy's interlacing at least as many eigenvalues as Ritz values lie
             beyond a threshold.
+        rounding: of the Ritz values.
+        confidence: probability that the bounds hold, at each threshold.
     """
 
     size: int
     quadratures: Sequence[Quadrature]
     extremes: Tensor
+    rounding: float
+    confidence: float = CONFIDENCE
 
     def fraction_above(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Bounds of the fraction of eigenvalues that are ≥ x, (g,) each, with probability `CONFIDENCE` at each x.
+        """Bounds of the fraction of eigenvalues that are ≥ x, (g,) each.
 
-        The mean over directions of the Chebyshev-Markov-Stieltjes bounds, widened by three standard errors. Their
-        size is known and need not be estimated from the few samples: the mass that a uniform direction gives to a
-        fraction f of n eigenvectors has a beta law of variance f(1−f)/(n/2+1).
+        The mean over directions of the Chebyshev-Markov-Stieltjes bounds, widened by what sampling can do: a set of
+        k = fn eigenvectors gets from m uniform directions a mean mass f·χ²/(mk) with mk degrees of freedom (or a
+        little less spread), whose tails are Laurent and Massart's.
         """
         bounds = [q.mass_above(x) for q in self.quadratures]
-        low = torch.stack([b[0] for b in bounds]).mean(0)
-        high = torch.stack([b[1] for b in bounds]).mean(0)
-        low, high = _widen(low, len(bounds), self.size)[0], _widen(high, len(bounds), self.size)[1]
-        counted = (self.extremes >= x[:, None]).double().sum(1) / self.size
-        counted_below = (self.extremes < x[:, None]).double().sum(1) / self.size
-        return torch.maximum(low, counted), torch.minimum(high, 1 - counted_below)
+        low, high = (torch.stack(ends).mean(0) for ends in zip(*bounds, strict=True))
+        low = torch.maximum(self._at_least(low), 1 - self._at_most(1 - low))
+        high = torch.minimum(self._at_most(high), 1 - self._at_least(1 - high))
+        above = (self.extremes >= x[:, None] + self.rounding).double().sum(1) / self.size
+        below = (self.extremes < x[:, None] - self.rounding).double().sum(1) / self.size
+        low, high = torch.maximum(low, above), torch.minimum(high, 1 - below)
+        return low.clamp(0, 1), torch.maximum(low, high).clamp(0, 1)
 
     def fraction_below(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """The same for eigenvalues < x."""
         low, high = self.fraction_above(x)
         return 1 - high, 1 - low
 
+    def estimate_above(self, x: Tensor) -> Tensor:
+        """The Gauss rules' own estimate of the fraction ≥ x, without error, (g,)."""
+        rules = [q.nodes_and_weights() for q in self.quadratures]
+        return torch.stack([(w * (nodes >= x[:, None])).sum(1) for nodes, w in rules]).mean(0)
+
+    def estimate_mean(self, f: Callable[[Tensor], Tensor]) -> float:
+        """The Gauss rules' estimate of the mean of f(λ), without error."""
+        rules = [q.nodes_and_weights() for q in self.quadratures]
+        return sum(float((w * f(nodes)).sum()) for nodes, w in rules) / len(rules)
+
+    def _deviation(self) -> tuple[float, float]:
+        """c and d of Laurent and Massart: with probability 1 − δ each, f − c√f ≤ mean ≤ f + c√f + d."""
+        tau, weight = math.log(2 / (1 - self.confidence)), len(self.quadratures) * self.size
+        return 2 * math.sqrt(tau / weight), 2 * tau / weight
+
+    def _at_least(self, mean: Tensor) -> Tensor:
+        """The smallest fraction that could have given this mean."""
+        c, d = self._deviation()
+        return ((torch.sqrt(c**2 + 4 * (mean - d).clamp_min(0)) - c) / 2).square()
+
+    def _at_most(self, mean: Tensor) -> Tensor:
+        """The largest."""
+        c, _ = self._deviation()
+        return ((torch.sqrt(c**2 + 4 * mean.clamp_min(0)) + c) / 2).square()
+
     @property
     def products(self) -> int:
         """Matrix-vector products behind the quadratures."""
         return sum(q.steps for q in self.quadratures)
-
-
-def _widen(mean: Tensor, probes: int, n: int) -> tuple[Tensor, Tensor]:
-    """All fractions f for which the observed mean lies within three standard errors of f (Wilson's interval)."""
-    c = STANDARD_ERRORS**2 / (probes * (n / 2 + 1))
-    center = (mean + c / 2) / (1 + c)
-    half = torch.sqrt(c * mean * (1 - mean).clamp_min(0) + c**2 / 4) / (1 + c)
-    return (center - half).clamp(0, 1), (center + half).clamp(0, 1)
 
 
 @dataclass(frozen=True)
@@ -198,13 +223,12 @@ class GradientQuadrature:
         nodes: (m,), rising.
         weights: (m,), they sum to ‖g‖².
         quadrature: of the direction of g.
-        rounding: size of the rounding error of a product.
+        squared_norm: ‖g‖².
     """
 
     nodes: Tensor
     weights: Tensor
     quadrature: Quadrature
-    rounding: float
     squared_norm: float
 
     @classmethod
@@ -213,7 +237,7 @@ class GradientQuadrature:
         run = Lanczos(operator, gradient).extend(steps)
         quadrature, squared = Quadrature.of(run), norm(gradient) ** 2
         nodes, weights = quadrature.nodes_and_weights()
-        return cls(nodes, weights * squared, quadrature, run.rounding, squared)
+        return cls(nodes, weights * squared, quadrature, squared)
 
     @property
     def exact(self) -> bool:

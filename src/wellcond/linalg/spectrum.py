@@ -9,18 +9,58 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from wellcond.linalg.eigenvalues import Eigenvalues, eigenvalues
+from wellcond.linalg.eigenvalues import eigenvalues
 from wellcond.linalg.estimate import CONFIDENCE, Estimate
-from wellcond.linalg.operator import SymmetricOperator
+from wellcond.linalg.operator import NOT_FINITE, SymmetricOperator
 from wellcond.linalg.quadrature import SpectralTails, probe, trace
+
+SYMMETRIC = 1e-3
+"""Products that are less symmetric than this, relative to the largest eigenvalue, are wrong and not just rounded."""
+
+_PART = 1 - (1 - CONFIDENCE) / 6
+"""A figure combines at most six uncertain parts: at this probability each, all hold with `CONFIDENCE`."""
+
+
+@dataclass(frozen=True)
+class Effort:
+    """How many products may be spent where a spectrum is not computed whole.
+
+    Attributes:
+        extremes: Lanczos steps for the extreme eigenvalues. All are spent: further ones tighten the bound of what was
+            missed after the eigenvalues themselves have converged.
+        count: eigenvalues to list at each end.
+        probes, probe_steps: random directions for fractions of eigenvalues and traces, and products for each.
+        trace_probes: random directions where only a trace is wanted, one product each.
+        gradient_steps: Lanczos steps from the gradient, for κ_eff.
+    """
+
+    extremes: int = 80
+    count: int = 5
+    probes: int = 8
+    probe_steps: int = 24
+    trace_probes: int = 32
+    gradient_steps: int = 40
+
+    def __post_init__(self) -> None:
+        least = min(self.count, self.probes, self.probe_steps, self.trace_probes, self.gradient_steps)
+        if least < 1 or self.extremes < 20:
+            raise ValueError(f"got {self}; extremes is at least 20, the rest at least 1")
 
 
 @dataclass(frozen=True)
 class WholeSpectrum:
-    """All eigenvalues; what remains uncertain is rounding: |true − computed| ≤ slack + relative·|λ|."""
+    """All eigenvalues; what remains uncertain is rounding: |true − computed| ≤ slack + relative·|λ|.
+
+    Attributes:
+        values: (n,), rising.
+        gradient_weights: (n,), the squared component of the operator's gradient along each eigenvector; None without.
+        squared_rows: (1, n), squared norms of the matrix's rows.
+        slack, relative: rounding, in the unit of the eigenvalues, and relative to each.
+        semidefinite: whether negative eigenvalues can only be rounding.
+    """
 
     values: Tensor
-    vectors: Tensor
+    gradient_weights: Tensor | None
     squared_rows: Tensor
     slack: float
     relative: float
@@ -29,18 +69,28 @@ class WholeSpectrum:
     how = "exact: all eigenvalues"
 
     @classmethod
-    def of(cls, operator: SymmetricOperator) -> WholeSpectrum:
-        """Form the matrix and take it apart."""
-        matrix = operator.dense().double()
+    def of(cls, operator: SymmetricOperator, gradient: Tensor | None = None) -> WholeSpectrum:
+        """Form the matrix and take it apart.
+
+        Raises:
+            FloatingPointError: if the matrix is not finite, or not symmetric.
+        """
+        matrix = operator.dense().cpu().double()
         if not torch.isfinite(matrix).all():
-            raise FloatingPointError("the curvature matrix has entries that are not finite")
+            raise FloatingPointError(NOT_FINITE)
         # How far the products were from symmetric measures their rounding; the rest is the eigensolver's.
         asymmetry = float(torch.linalg.matrix_norm(matrix - matrix.T)) / 2
-        values, vectors = torch.linalg.eigh((matrix + matrix.T).cpu() / 2)
-        eps = torch.finfo(operator.dtype).eps
-        slack = asymmetry + 8 * math.sqrt(len(values)) * eps * float(values.abs().max())
-        rows = matrix.square().sum(1, keepdim=True).T.cpu()
-        return cls(values, vectors, rows, slack, 2 * operator.rounding, operator.positive_semidefinite)
+        values, vectors = torch.linalg.eigh((matrix + matrix.T) / 2)
+        scale = float(values.abs().max())
+        check_symmetric(asymmetry, scale)
+        return cls(
+            values,
+            None if gradient is None else (vectors.T @ gradient.cpu().double()).square(),
+            matrix.square().sum(1)[None],
+            asymmetry + 8 * math.sqrt(len(values)) * torch.finfo(operator.dtype).eps * scale,
+            2 * operator.rounding,
+            operator.positive_semidefinite,
+        )
 
     @property
     def theta(self) -> float:
@@ -71,11 +121,15 @@ class WholeSpectrum:
         return _ratio(self.largest(), self._eigenvalue(float(mean.mean())), self.how)
 
     def kappa_star(self) -> Estimate:
-        cut = max(len(self.values) * torch.finfo(torch.float64).eps * self._top, self.slack)
-        kept = self.values[self.values > cut]
+        kept = self.values[self.values > self.cut]
         if not len(kept):
             return Estimate.undefined("no eigenvalue is above rounding")
         return _ratio(self.largest(), self._eigenvalue(float(kept[0])), self.how)
+
+    @property
+    def cut(self) -> float:
+        """What an eigenvalue must exceed not to be zero to rounding."""
+        return max(len(self.values) * torch.finfo(torch.float64).eps * self._top, self.slack)
 
     def kappa(self, fraction: float) -> Estimate:
         kept = self.values[self.values > self.theta * self._top].flip(0)
@@ -94,76 +148,83 @@ class WholeSpectrum:
         exact = (self.values >= x[:, None]).double().mean(1)
         return exact, exact
 
-    def gradient_weights(self, gradient: Tensor) -> Tensor:
-        return (self.vectors.T @ gradient.double().cpu()).square()
-
 
 @dataclass(frozen=True)
 class SampledSpectrum:
-    """Extreme eigenvalues from one Lanczos run, everything between from random directions."""
+    """Extreme eigenvalues from one Lanczos run, everything between from random directions.
 
-    extremes: Eigenvalues
-    tails: SpectralTails
+    Attributes:
+        falling, rising: listed eigenvalues from the top and from the bottom, the first with its two-sided interval.
+        mean: mean eigenvalue of a semidefinite matrix, else mean of |λ|.
+        tails: bounds of fractions of eigenvalues.
+        squared_rows: (s, n), unbiased samples of the squared norms of the matrix's rows.
+        semidefinite: whether negative eigenvalues can only be rounding.
+    """
+
+    falling: list[Estimate]
+    rising: list[Estimate]
     mean: Estimate
+    tails: SpectralTails
     squared_rows: Tensor
     semidefinite: bool
 
     theta = 1e-2
 
     @classmethod
-    def of(
-        cls, operator: SymmetricOperator, *, steps: int, count: int, probes: int, probe_steps: int, seed: int
-    ) -> SampledSpectrum:
-        """Spend `steps` products on the extremes and `probe_steps` on each of the `probes` directions."""
-        semidefinite = operator.positive_semidefinite
-        which = "largest" if semidefinite else "both"
-        steps = min(steps, operator.size)
-        count = max(1, min(count, steps // 4))
-        extremes = eigenvalues(operator, count, which, min_products=steps, max_products=steps, seed=seed)
-        found = probe(operator, probes, probe_steps, seed=seed + 1)
-        ritz = torch.linalg.eigvalsh(extremes.run.tridiagonal())
-        tails = SpectralTails(operator.size, [p.quadrature for p in found], ritz)
+    def of(cls, operator: SymmetricOperator, effort: Effort, seed: int) -> SampledSpectrum:
+        """Spend the products that `effort` allows.
+
+        Raises:
+            FloatingPointError: if a product is not finite, or the products are not symmetric.
+        """
+        semidefinite, steps = operator.positive_semidefinite, min(effort.extremes, operator.size)
+        count = max(1, min(effort.count, steps // 4))
+        e = eigenvalues(
+            operator,
+            count,
+            "largest" if semidefinite else "both",
+            min_products=steps,
+            max_products=steps,
+            seed=seed,
+            confidence=_PART,
+        )
+        check_symmetric(e.run.rounding, e.run.scale)
+        probes = probe(operator, effort.probes, effort.probe_steps, seed=seed + 1)
+        ritz = torch.linalg.eigvalsh(e.run.tridiagonal())
+        tails = SpectralTails(operator.size, [p.quadrature for p in probes], ritz, e.run.rounding, _PART)
+        # The known ones from an end inwards, as far as none is missing.
+        known = e.error_bounds <= 1e-3 * float(e.values.abs().max())
+        how = f"Lanczos, {e.products} products; an eigenvalue lies in the interval"
+        listed = [
+            Estimate(float(v), float(v - b), float(v + b), how) for v, b in zip(e.values, e.error_bounds, strict=True)
+        ]
+        falling = [e.largest(), *_leading(listed[:count], known[:count])[1:]]
         if semidefinite:
-            mean = trace(found, extremes.run, extremes.upper).scaled(1 / operator.size)
+            smallest = Estimate(
+                float(ritz[0]),
+                min(float(ritz[0]), 0.0) - e.run.rounding,
+                float(ritz[0]) + e.run.rounding,
+                "smallest Ritz value of a matrix that should be positive semidefinite",
+            )
+            rising, mean = [smallest], trace(probes, e.run, e.upper, _PART).scaled(1 / operator.size)
         else:
-            mean = _mean_magnitude(tails, extremes)
+            rising = [e.smallest(), *_leading(listed[count:], known[count:])[1:]]
+            mean = _mean_magnitude(tails, e.lower, e.upper)
         # (Av)ᵢ is the inner product of row i with a direction of length 1/√n per coordinate.
-        rows = torch.stack([operator.size * p.product.square() for p in found])
-        return cls(extremes, tails, mean, rows, semidefinite)
+        rows = torch.stack([operator.size * p.product.square() for p in probes])
+        return cls(falling, rising, mean, tails, rows, semidefinite)
 
     def largest(self) -> Estimate:
-        return self.extremes.largest()
+        return self.falling[0]
 
     def smallest(self) -> Estimate:
-        if self.semidefinite:
-            ritz, rounding = float(self.tails.extremes[0]), self.extremes.run.rounding
-            how = "smallest Ritz value of a matrix that should be positive semidefinite"
-            return Estimate(ritz, min(ritz, 0.0) - rounding, ritz + rounding, how)
-        return self.extremes.smallest()
+        return self.rising[0]
 
     def top(self, count: int) -> list[Estimate]:
-        falling = self.extremes.values > (0 if self.semidefinite else self._middle)
-        return self._listed(falling, self.largest())[:count]
+        return self.falling[:count]
 
     def bottom(self, count: int) -> list[Estimate]:
-        if self.semidefinite:
-            return []
-        return self._listed(self.extremes.values <= self._middle, self.smallest())[:count]
-
-    @property
-    def _middle(self) -> float:
-        return float(self.tails.extremes[0] + self.tails.extremes[-1]) / 2
-
-    def _listed(self, chosen: Tensor, first: Estimate) -> list[Estimate]:
-        """The extreme one with its own interval, the rest with their residual bounds."""
-        e = self.extremes
-        known = chosen & (e.error_bounds <= 1e-3 * float(e.values.abs().max()))
-        how = f"Lanczos, {e.products} products; an eigenvalue lies in the interval"
-        rest = [
-            Estimate(float(v), float(v - b), float(v + b), how)
-            for v, b in zip(e.values[known], e.error_bounds[known], strict=True)
-        ]
-        return [first, *(r for r in rest if r.value != first.value)]
+        return [] if self.semidefinite else self.rising[:count]
 
     def kappa_mean(self) -> Estimate:
         return _ratio(self.largest(), self.mean, self.mean.how)
@@ -176,62 +237,74 @@ class SampledSpectrum:
 
     def kappa(self, fraction: float) -> Estimate:
         top = self.largest()
-        if top.low <= 0:
+        if top.low <= 0 or math.isinf(top.high):
             return Estimate.undefined("no eigenvalue is known to be positive")
-        grid, low, high = self._upper_tail
+        grid, low, high, likely = self._upper_tail
         fewest, most = float(low[grid >= self.theta * top.high][0]), float(high[0])
         at_most = grid[high < fraction * fewest]
         at_least = grid[low >= fraction * most]
-        best = top.low / (float(at_most[0]) if len(at_most) else top.high)
+        best = max(1.0, top.low / (float(at_most[0]) if len(at_most) else top.high))
         worst = top.high / (float(at_least[-1]) if len(at_least) else self.theta * top.low)
-        middle = grid[(low + high) / 2 >= fraction * (fewest + most) / 2]
-        value = min(max(top.value / float(middle[-1]) if len(middle) else worst, best), worst)
+        crossed = grid[likely >= fraction * likely[0]]
+        value = min(max(top.value / float(crossed[-1]), best), worst)
         # κ(ρ) never exceeds 1/θ: an interval that ends there says nothing from above.
-        high_end = worst if worst < 1 / self.theta else math.inf
-        return Estimate(value, max(1.0, best), high_end, self._how(), CONFIDENCE)
+        return Estimate(value, best, worst if worst < 1 / self.theta else math.inf, self._how(), CONFIDENCE)
 
     @cached_property
-    def _upper_tail(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Thresholds from θλ_max, where κ(ρ) is 1/θ and never more, to the top, and the fractions above them."""
+    def _upper_tail(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Thresholds from θλ_max, where κ(ρ) is 1/θ and never more, to the top; bounds of the fractions above them,
+        and the Gauss rules' estimate."""
         top = self.largest()
         ends = math.log10(self.theta * top.low), math.log10(top.high)
         grid = torch.logspace(*ends, 300, dtype=torch.float64)
-        return grid, *self.tails.fraction_above(grid)
+        return grid, *self.tails.fraction_above(grid), self.tails.estimate_above(grid)
 
     def negative_fraction(self) -> Estimate:
         if self.semidefinite:
             return Estimate(0.0, 0.0, 0.0, "positive semidefinite")
         top = self.largest()
-        if top.low <= 0:
+        if top.low <= 0 or math.isinf(top.high):
             return Estimate.undefined("no eigenvalue is known to be positive")
         edges = torch.tensor([-self.theta * top.high, -self.theta * top.low], dtype=torch.float64)
         low, high = self.tails.fraction_below(edges)
-        fewest, most = float(low[0]), float(high[1])
-        return Estimate((fewest + most) / 2, fewest, most, self._how(), CONFIDENCE)
+        fewest, most = max(0.0, float(low[0])), float(high[1])
+        likely = float(1 - self.tails.estimate_above(edges).mean())
+        return Estimate(min(max(likely, fewest), most), fewest, most, self._how(), CONFIDENCE)
 
     def fraction_above(self, x: Tensor) -> tuple[Tensor, Tensor]:
         return self.tails.fraction_above(x)
 
 
+def check_symmetric(asymmetry: float, scale: float) -> None:
+    """Refuse a matrix whose products contradict each other by more than rounding can."""
+    if asymmetry > SYMMETRIC * scale:
+        raise FloatingPointError(
+            f"the second derivative is not symmetric ({asymmetry / scale:.0e} of its size): torch's double backward of "
+            "some layer is wrong (weight_norm's is known to be), or the network is not the same at every evaluation"
+        )
+
+
+def _leading(listed: list[Estimate], known: Tensor) -> list[Estimate]:
+    missing = (~known).nonzero()
+    return listed[: int(missing[0])] if len(missing) else listed
+
+
 def _ratio(over: Estimate, under: Estimate, how: str) -> Estimate:
-    """over/under for an `under` that should be positive."""
+    """over/under for an `under` that should be positive; the probabilities of failing add up."""
     if not (over.value > 0 and under.value > 0):
         return Estimate.undefined("no positive curvature")
-    low = max(1.0, over.low / under.high)
+    low = max(0.0, over.low) / under.high
     high = over.high / under.low if under.low > 0 else math.inf
-    return Estimate(over.value / under.value, low, high, how, min(over.confidence, under.confidence))
+    return Estimate(over.value / under.value, low, high, how, max(0.0, over.confidence + under.confidence - 1))
 
 
-def _mean_magnitude(tails: SpectralTails, extremes: Eigenvalues) -> Estimate:
+def _mean_magnitude(tails: SpectralTails, lower: float, upper: float) -> Estimate:
     """The mean of |λ| as the area under the tails, ∫₀^∞ #{λ ≥ x} dx + ∫₀^∞ #{λ < −x} dx, over n: a lower and an
     upper sum over a grid, both fractions falling with x."""
+    if not math.isfinite(upper - lower):
+        return Estimate.undefined("too few Lanczos steps to bound the spectrum")
     low = high = 0.0
-    for reach, fraction, sign in (
-        (extremes.upper, tails.fraction_above, 1),
-        (-extremes.lower, tails.fraction_below, -1),
-    ):
-        if not math.isfinite(reach):
-            return Estimate.undefined("too few Lanczos steps to bound the spectrum")
+    for reach, fraction, sign in ((upper, tails.fraction_above, 1), (-lower, tails.fraction_below, -1)):
         if reach <= 0:
             continue
         inside = torch.logspace(math.log10(reach) - 5, math.log10(reach), 200, dtype=torch.float64)
@@ -240,5 +313,6 @@ def _mean_magnitude(tails: SpectralTails, extremes: Eigenvalues) -> Estimate:
         widths = grid.diff()
         low += float((widths * fewest[1:]).sum())
         high += float((widths * most[:-1]).sum())
+    likely = tails.estimate_mean(torch.abs)
     how = f"mean |λ| by Chebyshev-Markov-Stieltjes bounds, {tails.products} products"
-    return Estimate((low + high) / 2, low, high, how, CONFIDENCE)
+    return Estimate(min(max(likely, low), high), low, high, how, CONFIDENCE)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 
 
@@ -32,8 +33,10 @@ class Preconditioner(ABC):
         """P⁻¹ p."""
 
     @abstractmethod
-    def over(self, parameters: Sequence[Tensor], names: Sequence[str]) -> Preconditioner:
-        """The same P restricted to these parameters, in their order.
+    def over(
+        self, parameters: Sequence[Tensor], names: Sequence[str], dtype: torch.dtype | None = None
+    ) -> Preconditioner:
+        """The same P restricted to these parameters, in their order, for vectors of a dtype.
 
         Raises:
             ValueError: if P does not cover one of them, naming it.
@@ -64,14 +67,15 @@ class Diagonal(Preconditioner):
     def invert(self, p: Sequence[Tensor]) -> list[Tensor]:
         return [x / s for s, x in zip(self.scales, p, strict=True)]
 
-    def over(self, parameters: Sequence[Tensor], names: Sequence[str]) -> Diagonal:
+    def over(self, parameters: Sequence[Tensor], names: Sequence[str], dtype: torch.dtype | None = None) -> Diagonal:
         position = {id(p): i for i, p in enumerate(self.parameters)}
         for name, p in zip(names, parameters, strict=True):
             if id(p) not in position:
                 raise ValueError(
                     f"the preconditioner does not cover {name}: was it read off an optimizer over other parameters?"
                 )
-        return Diagonal(parameters, [self.scales[position[id(p)]] for p in parameters], self.rounding)
+        scales = [self.scales[position[id(p)]].to(dtype) for p in parameters]
+        return Diagonal(parameters, scales, self.rounding)
 
     @property
     def is_identity(self) -> bool:

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 
+from wellcond.problem.isolation import RANDOM
+
 DEFAULT_EXAMPLES = 8192
 """A loader over more examples than this is read up to here, unless the number of batches is given."""
 
@@ -33,6 +35,8 @@ def read_batches(data: Any, *, pairs: bool, batches: int | None, seed: int) -> l
     if data is None:
         raise ValueError("data is missing; give one (input, target) batch, a list of batches, or a DataLoader")
     if isinstance(data, DataLoader):
+        if type(data).__iter__ is not DataLoader.__iter__:
+            raise TypeError(f"{type(data).__name__} makes its batches in an __iter__ of its own; give a list of them")
         found = list(_take(_from_loader(data, seed), batches))
     elif isinstance(data, Iterator):
         raise ValueError(
@@ -41,7 +45,7 @@ def read_batches(data: Any, *, pairs: bool, batches: int | None, seed: int) -> l
     elif _is_one_batch(data, pairs):
         found = [data]
     elif isinstance(data, Sequence) and not isinstance(data, str | bytes):
-        found = list(data[:batches])
+        found = list(itertools.islice(data, batches))
     else:
         raise TypeError(
             f"data is a {type(data).__name__}; give one {'(input, target) ' if pairs else ''}batch, a list of batches, "
@@ -64,7 +68,7 @@ def count_examples(batch: Any) -> int:
     """The length of the first dimension of a batch's first tensor."""
     for leaf in tensors_of(batch):
         return leaf.shape[0] if leaf.ndim else 1
-    raise TypeError(f"a batch holds no tensor: {_describe(batch)}")
+    raise TypeError(f"a batch holds no tensor but is a {_describe(batch)}; give tensors, or tuples or dicts of them")
 
 
 def tensors_of(batch: Any) -> Iterator[Tensor]:
@@ -80,9 +84,12 @@ def tensors_of(batch: Any) -> Iterator[Tensor]:
 
 
 def move(batch: Any, device: torch.device, dtype: torch.dtype | None = None) -> Any:
-    """The same nested batch on a device, its floating-point tensors in a dtype if one is given."""
+    """A copy of a nested batch on a device, its floating-point tensors in a dtype if one is given.
+
+    A copy in any case: a network or loss that works in place must not change the user's data.
+    """
     if isinstance(batch, Tensor):
-        return batch.to(device, dtype if batch.is_floating_point() else None)
+        return batch.to(device, dtype if batch.is_floating_point() else None, copy=True)
     if isinstance(batch, Mapping):
         moved = {key: move(value, device, dtype) for key, value in batch.items()}
         try:
@@ -152,10 +159,13 @@ def _from_loader(loader: DataLoader[Any], seed: int) -> Iterator[Any]:
 
 
 def _copy_of_sampler(sampler: Any, seed: int) -> Any:
-    """A shallow copy, with a generator of its own wherever the original has one."""
+    """A shallow copy, with seeded generators and mutable state of its own."""
     twin = copy.copy(sampler)
     if isinstance(getattr(twin, "sampler", None), torch.utils.data.Sampler):
         twin.sampler = _copy_of_sampler(twin.sampler, seed)
-    if isinstance(getattr(twin, "generator", None), torch.Generator):
-        twin.generator = torch.Generator(device=twin.generator.device).manual_seed(seed)
+    for name, value in vars(twin).items():
+        if isinstance(value, torch.Generator):
+            setattr(twin, name, torch.Generator(device=value.device).manual_seed(seed))
+        elif isinstance(value, (*RANDOM, list, dict, set)):
+            setattr(twin, name, copy.deepcopy(value) if isinstance(value, RANDOM) else copy.copy(value))
     return twin

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import random
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
+
+
+RANDOM = (torch.Generator, random.Random, np.random.Generator, np.random.RandomState)
+"""What can hold a random state of its own."""
 
 
 @contextlib.contextmanager
@@ -20,20 +26,20 @@ def random_state(seed: int, device: torch.device) -> Iterator[None]:
     devices = [] if device.type in ("cpu", "meta") else [device]
     try:
         with torch.random.fork_rng(devices, device_type=device.type if devices else "cuda"):
-            random.seed(seed)
-            np.random.seed(seed % 2**32)
-            seed_torch(seed, device)
+            seed_all(seed, device)
             yield
     finally:
         random.setstate(python)
         np.random.set_state(numpy)
 
 
-def seed_torch(seed: int, device: torch.device) -> None:
-    """Seed the CPU's generator and the device's own, and no other.
+def seed_all(seed: int, device: torch.device) -> None:
+    """Seed Python, numpy, torch's CPU generator and the device's own, and no other.
 
     `torch.manual_seed` would also queue the seed for devices that are not initialized yet, which outlives us.
     """
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
     torch.default_generator.manual_seed(seed)
     if device.type not in ("cpu", "meta"):
         module = torch.get_device_module(device)
@@ -50,25 +56,26 @@ class Isolation:
 
     Args:
         roots: the modules: the model, and the loss where it is a module.
+        measured: the parameters that get a leaf of their own, in order.
         mode: "train" or "eval", what is measured. In "train", a model that is in train mode keeps the flags of its
             parts, so that a frozen batch norm stays frozen; one in eval mode is put into train mode whole.
         dtype: floating-point buffers and parameters are converted to it; None leaves them.
     """
 
-    def __init__(self, roots: list[nn.Module], mode: str, dtype: torch.dtype | None):
+    def __init__(self, roots: list[nn.Module], measured: list[nn.Parameter], mode: str, dtype: torch.dtype | None):
         self.modules = list(dict.fromkeys(m for root in roots for m in root.modules()))
         self.training = {
             m: (mode == "train" and (m.training or not root.training)) for root in roots for m in root.modules()
         }
-        self.dtype = dtype
+        self.measured, self.dtype = measured, dtype
+        self._saved: list[tuple[nn.Module, dict[str, Any], dict[str, Any], dict[str, Any], dict[str, Any]]] = []
 
     @contextlib.contextmanager
-    def entered(self, stand_ins: Mapping[int, Tensor], device: torch.device) -> Iterator[None]:
-        """Inside, each parameter is its stand-in (by `id`), buffers are those of `fresh_buffers`, and the settings
-        are those that make a network differentiable twice."""
-        saved = [(m, dict(m.__dict__), dict(m._parameters), dict(m._buffers), dict(m._modules)) for m in self.modules]
-        self._originals = saved
-        converted: dict[int, Tensor] = {}
+    def entered(self, device: torch.device) -> Iterator[None]:
+        """Inside, the settings are those that make a network differentiable twice; `renew` before each forward."""
+        self._saved = [
+            (m, dict(m.__dict__), dict(m._parameters), dict(m._buffers), dict(m._modules)) for m in self.modules
+        ]
         with contextlib.ExitStack() as stack:
             stack.enter_context(torch.inference_mode(False))
             stack.enter_context(torch.enable_grad())
@@ -82,42 +89,39 @@ class Isolation:
             try:
                 for m in self.modules:
                     m.training = self.training[m]
-                    for name, p in m._parameters.items():
-                        if p is not None:
-                            stand_in = stand_ins.get(id(p))
-                            if stand_in is None:
-                                stand_in = converted.setdefault(id(p), self._convert(p.detach()))
-                            m._parameters[name] = stand_in  # type: ignore[assignment]
-                self.fresh_buffers()
                 yield
             finally:
-                for m, attributes, parameters, buffers, children in saved:
-                    for held, before in (
-                        (m._parameters, parameters),
-                        (m._buffers, buffers),
-                        (m._modules, children),
-                    ):
-                        held.clear()
-                        held.update(before)  # type: ignore[arg-type]
+                for m, attributes, *held in self._saved:
+                    current: list[dict[str, Any]] = [m._parameters, m._buffers, m._modules]
+                    for now, before in zip(current, held, strict=True):
+                        now.clear()
+                        now.update(before)
                     m.__dict__.clear()
                     m.__dict__.update(attributes)
-                self._originals = []
+                self._saved = []
 
-    def fresh_buffers(self) -> None:
-        """Give every module new copies of its original buffers: each evaluation starts from the same state."""
-        copies: dict[int, Tensor] = {}
+    def renew(self) -> list[Tensor]:
+        """Give every module new copies of what it holds, so that each evaluation starts from the same state; returns
+        the leaves that stand for the measured parameters.
 
-        def copy_of(x: Tensor) -> Tensor:
+        Copies, because a forward pass may write into them: batch norm its statistics, a renormed embedding its
+        weight.
+        """
+        copies: dict[int, Any] = {id(p): self._convert(p.detach()).clone().requires_grad_() for p in self.measured}
+
+        def copy_of(x: Any) -> Any:
             if id(x) not in copies:
-                copies[id(x)] = self._convert(x.detach()).clone()
+                copies[id(x)] = self._convert(x.detach()).clone() if isinstance(x, Tensor) else copy.deepcopy(x)
             return copies[id(x)]
 
-        for m, attributes, _, buffers, _ in self._originals:
-            for name, b in buffers.items():
-                m._buffers[name] = None if b is None else copy_of(b)
+        for m, attributes, parameters, buffers, _ in self._saved:
+            for held, originals in ((m._parameters, parameters), (m._buffers, buffers)):
+                for name, x in originals.items():
+                    held[name] = None if x is None else copy_of(x)
             for name, x in attributes.items():
-                if type(x) is Tensor and x.is_leaf and not x.requires_grad:
+                if isinstance(x, RANDOM) or (type(x) is Tensor and x.is_leaf and not x.requires_grad):
                     m.__dict__[name] = copy_of(x)
+        return [copies[id(p)] for p in self.measured]
 
     def _convert(self, x: Tensor) -> Tensor:
         return x if self.dtype is None or not x.is_floating_point() else x.to(self.dtype)

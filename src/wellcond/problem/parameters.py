@@ -44,9 +44,12 @@ def unwrapped(model: nn.Module) -> nn.Module:
 def trainable(model: nn.Module, chosen: Iterable[nn.Parameter | str] | None) -> tuple[list[str], list[nn.Parameter]]:
     """Names and parameters to measure: all trainable ones, or the chosen of them, in the model's order."""
     named = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    if not named:
+    if not any(p.numel() for p in named.values() if not isinstance(p, nn.parameter.UninitializedParameter)):
+        lazy = [n for n, p in named.items() if isinstance(p, nn.parameter.UninitializedParameter)]
+        if lazy:
+            raise ValueError(f"{lazy[0]} is not initialized; run the lazy model once on a batch first")
         raise ValueError("the model has no trainable parameters; set requires_grad on those to measure")
-    wanted = list(chosen or [])
+    wanted = [chosen] if isinstance(chosen, str | torch.Tensor) else list(chosen or [])
     if wanted:
         for w in wanted:
             if isinstance(w, str) and w not in named:
@@ -67,6 +70,8 @@ def trainable(model: nn.Module, chosen: Iterable[nn.Parameter | str] | None) -> 
 
 def one_device(names: list[str], parameters: list[nn.Parameter]) -> torch.device:
     """The device that all parameters are on."""
+    if parameters[0].device.type == "meta":
+        raise ValueError(f"{names[0]} is on the meta device and has no values; load the model on a real one")
     for name, p in zip(names, parameters, strict=True):
         if p.device != parameters[0].device:
             raise ValueError(

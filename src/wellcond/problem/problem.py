@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from wellcond.parameters import flatten
 from wellcond.problem.batches import count_examples, move, read_batches, tensors_of
-from wellcond.problem.isolation import Isolation, random_state, seed_torch
+from wellcond.problem.isolation import Isolation, random_state, seed_all
 from wellcond.problem.parameters import one_device, trainable, unwrapped, working_dtype
 
 T = TypeVar("T")
@@ -59,6 +59,9 @@ class Problem:
         size: n, their number of elements.
         batches: the data, in memory.
         examples: how many in all.
+        leaves: while evaluating, the tensors that stand for the parameters.
+        loss_dtype: of the loss as the user's code returned it last; float32 from a float64 problem says that
+            somewhere on the way digits were lost.
 
     Raises:
         TypeError, ValueError: for data, models and losses that can't be measured, with the remedy.
@@ -81,6 +84,12 @@ class Problem:
     ):
         if not isinstance(model, nn.Module):
             raise TypeError(f"model is a {type(model).__name__}; give a torch.nn.Module")
+        if any(isinstance(m, torch.jit.ScriptModule) for m in model.modules()):
+            raise TypeError("TorchScript modules can't be measured without changing them; give the original module")
+        if isinstance(loss_fn, type):
+            raise TypeError(f"loss_fn is the class {loss_fn.__name__}; give an instance, {loss_fn.__name__}()")
+        if not 0 <= seed < 2**32:
+            raise ValueError(f"got seed={seed}; it is at least 0 and below 2**32")
         if (loss_fn is None) == (loss is None):
             raise ValueError("give either loss_fn(output, target) or loss=callable(model, batch)")
         if not callable(loss_fn or loss):
@@ -95,16 +104,17 @@ class Problem:
         self.size = sum(p.numel() for p in self.parameters)
         self._conversion = self.dtype if any(p.dtype != self.dtype for p in self.parameters) else None
         roots = [self.model] + ([loss_fn] if isinstance(loss_fn, nn.Module) else [])
-        self._isolation = Isolation(roots, mode, self._conversion)
+        self._isolation = Isolation(roots, self.parameters, mode, self._conversion)
         with random_state(seed, self.device):
             found = read_batches(data, pairs=loss is None, batches=batches, seed=seed)
         self.examples = sum(count_examples(b) for b in found)
         weights = [float(weight(b)) if weight else float(count_examples(b)) for b in found]
-        if not all(w >= 0 for w in weights) or not sum(weights) > 0:
-            raise ValueError(f"the batches' weights are {weights[:5]} …; they are ≥ 0 and not all 0")
+        if not all(0 <= w < math.inf for w in weights) or not sum(weights) > 0:
+            raise ValueError(f"the batches' weights are {weights[:5]} …; they are finite, ≥ 0 and not all 0")
         self.weights = [w / sum(weights) for w in weights]
         self.batches = found
         self.unreached: list[str] = []
+        self.loss_dtype = self.dtype
         self._depth = 0
         self._kept: dict[Any, Any] = {}
         self._matrices: dict[Any, Tensor] = {}
@@ -112,7 +122,7 @@ class Problem:
         self._bytes_per_example: dict[Any, float] = {}
         self._versions: list[tuple[int, int]] = []
         self._inside = False
-        self._leaves: list[Tensor] = []
+        self.leaves: list[Tensor] = []
         self._input_storages: set[int] = set()
 
     # -- the function and its first derivative ------------------------------------------------------------------
@@ -131,10 +141,11 @@ class Problem:
         """∇L(p), (n,), in `dtype`; also finds out which parameters the loss does not reach (`unreached`)."""
         reached: set[int] = set()
         total: list[Tensor] | None = None
-        with self.evaluating() as leaves:
+        with self.evaluating():
             for i, w in enumerate(self.weights):
                 loss = self.batch_loss(i)
                 self.check_depends(loss)
+                leaves = self.leaves
                 grads = torch.autograd.grad(loss, leaves, allow_unused=True)
                 reached.update(j for j, g in enumerate(grads) if g is not None)
                 weighted = [torch.zeros_like(x) if g is None else w * g for g, x in zip(grads, leaves, strict=True)]
@@ -151,28 +162,27 @@ class Problem:
     # -- evaluation, for the rooms above -------------------------------------------------------------------------
 
     @contextlib.contextmanager
-    def evaluating(self) -> Iterator[list[Tensor]]:
-        """The model isolated; gives the leaves that stand for its parameters, in `dtype`.
+    def evaluating(self) -> Iterator[None]:
+        """The model isolated. `leaves` are then the tensors that stand for its parameters in the latest evaluation.
 
         Everything that evaluates the model or differentiates through it happens inside, also a backward pass:
         checkpointed layers run their forward again in it.
         """
         if self._inside:
-            yield self._leaves
+            yield
             return
-        self._leaves = self._current_leaves()
-        stand_ins = {id(p): leaf for p, leaf in zip(self.parameters, self._leaves, strict=True)}
         self._inside = True
         try:
-            with random_state(self.seed, self.device), self._isolation.entered(stand_ins, self.device):
-                yield self._leaves
+            with random_state(self.seed, self.device), self._isolation.entered(self.device):
+                self.leaves = self._isolation.renew()
+                yield
         except (RuntimeError, ValueError) as error:
             remedy = _remedy(str(error))
             if remedy is None:
                 raise
             raise ValueError(remedy) from error
         finally:
-            self._inside = False
+            self._inside, self.leaves = False, []
 
     def batch_output(self, index: int) -> Any:
         """The model's output on a batch (pairs only), inside `evaluating`."""
@@ -187,13 +197,18 @@ class Problem:
             assert self.loss_fn is not None
             value = self.loss_fn(self.model(batch[0]) if output is None else output, batch[1])
         if not isinstance(value, Tensor) or value.numel() != 1:
-            kind = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
-            raise ValueError(f"the loss of batch {index} is not a scalar but {kind}; take its mean over the examples")
+            if not isinstance(value, Tensor):
+                raise TypeError(f"the loss of batch {index} is a {type(value).__name__}; return a scalar tensor")
+            raise ValueError(
+                f"the loss of batch {index} is not a scalar but has shape {tuple(value.shape)}; take its mean over the "
+                "examples"
+            )
         if not math.isfinite(float(value.detach())):
             raise ValueError(
                 f"the loss of batch {index} is {float(value.detach())}; the curvature exists only where the loss is "
                 "finite: check the inputs, or measure at an earlier checkpoint"
             )
+        self.loss_dtype = value.dtype
         return value.reshape(())
 
     def kept(self, key: Any, index: int, build: Callable[[], T]) -> tuple[T, bool]:
@@ -203,7 +218,7 @@ class Problem:
         self._check_unchanged()
         if (key, index) not in self._kept:
             if key not in self._bytes_per_example:
-                self._bytes_per_example[key] = _graph_bytes(build, self._leaves) / self._examples_in(index)
+                self._bytes_per_example[key] = _graph_bytes(build) / self._examples_in(index)
             size = self._bytes_per_example[key] * self._examples_in(index)
             if self._kept_bytes + size > self.memory_limit:
                 return build(), False
@@ -276,15 +291,12 @@ class Problem:
 
     def _begin(self, index: int) -> Any:
         """A batch where the model is, with buffers and random state as every evaluation of it finds them."""
-        self._isolation.fresh_buffers()
-        seed_torch(self.seed * 1_000_003 + index, self.device)
+        self.leaves = self._isolation.renew()
+        seed_all(self.seed * 1_000_003 + index, self.device)
         batch = move(self.batches[index], self.device, self._conversion)
         inputs = batch[0] if self.whole_loss is None else batch
         self._input_storages = {t.untyped_storage().data_ptr() for t in tensors_of(inputs)}
         return batch
-
-    def _current_leaves(self) -> list[Tensor]:
-        return [p.detach().to(self.dtype).requires_grad_() for p in self.parameters]
 
     def _current_versions(self) -> list[tuple[int, int]]:
         return [(p.data_ptr(), p._version) for p in self.parameters]
@@ -313,9 +325,9 @@ def _refuse_sparse(gradients: list[Tensor], names: list[str]) -> None:
             raise ValueError(f"the gradient of {name} is sparse; build the embedding with sparse=False")
 
 
-def _graph_bytes(build: Callable[[], Any], leaves: list[Tensor]) -> int:
-    """Bytes of the tensors that autograd saves for what `build` makes, the parameters left out. The graph made here
-    is thrown away: one with these hooks in it would call them in every product."""
+def _graph_bytes(build: Callable[[], Any]) -> int:
+    """Bytes of the tensors that autograd saves for what `build` makes. The graph made here is thrown away: one with
+    these hooks in it would call them in every product."""
     seen: dict[int, int] = {}
 
     def pack(x: Tensor) -> Tensor:
@@ -325,8 +337,6 @@ def _graph_bytes(build: Callable[[], Any], leaves: list[Tensor]) -> int:
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
         build()
-    for leaf in leaves:
-        seen.pop(leaf.untyped_storage().data_ptr(), None)
     return sum(seen.values())
 
 

@@ -1,0 +1,77 @@
+"""What does an examination cost, in gradients of the whole loss?
+
+A network of 100,000 parameters on 2,000 examples: the bound is 3,000 gradients, 300 with --quick (of the examination).
+Gradients and examinations are timed in turn, in one run; the ratio is that of medians.
+
+    python benchmarks/examination_cost.py [--quick]
+"""
+
+import argparse
+import statistics
+import sys
+import time
+
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+import wellcond as wc
+
+BOUNDS = {True: 300, False: 3000}
+
+
+def trained_run(batch_size: int) -> tuple[nn.Module, nn.Module, DataLoader, torch.optim.Optimizer]:
+    torch.manual_seed(0)
+    X = torch.randn(2000, 64)
+    y = (X[:, :10] + 0.3 * torch.randn(2000, 10)).argmax(1)
+    loader = DataLoader(TensorDataset(X, y), batch_size=batch_size, shuffle=True)
+    model = nn.Sequential(nn.Linear(64, 256), nn.ReLU(), nn.Linear(256, 300), nn.ReLU(), nn.Linear(300, 20), nn.ReLU())
+    model.append(nn.Linear(20, 10))
+    loss_fn, optimizer = nn.CrossEntropyLoss(), torch.optim.Adam(model.parameters())
+    for _ in range(6):
+        for inputs, targets in loader:
+            optimizer.zero_grad()
+            loss_fn(model(inputs), targets).backward()
+            optimizer.step()
+    return model, loss_fn, loader, optimizer
+
+
+def gradient_seconds(model: nn.Module, loss_fn: nn.Module, batches: list) -> float:
+    """A plain gradient over all batches, as a training loop would take it."""
+    parameters = list(model.parameters())
+    started = time.perf_counter()
+    for inputs, targets in batches:
+        torch.autograd.grad(loss_fn(model(inputs), targets), parameters)
+    return time.perf_counter() - started
+
+
+def main() -> None:
+    arguments = argparse.ArgumentParser(description=__doc__)
+    arguments.add_argument("--quick", action="store_true", help="fewer repetitions")
+    repetitions = 2 if arguments.parse_args().quick else 5
+    failed = False
+    for batch_size in (2000, 64):
+        model, loss_fn, loader, optimizer = trained_run(batch_size)
+        batches = list(loader)
+        size = sum(p.numel() for p in model.parameters())
+        print(f"{size:,} parameters, 2,000 examples in {len(batches)} batches, {torch.get_num_threads()} threads")
+        for quick in (True, False):
+            gradients, examinations, products = [], [], 0
+            for _ in range(repetitions):
+                gradients += [gradient_seconds(model, loss_fn, batches) for _ in range(10)]
+                started = time.perf_counter()
+                examination = wc.examine(model, loss_fn, loader, optimizer, quick=quick)
+                examinations.append(time.perf_counter() - started)
+                products = examination.measurements.products
+            gradient, total = statistics.median(gradients), statistics.median(examinations)
+            ratio, bound = total / gradient, BOUNDS[quick]
+            failed |= ratio > bound
+            print(
+                f"  {'quick' if quick else 'thorough':9} {total:6.2f} s / {1e3 * gradient:5.2f} ms "
+                f"= {ratio:6.0f} gradients (bound {bound}), {products} products"
+            )
+    sys.exit(failed)
+
+
+if __name__ == "__main__":
+    main()
