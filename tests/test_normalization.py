@@ -143,3 +143,26 @@ def test_inputs_that_are_not_finite_name_the_layer():
 def test_very_wide_layers_are_left_out():
     problem = Problem(nn.Linear(5000, 1), nn.MSELoss(), (torch.randn(2, 5000), torch.zeros(2, 1)))
     assert layer_conditioning(problem) == []
+
+
+def test_a_column_of_times_does_not_hide_its_conditioning():
+    """A Gram matrix would lose everything beside the mean of the first column and call the rest perfect."""
+    X = inputs(width=3)
+    X[:, 0] = 1.7e9 + 1e7 * torch.randn(60, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    s = torch.linalg.svdvals(torch.cat([torch.ones(60, 1, dtype=torch.float64), X], 1))
+    layer = layer_of(X)
+    assert float(s[0] / s[-1]) > 1e9
+    assert layer.rank == 4
+    assert layer.kappa.value == pytest.approx(float(s[0] / s[-1]), rel=1e-4)
+    assert layer.kappa.low <= float(s[0] / s[-1]) <= layer.kappa.high
+
+
+def test_activations_in_float32_widen_the_interval():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(5, 6), nn.ReLU(), nn.Linear(6, 2)).double()
+    data = (inputs(mean=3.0), torch.zeros(60, 2, dtype=torch.float64))
+    exact = layer_conditioning(Problem(model, nn.MSELoss(), data))[1]
+    single = layer_conditioning(Problem(model.float(), nn.MSELoss(), tuple(t.float() for t in data)))[1]
+    for figure in ("kappa", "centered", "scaled", "standardized"):
+        assert getattr(exact, figure).value in getattr(single, figure)
+    assert exact.rank == single.rank

@@ -1,4 +1,4 @@
-"""Conditioning of what a layer sees: the extended hidden matrix of theory section 5.1, from its Gram matrix."""
+"""Conditioning of what a layer sees: the extended hidden matrix of theory section 5.1, from one pass over the data."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ WIDEST = 4096
 class LayerConditioning:
     """κ of a layer's extended hidden matrix Ĥ = [1 H], a row an example, as it is and under normalizations.
 
-    κ is the ratio of the extreme singular values that are not zero to rounding.
+    κ is the ratio of the extreme singular values that are not zero.
 
     Attributes:
         name: of the module.
         rows, columns: of Ĥ; the column of ones counts where the layer has a bias.
-        rank: columns less the singular values that are zero to rounding.
+        rank: number of singular values that are not zero to rounding.
         constant: inputs that never vary.
         is_input: whether the layer sees the data themselves.
         kappa: as it is.
@@ -62,24 +62,28 @@ def layer_conditioning(problem: Problem) -> list[LayerConditioning]:
 
     Source: theory, sections 5.1 and 5.2.
     """
-    grams: dict[str, _Gram] = {}
+    moments: dict[str, _Moments] = {}
 
     def record(name: str, module: nn.Module, x: Tensor) -> None:
         assert isinstance(module, nn.Linear)
-        if x.shape[-1] <= WIDEST:
-            if name not in grams:
-                grams[name] = _Gram(x.shape[-1], module.bias is not None, problem.is_input(x))
-            grams[name].add(name, x.reshape(-1, x.shape[-1]).double())
+        if x.shape[-1] > WIDEST:
+            return
+        if name not in moments:
+            is_input = problem.is_input(x)
+            # What the network computed in float32 is known to float32; data are what they are.
+            rounding = 0.0 if is_input else torch.finfo(x.dtype).eps
+            moments[name] = _Moments(x.shape[-1], module.bias is not None, is_input, rounding)
+        moments[name].add(name, x.reshape(-1, x.shape[-1]).double())
 
     problem.record_inputs(nn.Linear, record)
-    return [gram.conditioning(name) for name, gram in grams.items()]
+    return [m.conditioning(name) for name, m in moments.items()]
 
 
-class _Gram:
-    """ΣxxᵀT and Σx about a fixed shift, the first batch's mean: a mean far above the spread would cancel."""
+class _Moments:
+    """Σx and Σxxᵀ about a fixed shift, the first batch's mean: a mean far above the spread would cancel."""
 
-    def __init__(self, width: int, bias: bool, is_input: bool):
-        self.width, self.bias, self.is_input = width, bias, is_input
+    def __init__(self, width: int, bias: bool, is_input: bool, rounding: float):
+        self.width, self.bias, self.is_input, self.rounding = width, bias, is_input, rounding
         self.rows = 0
 
     def add(self, name: str, x: Tensor) -> None:
@@ -97,52 +101,68 @@ class _Gram:
         self.squares += x.T @ x
 
     def conditioning(self, name: str) -> LayerConditioning:
-        N = self.rows
-        offset = self.total / N
+        """Everything from the mean, the deviations and a square root of the correlation matrix.
+
+        With C = D·F²·D the covariance, ĤᵀĤ/N = MᵀM for M = [[1, μᵀ], [0, F·D]]: the singular values of this small
+        matrix are those of Ĥ/√N. Unlike those of the Gram matrix ĤᵀĤ they lose no digits to a mean or to a column far
+        above the others, only to columns that are nearly collinear.
+        """
+        offset = self.total / self.rows
         mean = self.shift + offset
-        covariance = self.squares / N - torch.outer(offset, offset)
+        covariance = self.squares / self.rows - torch.outer(offset, offset)
         varies = self.high > self.low
-        covariance = covariance * varies * varies[:, None]
-        second = covariance + torch.outer(mean, mean)
-        deviation = torch.where(varies, covariance.diagonal().clamp_min(0), 1.0).sqrt()
-        root_mean_square = torch.where(second.diagonal() > 0, second.diagonal(), 1.0).sqrt()
+        deviation = torch.where(varies, covariance.diagonal().clamp_min(0).sqrt(), 0.0)
+        varies = deviation > 0
+        inverse = torch.where(varies, 1 / deviation.clamp_min(1e-300), 0.0)
+        correlation = covariance * inverse * inverse[:, None]
+        eigenvalues, vectors = torch.linalg.eigh((correlation + correlation.T) / 2)
+        # What of the correlation matrix is rounding: its accumulated sums, and the values themselves.
+        unresolved = len(eigenvalues) * torch.finfo(torch.float64).eps * float(eigenvalues[-1])
+        kept = eigenvalues > unresolved
+        root = torch.where(kept, eigenvalues, 0.0).sqrt()[:, None] * vectors.T
+        uncertain = unresolved / float(eigenvalues[kept][0]) if kept.any() else 0.0
+        root_mean_square = torch.hypot(mean, deviation)
+        unit = torch.where(root_mean_square > 0, root_mean_square, 1.0)
         zero = torch.zeros_like(mean)
-        kappa, rank = _kappa(self._extended(second, mean))
+        has_mean = self._leaves_the_range(mean * inverse, mean * ~varies, vectors[:, ~kept])
+        rank = int(kept.sum())
+        whole = rank + (1 if self.bias else int(has_mean))
+        kappa = self._kappa(mean, root * deviation, whole, uncertain)
+        top = torch.linalg.svdvals(torch.cat([mean[None], root * deviation]))[0]
         return LayerConditioning(
             name=name,
-            rows=N,
+            rows=self.rows,
             columns=self.width + self.bias,
-            rank=min(rank, N),
-            constant=int((~varies).sum()),
+            rank=min(whole, self.rows),
+            constant=int((self.high == self.low).sum()),
             is_input=self.is_input,
             kappa=kappa,
-            centered=_kappa(self._extended(covariance, zero))[0],
-            scaled=_kappa(
-                self._extended(second / torch.outer(root_mean_square, root_mean_square), mean / root_mean_square)
-            )[0],
-            standardized=_kappa(self._extended(covariance / torch.outer(deviation, deviation), zero))[0],
-            mean_share=float(mean @ mean / torch.linalg.eigvalsh(second)[-1].clamp_min(1e-300)),
+            centered=self._kappa(zero, root * deviation, rank + self.bias, uncertain),
+            scaled=self._kappa(mean / unit, root * deviation / unit, whole, uncertain),
+            standardized=self._kappa(zero, root * varies, rank + self.bias, uncertain),
+            mean_share=float(mean @ mean / top.square().clamp_min(1e-300)),
         )
 
-    def _extended(self, second: Tensor, mean: Tensor) -> Tensor:
-        """ĤᵀĤ/N with the column of ones, where the layer has a bias."""
-        if not self.bias:
-            return second
-        gram = second.new_empty(self.width + 1, self.width + 1)
-        gram[0, 0], gram[0, 1:], gram[1:, 0], gram[1:, 1:] = 1, mean, mean, second
-        return gram
+    @staticmethod
+    def _leaves_the_range(standardized: Tensor, constant: Tensor, null: Tensor) -> bool:
+        """Whether the mean adds a dimension to the span of the centered rows."""
+        outside = torch.cat([null.T @ standardized, constant]).abs().max() if len(constant) else 0.0
+        return bool(outside > 1e-8 * standardized.abs().max().clamp_min(1e-300)) if len(constant) else False
 
-
-def _kappa(gram: Tensor) -> tuple[Estimate, int]:
-    """κ of a matrix from its Gram matrix, whose eigenvalues are the squared singular values, and its rank."""
-    eigenvalues = torch.linalg.eigvalsh((gram + gram.T) / 2)
-    top = float(eigenvalues[-1])
-    if top <= 0:
-        return Estimate.undefined("the inputs are all zero"), 0
-    error = len(eigenvalues) * torch.finfo(torch.float64).eps * top
-    kept = eigenvalues[eigenvalues > error]
-    bottom, rank = float(kept[0]), len(kept)
-    low = math.sqrt(top / (bottom + error))
-    # A Gram matrix resolves singular values down to √ε of the largest: beyond that, "at least".
-    high = math.sqrt(top / (bottom - error)) if bottom > 10 * error else math.inf
-    return Estimate(math.sqrt(top / bottom), low, high, "exact: Gram matrix in float64"), rank
+    def _kappa(self, mean: Tensor, centered: Tensor, rank: int, uncertain: float) -> Estimate:
+        """κ of M, given its number of singular values that are not zero and the relative error of F²."""
+        M = torch.cat([mean[None], centered])
+        if self.bias:
+            ones = torch.zeros(len(M), 1, dtype=M.dtype, device=M.device)
+            ones[0] = 1
+            M = torch.cat([ones, M], 1)
+        s = torch.linalg.svdvals(M)
+        if rank == 0 or float(s[0]) == 0:
+            return Estimate.undefined("the inputs are all zero")
+        top, bottom = float(s[0]), float(s[min(rank, len(s)) - 1])
+        error = (len(s) * torch.finfo(torch.float64).eps + 4 * self.rounding) * top
+        how = "exact: moments in float64" + (" of activations in float32" if self.rounding > 1e-10 else "")
+        low = (top - error) / (bottom + error) * (1 - uncertain)
+        high = (top + error) / (bottom - error) * (1 + uncertain) if bottom > 2 * error else math.inf
+        value = top / bottom if bottom > 2 * error else low
+        return Estimate(value, max(1.0, low), high, how)
