@@ -220,6 +220,12 @@ def test_a_mistake_is_one_line_and_exit_code_two(folder, name):
 
 
 THEIRS = {
+    "exit in forward": (
+        "class Exits(nn.Linear):\n    def forward(self, x):\n        import sys\n\n        sys.exit(4)\n\n\n"
+        "def setup():\n    return wc.TrainingRun(Exits(3, 1), nn.MSELoss(), (X, Y))\n",
+        "SystemExit",
+    ),
+    "exotic exception": ("class Odd(BaseException):\n    pass\n\n\ndef setup():\n    raise Odd\n", "Odd"),
     "import error": ("import nothing_of_that_name\n", "nothing_of_that_name"),
     "syntax error": ("def broken(:\n", "SyntaxError"),
     "error in setup": ("def setup():\n    return run(undefined=1)\n", "TypeError"),
@@ -240,6 +246,26 @@ def test_their_traceback_is_shown_and_ours_is_not(folder, name):
     assert 'File "' in result.stderr
     assert str(Path(__file__).parents[1] / "src") not in result.stderr
     assert result.stderr.strip().splitlines()[-1].startswith("wellcond: ")
+
+
+def test_a_target_named_like_a_standard_module(folder):
+    write(folder, name="json.py")
+    result = invoke("json.py", "--quick")
+    assert result.exit_code == 0, result.output
+
+
+def test_what_the_user_prints_stays_out_of_the_json(folder):
+    write(folder, "\n\nprint('importing')\n\n\ndef chatty():\n    print('hello')\n    return run()\n")
+    result = invoke("train.py:chatty", "--quick", "--json", "-")
+    assert json.loads(result.stdout)["run"]["parameters"] == 21
+    assert "hello" in result.stderr
+
+
+@pytest.mark.parametrize("target", ["", ".", ":setup", "./"])
+def test_an_empty_target_is_one_line(folder, target):
+    result = invoke(target)
+    assert result.exit_code == 2
+    assert len(result.stderr.splitlines()) == 1
 
 
 def test_a_parameter_not_reached_is_said(folder):

@@ -139,7 +139,7 @@ def test_groups_with_their_own_rates():
     problem = Problem(model, case.loss_fn, case.data)
     sizes = [p.numel() for p in model.parameters()]
     weights = torch.cat(
-        [torch.full((n,), w).double() for n, w in zip(sizes, [0.15, 0.15, 0.05 / 3, 0.05 / 3], strict=True)]
+        [torch.full((n,), w, dtype=torch.float64) for n, w in zip(sizes, [0.15, 0.15, 0.05 / 3, 0.05 / 3], strict=True)]
     )
     scale = torch.diag(weights.sqrt())
     expected = torch.linalg.eigvalsh(scale @ Hessian(problem).dense() @ scale)[-1]
@@ -173,7 +173,19 @@ def test_refusals():
     model = Quadratic()
     with pytest.raises(ValueError, match="maximizes"):
         edge_ratio(problem_of(model), torch.optim.SGD(model.parameters(), lr=0.1, maximize=True))
+
+
+def test_a_learning_rate_of_zero_has_a_bound_all_the_same():
+    model = Quadratic()
+    edge = edge_ratio(problem_of(model), torch.optim.SGD(model.parameters(), lr=0.0))
+    assert edge.ratio.value == 0
+    assert edge.allowed.value == pytest.approx(2 / LAMBDA)
+    undamped = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, dampening=1.0)
+    assert math.isinf(edge_ratio(problem_of(model), undamped).allowed.value)
     case = make("tanh MLP")
     groups = [{"params": case.model[0].parameters(), "lr": 0.0}, {"params": case.model[2].parameters()}]
-    with pytest.raises(ValueError, match="learning rate 0"):
-        edge_ratio(Problem(case.model, case.loss_fn, case.data), torch.optim.SGD(groups, lr=0.1))
+    problem = Problem(case.model, case.loss_fn, case.data)
+    still = edge_ratio(problem, torch.optim.SGD(groups, lr=0.1)).ratio.value
+    moving = Problem(case.model, case.loss_fn, case.data, parameters=["2.weight", "2.bias"])
+    alone = edge_ratio(moving, torch.optim.SGD(case.model[2].parameters(), lr=0.1)).ratio.value
+    assert still == pytest.approx(alone, rel=1e-6)

@@ -9,7 +9,7 @@ import traceback
 from collections.abc import Iterator
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 import typer
@@ -24,9 +24,17 @@ from rich.progress import (
 )
 
 from wellcond import __version__
-from wellcond.examination import Severity, examine
-from wellcond.report import print_summary
-from wellcond.target import TargetError, load_checkpoint, load_target, move_run, raised_by_us, user_traceback
+from wellcond.examination import Examination, Severity, examine
+from wellcond.report import page, print_summary
+from wellcond.target import (
+    TargetError,
+    first_line,
+    load_checkpoint,
+    load_target,
+    move_run,
+    raised_by_us,
+    user_traceback,
+)
 
 FOUND, MISTAKE, INTERRUPTED = 1, 2, 130
 """Exit codes beside 0: a finding at or above --fail-on; the user's mistake; Ctrl-C."""
@@ -86,13 +94,33 @@ def examine_command(
         typer.Option("--json", metavar="FILE", help="Also write every figure as JSON; - for standard output."),
     ] = None,
     checkpoint: Annotated[Path | None, typer.Option(metavar="FILE", help="Load this state dict first.")] = None,
-    curvature: Annotated[Curvature, typer.Option(help="The curvature to look at.")] = Curvature.HESSIAN,
-    batches: Annotated[int | None, typer.Option(min=1, metavar="N", help="Measure on at most N batches.")] = None,
-    seed: Annotated[int, typer.Option(min=0, metavar="N", help="Of everything random in the measuring.")] = 0,
+    curvature: Annotated[
+        Curvature, typer.Option(help="The Hessian and Gauss-Newton, or Gauss-Newton alone.")
+    ] = Curvature.HESSIAN,
+    batches: Annotated[
+        int | None,
+        typer.Option(
+            min=1, metavar="N", help="Measure on at most N batches; all by default, of a loader up to 8,192 examples."
+        ),
+    ] = None,
+    seed: Annotated[
+        int,
+        typer.Option(
+            min=0,
+            max=2**32 - 1,
+            metavar="N",
+            help="Of what is random: directions, dropout, the order of a shuffled loader.",
+        ),
+    ] = 0,
     device: Annotated[str | None, typer.Option(metavar="D", help="Move the model there first.")] = None,
-    dtype: Annotated[Precision | None, typer.Option(help="Measure in this type.")] = None,
+    dtype: Annotated[
+        Precision | None,
+        typer.Option(help="Measure in this type; by default float64 up to 2,000 parameters, else the model's own."),
+    ] = None,
     mode: Annotated[Mode, typer.Option(help="Dropout and batch norm as in training, or not.")] = Mode.TRAIN,
-    quick: Annotated[bool, typer.Option("--quick", help="A tenth of the cost, wider intervals.")] = False,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Under 300 gradients instead of 3,000: wider intervals.")
+    ] = False,
     fail_on: Annotated[FailOn | None, typer.Option(help="Exit with 1 if a finding is at least this severe.")] = None,
     show_traceback: Annotated[
         bool, typer.Option("--traceback", help="On a mistake, show the whole traceback.")
@@ -105,48 +133,59 @@ def examine_command(
     Example: wellcond examine examples/digits.py --json digits.json
     """
     errors = Console(stderr=True)
-    console = errors if json_file is not None and str(json_file) == "-" else Console()
+    piped = str(json_file) == "-"
     with _one_line_for_mistakes(errors, show_traceback):
         _check_writable(output, json_file)
-        with _progress(errors) as progress:
-            task = progress.add_task(f"running {target}", total=None)
-            run = load_target(target)
-            if checkpoint is not None:
-                load_checkpoint(run, checkpoint)
-            if device is not None:
-                move_run(run, device)
-            progress.update(task, description="reading the data, first gradient")
-
-            def show(stage: str, done: int, expected: int) -> None:
-                progress.update(task, description=stage, completed=done, total=max(done, expected))
-
-            examination = examine(
-                run.model,
-                run.loss_fn,
-                run.data,
-                run.optimizer,
-                loss=run.loss,
+        # With JSON on standard output, what the user's code prints goes where the summary goes.
+        with contextlib.redirect_stdout(sys.stderr) if piped else contextlib.nullcontext():
+            examination = _examined(
+                target,
+                checkpoint,
+                device,
+                errors,
                 curvature=curvature.value,
                 mode=mode.value,
                 batches=batches,
                 dtype=getattr(torch, dtype.value) if dtype else None,
                 quick=quick,
                 seed=seed,
-                progress=show,
             )
+        console = errors if piped else Console()
         print_summary(examination, console)
-        try:
-            if json_file is not None:
-                text = json.dumps(examination.to_json(), indent=2, ensure_ascii=False, allow_nan=False)
-                if str(json_file) == "-":
-                    print(text)
-                else:
-                    json_file.write_text(text + "\n", encoding="utf-8")
-            console.print(f"Page: {examination.save(output)}", markup=False, highlight=False, soft_wrap=True)
-        except OSError as error:
-            raise TargetError(f"can't write {error.filename or output}: {error.strerror}") from error
+        if json_file is not None:
+            text = json.dumps(examination.to_json(), indent=2, ensure_ascii=False, allow_nan=False)
+            if piped:
+                print(text)
+            else:
+                _write(json_file, text + "\n")
+        _write(output, page(examination))
+        _say(console, f"Page: {output}", prefix="")
     if fail_on is not None and examination.severity >= Severity[fail_on.name]:
         raise typer.Exit(FOUND)
+
+
+def _examined(target: str, checkpoint: Path | None, device: str | None, errors: Console, **options: Any) -> Examination:
+    """Load the run and examine it, with a progress bar."""
+    with _progress(errors) as progress:
+        task = progress.add_task(f"running {target}", total=None)
+        run = load_target(target)
+        if checkpoint is not None:
+            load_checkpoint(run, checkpoint)
+        if device is not None:
+            move_run(run, device)
+        progress.update(task, description="reading the data, first gradient")
+
+        def show(stage: str, done: int, expected: int) -> None:
+            progress.update(task, description=stage, completed=done, total=max(done, expected))
+
+        return examine(run.model, run.loss_fn, run.data, run.optimizer, loss=run.loss, progress=show, **options)
+
+
+def _write(path: Path, text: str) -> None:
+    try:
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise TargetError(f"can't write {path}: {error.strerror}") from error
 
 
 @contextlib.contextmanager
@@ -157,7 +196,7 @@ def _one_line_for_mistakes(errors: Console, whole: bool) -> Iterator[None]:
     except KeyboardInterrupt:
         _say(errors, "interrupted; the run is as it was")
         raise typer.Exit(INTERRUPTED) from None
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         ours = isinstance(error, TargetError) or raised_by_us(error)
         if whole:
             _say(errors, traceback.format_exc().rstrip(), prefix="")
@@ -165,8 +204,7 @@ def _one_line_for_mistakes(errors: Console, whole: bool) -> Iterator[None]:
             _say(errors, user_traceback(error).rstrip(), prefix="")
         elif isinstance(error, TargetError) and error.details:
             _say(errors, error.details.rstrip(), prefix="")
-        lines = str(error).strip().splitlines() or [type(error).__name__]
-        _say(errors, lines[0] if ours else f"the run's own code raised {type(error).__name__}: {lines[0]}")
+        _say(errors, str(error) if ours else f"the run's own code raised {first_line(error)}")
         raise typer.Exit(MISTAKE) from error
 
 

@@ -14,7 +14,9 @@ from wellcond.problem import Problem
 
 @dataclass(frozen=True)
 class EdgeRatio:
-    """α·λ_max(PᵀHP) over the stability bound of the optimizer's update.
+    """α·λ_max(PᵀHP) over the stability bound of the optimizer's update, for the loss alone.
+
+    Weight decay τ is not in it: decoupled, or under SGD, it adds α·τ over the bound.
 
     Attributes:
         ratio: above 1 the step is locally unstable; full-batch training is known to hover at 1.
@@ -61,27 +63,31 @@ def edge_ratio(
     optimizer, _ = reading_of(optimizer)
     if any(group.get("maximize") for group in optimizer.param_groups):
         raise ValueError("the optimizer maximizes; give it the negative loss and maximize=False to be measured")
-    steps = steps_of(optimizer)
-    _, rate, bound = steps[0]
-    if len({(r, b) for _, r, b in steps}) == 1:
-        if largest is None:
-            operator = (curvature or Hessian(problem)).preconditioned(preconditioner_of(optimizer))
-            largest = eigenvalues(operator, max_products=max_products, seed=seed).largest()
-        ratio = largest.scaled(rate / bound)
+    steps, P = steps_of(optimizer), preconditioner_of(optimizer)
+    first = steps[0]
+    rate = first.learning_rate * first.correction
+    curvature = curvature or Hessian(problem)
+
+    def largest_of(preconditioner: Diagonal) -> Estimate:
+        operator = curvature.preconditioned(preconditioner)
+        products = min(max_products, operator.size)
+        return eigenvalues(operator, min_products=products, max_products=products, seed=seed).largest()
+
+    if len({(s.learning_rate * s.correction, s.bound) for s in steps}) == 1:
+        largest = largest or largest_of(P)
+        ratio = largest.scaled(rate / first.bound)
+        allowed = _inverse(largest, first.bound / first.correction)
     else:
-        P = preconditioner_of(optimizer)
-        weighted = [s * math.sqrt(r / b) for s, (_, r, b) in zip(P.scales, steps, strict=True) if r > 0]
-        if len(weighted) < len(steps):
-            raise ValueError("a parameter group has learning rate 0: freeze its parameters to leave them out")
-        operator = (curvature or Hessian(problem)).preconditioned(Diagonal(P.parameters, weighted, P.rounding))
-        ratio = eigenvalues(operator, max_products=max_products, seed=seed).largest()
-    learning_rate = float(optimizer.param_groups[0]["lr"])
-    return EdgeRatio(ratio, learning_rate, _allowed(ratio, learning_rate), bound, rate, len(optimizer.param_groups))
+        # Each parameter by its own rate over bound; one that stands still has a share too small to count.
+        shares = [max(s.learning_rate * s.correction / s.bound, 1e-30) for s in steps]
+        scales = [scale * math.sqrt(share) for scale, share in zip(P.scales, shares, strict=True)]
+        ratio = largest_of(Diagonal(P.parameters, scales, P.rounding))
+        allowed = _inverse(ratio, first.learning_rate)
+    return EdgeRatio(ratio, first.learning_rate, allowed, first.bound, rate, len(optimizer.param_groups))
 
 
-def _allowed(ratio: Estimate, learning_rate: float) -> Estimate:
-    if ratio.value <= 0:
-        return Estimate(math.inf, math.inf, math.inf, "no positive curvature", ratio.confidence)
-    low = learning_rate / ratio.high
-    high = learning_rate / ratio.low if ratio.low > 0 else math.inf
-    return Estimate(learning_rate / ratio.value, low, high, ratio.how, ratio.confidence)
+def _inverse(x: Estimate, over: float) -> Estimate:
+    """over/x; infinite where x is not positive."""
+    if x.value <= 0 or math.isinf(over):
+        return Estimate(math.inf, math.inf, math.inf, "no positive curvature bounds it", x.confidence)
+    return Estimate(over / x.value, over / x.high, over / x.low if x.low > 0 else math.inf, x.how, x.confidence)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import importlib.util
 import inspect
@@ -41,7 +42,9 @@ def load_target(target: str) -> TrainingRun:
     Raises:
         TargetError: for anything that keeps the function from returning a `TrainingRun`.
     """
-    where, _, function = target.partition(":") if not _is_windows_path(target) else (target, "", "")
+    where, _, function = target.partition(":")
+    if not where.strip("./"):
+        raise TargetError(f"got the target {target!r}; give file.py[:function] or package.module[:function]")
     function = function or DEFAULT_FUNCTION
     module = _call(f"importing {where}", lambda: _import(where))
     found = getattr(module, function, None)
@@ -56,6 +59,8 @@ def load_target(target: str) -> TrainingRun:
     except ValueError:
         pass
     run = _call(f"{function}() in {where}", found)
+    if inspect.iscoroutine(run):
+        run.close()
     if not isinstance(run, TrainingRun):
         raise TargetError(
             f"{function}() in {where} returned a {type(run).__name__}; it should return "
@@ -77,8 +82,9 @@ def load_checkpoint(run: TrainingRun, path: Path) -> None:
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
-        first = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise TargetError(f"{path} can't be read as a checkpoint of tensors: {first}") from error
+        raise TargetError(
+            f"{path} can't be read as a checkpoint: it should hold tensors in plain dictionaries (weights_only=True)"
+        ) from error
     if not isinstance(state, dict):
         raise TargetError(f"{path} holds a {type(state).__name__}, not a state dict")
     model = next((state[k] for k in ("model", "model_state_dict", "state_dict") if k in state), state)
@@ -92,15 +98,17 @@ def load_checkpoint(run: TrainingRun, path: Path) -> None:
 
 
 def move_run(run: TrainingRun, device: str) -> None:
-    """Move the model and the optimizer's state to a device.
+    """Move the model, a loss with tensors of its own, and the optimizer's state to a device.
 
     Raises:
         TargetError: if torch does not have it.
     """
     try:
         run.model.to(torch.device(device))
+        if isinstance(run.loss_fn, torch.nn.Module):
+            run.loss_fn.to(torch.device(device))
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise TargetError(f"can't move the model to device {device!r}: {str(error).splitlines()[0]}") from error
+        raise TargetError(f"can't move the model to device {device!r}: {first_line(error)}") from error
     if run.optimizer is not None:
         run.optimizer.load_state_dict(run.optimizer.state_dict())
 
@@ -128,11 +136,7 @@ def raised_by_us(error: BaseException) -> bool:
 
 def _is_ours(tb: TracebackType) -> bool:
     name = tb.tb_frame.f_code.co_filename
-    return name.startswith((_PACKAGE, "<frozen importlib")) or name == importlib.__file__
-
-
-def _is_windows_path(target: str) -> bool:
-    return len(target) > 2 and target[1:3] == ":\\" and ":" not in target[3:]
+    return name.startswith((_PACKAGE, "<frozen importlib")) or name in (importlib.__file__, contextlib.__file__)
 
 
 def _import(where: str) -> ModuleType:
@@ -146,7 +150,8 @@ def _import(where: str) -> ModuleType:
         if spec is None or spec.loader is None:
             raise TargetError(f"{where} is not a Python file")
         module = importlib.util.module_from_spec(spec)
-        sys.modules[path.stem] = module
+        # By its name, so that what it defines can be pickled; but never in the place of a module that others use.
+        sys.modules.setdefault(path.stem, module)
         spec.loader.exec_module(module)
         return module
     sys.path.insert(0, "")
@@ -163,6 +168,16 @@ def _call(what: str, function: Callable[[], Any]) -> Any:
         return function()
     except TargetError:
         raise
-    except (Exception, SystemExit) as error:
-        message = f"{what} raised {type(error).__name__}: {error}".splitlines()[0]
-        raise TargetError(message, user_traceback(error)) from error
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:
+        raise TargetError(f"{what} raised {first_line(error)}", user_traceback(error)) from error
+
+
+def first_line(error: BaseException) -> str:
+    """An exception's kind and the first line of its message that says something."""
+    try:
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    except Exception:  # an exception class of theirs with a broken __str__
+        lines = []
+    return ": ".join([type(error).__name__, *lines[:1]])

@@ -11,7 +11,8 @@ from torch import nn
 
 from wellcond.examination.finding import Finding, Severity
 from wellcond.examination.findings import FINDINGS
-from wellcond.examination.measurements import Measurements, Progress, measure
+from wellcond.examination.measurements import Measurements, Progress, Settings, measure
+from wellcond.examination.run import TrainingRun
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,7 @@ class Examination:
 
     def save(self, path: str | Path = "report.html") -> Path:
         """Write the page: one file that works offline."""
+        # Here and not above: the report stands on the examination, and is asked for from it only for convenience.
         from wellcond.report import page
 
         path = Path(path)
@@ -92,19 +94,7 @@ def examine(
     >>> [f.key for f in examination.findings]
     ['inputs', 'negative_curvature']
     """
-    measurements = measure(
-        model,
-        loss_fn,
-        data,
-        optimizer,
-        loss=loss,
-        curvature=curvature,
-        mode=mode,
-        batches=batches,
-        dtype=dtype,
-        quick=quick,
-        seed=seed,
-        progress=progress,
-    )
+    settings = Settings(curvature, mode, batches, dtype, quick, seed)
+    measurements = measure(TrainingRun(model, loss_fn, data, optimizer, loss), settings, progress)
     found = [f for find in FINDINGS if (f := find(measurements)) is not None]
     return Examination(measurements, sorted(found, key=lambda f: -f.severity))

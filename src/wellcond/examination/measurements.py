@@ -12,17 +12,44 @@ import torch
 from wellcond.conditioning import DENSE_LIMIT, Conditioning, Effort, conditioning
 from wellcond.curvature import CurvatureOperator, GaussNewton, Hessian, OutputUnknownError
 from wellcond.examination.row_norms import RowNormCorrelation, row_norm_correlation
+from wellcond.examination.run import TrainingRun
+from wellcond.linalg import norm
 from wellcond.normalization import LayerConditioning, layer_conditioning
-from wellcond.preconditioners import Diagonal, preconditioner_of, reading_of
+from wellcond.parameters import flatten
+from wellcond.preconditioners import Diagonal, preconditioner_of, reading_of, steps_of
 from wellcond.problem import Problem, optimized_parameters
 from wellcond.stability import EdgeRatio, edge_ratio
 
 Progress = Callable[[str, int, int], None]
 """(stage, products done, products expected); called after every product."""
 
-THOROUGH = Effort()
-QUICK = Effort(extremes=20, count=1, probes=3, probe_steps=2, trace_probes=3, gradient_steps=10)
-QUICK_DENSE_LIMIT = 80
+
+@dataclass(frozen=True)
+class Settings:
+    """How to measure; see `wellcond.examine`."""
+
+    curvature: str = "hessian"
+    mode: str = "train"
+    batches: int | None = None
+    dtype: torch.dtype | None = None
+    quick: bool = False
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.curvature not in ("hessian", "gauss-newton"):
+            raise ValueError(f'got curvature={self.curvature!r}; it is "hessian" or "gauss-newton"')
+
+    @property
+    def effort(self) -> Effort:
+        """Products to spend where the spectrum is not computed whole: a thorough examination, or a tenth of it."""
+        if self.quick:
+            return Effort(extremes=20, count=1, probes=4, probe_steps=2, trace_probes=4, gradient_steps=10)
+        return Effort()
+
+    @property
+    def dense_limit(self) -> int:
+        """Parameters up to which the spectrum is computed whole."""
+        return 60 if self.quick else DENSE_LIMIT
 
 
 @dataclass(frozen=True)
@@ -41,7 +68,7 @@ class Measurements:
         model: class name of the network.
         parameters, examples, batches: sizes of what was measured.
         loss, gradient_norm: L(p) and ‖∇L(p)‖.
-        dtype, mode, seed, curvature: how it was measured.
+        dtype, settings: how it was measured.
         optimizer: None if the run has none.
         preconditioned: whether the optimizer's P is more than the identity.
         figures: by curvature: "hessian", "gauss_newton", and each with "_preconditioned".
@@ -62,9 +89,7 @@ class Measurements:
     loss: float
     gradient_norm: float
     dtype: str
-    mode: str
-    seed: int
-    curvature: str
+    settings: Settings
     optimizer: OptimizerFacts | None
     preconditioned: bool
     figures: dict[str, Conditioning] = field(default_factory=dict)
@@ -82,170 +107,145 @@ class Measurements:
         return self.figures.get(f"{curvature}_preconditioned") or self.figures.get(curvature)
 
 
-def measure(
-    model: torch.nn.Module,
-    loss_fn: Any,
-    data: Any,
-    optimizer: Any = None,
-    *,
-    loss: Any = None,
-    curvature: str = "hessian",
-    mode: str = "train",
-    batches: int | None = None,
-    dtype: torch.dtype | None = None,
-    quick: bool = False,
-    seed: int = 0,
-    progress: Progress | None = None,
-) -> Measurements:
-    """Measure; the arguments are those of `wellcond.examine`."""
-    if curvature not in ("hessian", "gauss-newton"):
-        raise ValueError(f'got curvature={curvature!r}; it is "hessian" or "gauss-newton"')
+def measure(run: TrainingRun, settings: Settings, progress: Progress | None = None) -> Measurements:
+    """Measure a training run.
+
+    Raises:
+        TypeError, ValueError: for what can't be measured, with the remedy.
+        FloatingPointError: where the curvature is not finite, or wrong.
+    """
     started = time.perf_counter()
-    P, facts, notes = None, None, []
-    chosen = None
-    if optimizer is not None:
-        torch_optimizer, _ = reading_of(optimizer)
-        P, facts = preconditioner_of(optimizer), _facts(torch_optimizer)
-        chosen, left_out = optimized_parameters(model, torch_optimizer)
+    P, facts, chosen, notes = None, None, None, []
+    if run.optimizer is not None:
+        optimizer, _ = reading_of(run.optimizer)
+        P, facts = preconditioner_of(optimizer), _facts(optimizer)
+        chosen, left_out = optimized_parameters(run.model, optimizer)
         if left_out:
             notes.append(f"Not in the optimizer, taken as frozen: {_some(left_out)}.")
-    limit = QUICK_DENSE_LIMIT if quick else DENSE_LIMIT
-    problem = _problem(
-        model,
-        loss_fn,
-        data,
-        notes,
-        limit,
-        loss=loss,
-        mode=mode,
-        batches=batches,
-        parameters=chosen,
-        seed=seed,
-        dtype=dtype,
-    )
-    before = time.perf_counter()
+    problem = _problem(run, settings, chosen, notes)
     gradient = problem.gradient()
-    gradient_seconds = time.perf_counter() - before
     m = Measurements(
         model=type(problem.model).__name__,
         parameters=problem.size,
         examples=problem.examples,
         batches=len(problem.batches),
         loss=problem.loss(),
-        gradient_norm=float(gradient.norm()),
+        gradient_norm=norm(gradient),
         dtype=str(problem.dtype).removeprefix("torch."),
-        mode=mode,
-        seed=seed,
-        curvature=curvature,
+        settings=settings,
         optimizer=facts,
         preconditioned=P is not None and not P.is_identity,
         unreached=problem.unreached,
         notes=notes,
     )
-    effort = QUICK if quick else THOROUGH
-    _measure_curvatures(m, problem, P if m.preconditioned else None, effort, limit, seed, progress)
-    if optimizer is not None:
-        m.edge = _edge(m, problem, optimizer, seed)
-    hessian = m.figures.get("hessian")
-    if hessian is not None and m.preconditioned and P is not None:
-        over = P.over(problem.parameters, problem.names)
-        m.row_norms = row_norm_correlation(hessian.squared_row_norms(), over, seed=seed)
+    # The Hessian where it is asked for, and Gauss-Newton, of which κ̄ and κ_eff are made; beside a Hessian only a
+    # trace of it is wanted, one product a direction.
+    effort = settings.effort
+    trace_only = replace(effort, probes=effort.trace_probes, probe_steps=1)
+    if settings.curvature == "hessian":
+        _measure_curvature(m, Hessian(problem), run.optimizer, P, effort, progress)
+    try:
+        operator = GaussNewton(problem)
+        _measure_curvature(m, operator, run.optimizer, P, trace_only if m.figures else effort, progress)
+    except OutputUnknownError as error:
+        if settings.curvature == "gauss-newton":
+            raise
+        notes.append(f"κ̄ of Gauss-Newton and κ_eff are missing: {error}.")
     m.layers = layer_conditioning(problem)
-    if problem.size > limit:
-        # The first gradient warmed up; a second one is what a gradient costs.
-        before = time.perf_counter()
-        problem.gradient()
-        gradient_seconds = min(gradient_seconds, time.perf_counter() - before)
-    m.gradient_seconds = gradient_seconds
+    before = time.perf_counter()
+    problem.gradient()
+    m.gradient_seconds = time.perf_counter() - before
     m.seconds = time.perf_counter() - started
     return m
 
 
-def _problem(
-    model: torch.nn.Module, loss_fn: Any, data: Any, notes: list[str], limit: int, *, dtype: Any, **rest: Any
-) -> Problem:
+def _problem(run: TrainingRun, settings: Settings, chosen: Any, notes: list[str]) -> Problem:
     """The problem in the dtype asked for; unless asked, in float64 where the spectrum is computed whole."""
-    problem = Problem(model, loss_fn, data, dtype=dtype, **rest)
-    if dtype is None and problem.size <= limit and problem.dtype == torch.float32 and problem.device.type != "mps":
-        double = Problem(model, loss_fn, problem.batches, dtype=torch.float64, **rest)
+
+    def build(data: Any, dtype: torch.dtype | None) -> Problem:
+        return Problem(
+            run.model,
+            run.loss_fn,
+            data,
+            loss=run.loss,
+            mode=settings.mode,
+            batches=settings.batches,
+            parameters=chosen,
+            seed=settings.seed,
+            dtype=dtype,
+        )
+
+    problem = build(run.data, settings.dtype)
+    if settings.dtype is None and problem.size <= settings.dense_limit and problem.dtype == torch.float32:
         try:
+            double = build(problem.batches, torch.float64)
             double.gradient()
-        except (RuntimeError, TypeError) as error:
-            notes.append(f"Measured in float32: in float64 the model says “{str(error).splitlines()[0][:120]}”.")
-        else:
-            return double
+            if double.loss_dtype == torch.float64:
+                return double
+            why = f"asked for float64 the loss is {double.loss_dtype}"
+        except Exception as error:  # whatever their code raises about a dtype; what is wrong in float32 too comes again
+            why = f"in float64 the model raises {type(error).__name__} {str(error)[:120]}"
+        notes.append(f"Measured in float32: {' '.join(why.split())}.")
     return problem
 
 
-def _measure_curvatures(
-    m: Measurements,
-    problem: Problem,
-    P: Diagonal | None,
-    effort: Effort,
-    limit: int,
-    seed: int,
-    progress: Progress | None,
-) -> None:
-    kinds: list[tuple[str, type[CurvatureOperator], Effort]] = []
-    if m.curvature == "hessian":
-        kinds.append(("hessian", Hessian, effort))
-    # κ(ρ) is shown for the Hessian; beside it only a trace of Gauss-Newton is wanted, one product a direction.
-    trace_only = replace(effort, probes=effort.trace_probes, probe_steps=1)
-    kinds.append(("gauss_newton", GaussNewton, trace_only if kinds else effort))
-    for name, kind, spend in kinds:
-        try:
-            with problem:
-                _measure_curvature(m, name, kind(problem), P, spend, limit, seed, progress)
-        except OutputUnknownError as error:
-            if m.curvature == "gauss-newton":
-                raise
-            m.notes.append(f"κ̄ of Gauss-Newton and κ_eff are missing: {error}.")
-
-
 def _measure_curvature(
-    m: Measurements,
-    name: str,
-    operator: CurvatureOperator,
-    P: Diagonal | None,
-    effort: Effort,
-    limit: int,
-    seed: int,
-    progress: Progress | None,
+    m: Measurements, operator: CurvatureOperator, optimizer: Any, P: Diagonal | None, effort: Effort, progress: Any
 ) -> None:
+    """One kind of curvature, plain and preconditioned; the first kind measured also gives the edge ratio and the
+    correlation with its row norms."""
+    problem, settings, first = operator.problem, m.settings, not m.figures
+    hessian = isinstance(operator, Hessian)
+    name = "hessian" if hessian else "gauss_newton"
     variants: dict[str, Any] = {name: operator}
-    if P is not None:
+    if m.preconditioned and P is not None:
         variants[f"{name}_preconditioned"] = operator.preconditioned(P)
-    for key, variant in variants.items():
-        expected = operator.size if operator.size <= limit else _expected(effort, key)
-        _report(operator, key, expected, progress)
-        figures = conditioning(variant, effort=effort, dense_limit=limit, effective=name == "gauss_newton", seed=seed)
+    with problem:
+        for key, variant in variants.items():
+            expected = _expected(effort, operator, settings.dense_limit)
+            _report(operator, key.replace("_", " "), expected, progress)
+            m.figures[key] = conditioning(
+                variant, effort=effort, dense_limit=settings.dense_limit, effective=not hessian, seed=settings.seed
+            )
+        figures = m.figures[key]
         if operator.positive_semidefinite and figures.smallest.value < -1e-3 * abs(figures.largest.value):
             m.notes.append(
                 "The loss is not convex in the network's output: Gauss-Newton has negative eigenvalues here, and κ̄ and "
                 "κ_eff lose their meaning."
             )
-        m.figures[key] = figures
+        if first and optimizer is not None:
+            m.edge = edge_ratio(problem, optimizer, largest=figures.largest, curvature=operator, seed=settings.seed)
+    if hessian and m.preconditioned:
+        plain = m.figures[name]
+        m.row_norms = row_norm_correlation(
+            plain.squared_row_norms(),
+            _root_v(problem, optimizer),
+            exact=plain.spectrum is not None,
+            seed=settings.seed,
+        )
     m.products += operator.products
 
 
-def _expected(effort: Effort, key: str) -> int:
-    products = effort.extremes + effort.probes * effort.probe_steps
-    return products + (effort.gradient_steps if key.startswith("gauss") else 2 * effort.count)
+def _root_v(problem: Problem, optimizer: Any) -> torch.Tensor:
+    """√v in the problem's order; NaN where there is none."""
+    known = {id(step.parameter): step.root_v for step in steps_of(optimizer)}
+    pieces = [(known[id(p)], p) for p in problem.parameters]
+    return flatten([torch.full(p.shape, torch.nan, device=p.device) if v is None else v for v, p in pieces])
+
+
+def _expected(effort: Effort, operator: CurvatureOperator, dense_limit: int) -> int:
+    if operator.size <= dense_limit:
+        return operator.size
+    products = min(effort.extremes, operator.size) + effort.probes * effort.probe_steps + effort.count
+    return products + (effort.gradient_steps if operator.positive_semidefinite else effort.count)
 
 
 def _report(operator: CurvatureOperator, stage: str, expected: int, progress: Progress | None) -> None:
     if progress is None:
         return
-    label, start = stage.replace("_", " "), operator.products
-    progress(label, 0, expected)
-    operator.on_product = lambda: progress(label, operator.products - start, expected)
-
-
-def _edge(m: Measurements, problem: Problem, optimizer: Any, seed: int) -> EdgeRatio:
-    figures = m.of("hessian" if m.curvature == "hessian" else "gauss_newton")
-    assert figures is not None
-    operator = Hessian(problem) if m.curvature == "hessian" else GaussNewton(problem)
-    return edge_ratio(problem, optimizer, largest=figures.largest, curvature=operator, seed=seed)
+    start = operator.products
+    progress(stage, 0, expected)
+    operator.on_product = lambda: progress(stage, operator.products - start, expected)
 
 
 def _facts(optimizer: Any) -> OptimizerFacts:

@@ -9,8 +9,6 @@ import torch
 from torch import Tensor
 
 from wellcond.linalg import CONFIDENCE, Estimate
-from wellcond.parameters import flatten
-from wellcond.preconditioners import Diagonal
 
 SHOWN = 1500
 """Points kept for a plot."""
@@ -22,7 +20,7 @@ class RowNormCorrelation:
 
     Attributes:
         correlation: −1 to 1.
-        used: parameters that count: those whose row is not zero.
+        used: parameters that count: those with √v > 0 whose row is not zero.
         root_v, row_norm: (k,), a random sample of the points, for a plot.
     """
 
@@ -32,49 +30,78 @@ class RowNormCorrelation:
     row_norm: Tensor
 
 
-def row_norm_correlation(squared_rows: Tensor, P: Diagonal, *, seed: int = 0) -> RowNormCorrelation:
+def row_norm_correlation(squared_rows: Tensor, root_v: Tensor, *, exact: bool, seed: int = 0) -> RowNormCorrelation:
     """The correlation, corrected for the noise of sampled row norms.
 
     Args:
-        squared_rows: (s, n), s independent unbiased samples of the squared row norms from as many uniform
-            directions; s = 1 is taken as exact.
-        P: the optimizer's preconditioner over the same parameters; 1/P_ii² is √v (plus ε).
+        squared_rows: (s, n), the squared row norms if `exact`, else s independent unbiased samples of them.
+        root_v: (n,), √v of each parameter; NaN where the optimizer has none.
+        exact: whether the first row is the row norms themselves.
         seed: of the sample of points.
 
-    The mean of s samples of row i is its squared norm times χ²_s/s, whatever the row: the noise of its logarithm has
-    the known variance ψ'(s/2)/4, which is taken off. The interval is the jackknife's over the directions.
+    Sampled row norms are noisy, which lowers a correlation: by the square root of how well they repeat themselves.
+    That is measured between halves of the samples, over several ways of halving. The interval is the jackknife's over
+    the samples.
     """
-    samples = len(squared_rows)
-    x = -2 * flatten([s.expand(p.shape) for s, p in zip(P.scales, P.parameters, strict=True)]).double().cpu().log()
-    rows = squared_rows.double().cpu()
+    rows, x = squared_rows.cpu().double(), root_v.cpu().double()
     mean = rows.mean(0)
-    used = mean > torch.finfo(squared_rows.dtype).eps ** 2 * mean.max()
-    count = int(used.sum())
+    used = (mean > torch.finfo(squared_rows.dtype).eps ** 2 * mean.max()) & (x > 0)
+    count, samples = int(used.sum()), len(rows)
     shown = torch.randperm(count, generator=torch.Generator().manual_seed(seed))[:SHOWN]
-    x = x[used]
-    points = x[shown].exp(), mean[used][shown].sqrt()
+    points = x[used][shown], mean[used][shown].sqrt()
+    rows, x = rows[:, used], x[used].log()
     if count < 3 or float(x.std()) == 0:
-        why = "the preconditioner is the same for every parameter" if count >= 3 else "the Hessian is zero"
+        why = "√v is the same for every parameter" if count >= 3 else "fewer than three parameters have both"
         return RowNormCorrelation(Estimate.undefined(why), count, *points)
-    value = _correlation(x, rows[:, used], exact=samples == 1)
-    if samples == 1:
-        slack = 1e-6
-        return RowNormCorrelation(Estimate(value, value - slack, value + slack, "exact row norms"), count, *points)
-    left_out = [_correlation(x, rows[torch.arange(samples) != j][:, used], exact=False) for j in range(samples)]
-    spread = torch.tensor(left_out, dtype=torch.float64)
-    error = math.sqrt((samples - 1) / samples * float((spread - spread.mean()).square().sum()))
-    # Three standard errors, and more while few directions make the standard error itself uncertain.
-    half = 3 * error * (1 + 2 / samples) + 1 / math.sqrt(count)
+    if exact:
+        value = _correlation(x, _log_norms(rows[:1]))
+        estimate = Estimate(value, value - ROUNDING, value + ROUNDING, "exact row norms")
+        return RowNormCorrelation(estimate, count, *points)
+    if samples < 4:
+        why = f"{samples} random products are too few to tell"
+        return RowNormCorrelation(Estimate.undefined(why), count, *points)
+    value = _corrected(x, rows)
+    others = [torch.arange(samples) != j for j in range(samples)]
+    left_out = torch.tensor([_corrected(x, rows[kept]) for kept in others], dtype=torch.float64)
+    error = math.sqrt((samples - 1) / samples * float((left_out - left_out.mean()).square().sum()))
+    half = student(samples - 1) * error + ROUNDING
     how = f"row norms from {samples} random products, corrected for their noise; jackknife interval"
     estimate = Estimate(value, max(-1.0, value - half), min(1.0, value + half), how, CONFIDENCE)
     return RowNormCorrelation(estimate, count, *points)
 
 
-def _correlation(x: Tensor, squared_rows: Tensor, *, exact: bool) -> float:
-    y = squared_rows.mean(0).clamp_min(1e-300).log() / 2
+ROUNDING = 1e-6
+"""What the precision of a float32 second moment can do to a correlation."""
+
+
+def student(degrees: int) -> float:
+    """How many estimated standard errors hold with probability `CONFIDENCE`: Student's quantile, by bisection of its
+    distribution function, which for the incomplete beta function needs only an integral over an angle."""
+    angle = torch.linspace(0, math.pi / 2, 20001, dtype=torch.float64)[:-1]
+    density = torch.cos(angle) ** (degrees - 1)
+    share = torch.cumsum(density, 0) / density.sum()
+    position = int((share < CONFIDENCE).sum())
+    return math.sqrt(degrees) * math.tan(float(angle[position]))
+
+
+def _corrected(x: Tensor, squared_rows: Tensor) -> float:
     samples = len(squared_rows)
-    noise = 0.0 if exact else float(torch.special.polygamma(1, torch.tensor(samples / 2, dtype=torch.float64))) / 4
-    a, b = x - x.mean(), y - y.mean()
-    variance = max(float(b.square().mean()) - noise, 1e-12)
-    r = float((a * b).mean()) / math.sqrt(float(a.square().mean()) * variance)
-    return max(-1.0, min(1.0, r))
+    order, repeats = torch.arange(samples), []
+    for shift in range(samples):
+        halves = squared_rows[order.roll(shift)].split((samples + 1) // 2)
+        repeats.append(_covariance(*(_log_norms(half) for half in halves)))
+    y = _log_norms(squared_rows)
+    signal = max(sum(repeats) / samples, 1e-12)
+    return max(-1.0, min(1.0, _covariance(x, y) / math.sqrt(_covariance(x, x) * signal)))
+
+
+def _log_norms(squared_rows: Tensor) -> Tensor:
+    return squared_rows.mean(0).clamp_min(1e-300).log() / 2
+
+
+def _covariance(x: Tensor, y: Tensor) -> float:
+    return float(((x - x.mean()) * (y - y.mean())).mean())
+
+
+def _correlation(x: Tensor, y: Tensor) -> float:
+    return _covariance(x, y) / math.sqrt(_covariance(x, x) * max(_covariance(y, y), 1e-300))

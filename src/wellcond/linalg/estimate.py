@@ -61,7 +61,7 @@ class Estimate:
         return str(self)
 
     def __str__(self) -> str:
-        """The figure as a person reads it: with as much of its interval as three digits show.
+        """The figure as a person reads it: with its interval, unless that is narrower than 1 %.
 
         >>> str(Estimate(12.3, 12.3, 12.3, "exact"))
         '12.3'
@@ -79,7 +79,7 @@ class Estimate:
         if self.unresolved:
             return f"at least {number(self.low)}"
         value, low, high = number(self.value), number(self.low), number(self.high)
-        if low == high:
+        if low == high or self.high - self.low <= 0.01 * abs(self.value):
             return value
         # A value in a wide interval would be read as more than it is.
         wide = self.low >= 0 and self.high > 3 * self.low

@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-
 NOT_FINITE = (
     "a product with the curvature is not finite: the loss has no second derivative at these parameters (for example √ "
     "or a norm at 0), or it overflows"

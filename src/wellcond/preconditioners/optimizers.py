@@ -6,7 +6,9 @@ step used (theory, section 3.1). Rates and bounds are those of theory section 2.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import torch
@@ -24,13 +26,20 @@ class Reading:
 
     needs_a_step = True
 
-    def squared_scale(self, p: Tensor, state: Mapping[str, Any], group: Mapping[str, Any]) -> Tensor:
-        """P_ii², in float64, of p's shape."""
-        return torch.ones((), dtype=torch.float64, device=p.device).expand(p.shape)
+    def root_v(self, state: Mapping[str, Any], group: Mapping[str, Any]) -> Tensor | None:
+        """√v, the root of the second moment as the step corrected it, in float64; None where there is none."""
+        return None
 
-    def rate(self, state: Mapping[str, Any], group: Mapping[str, Any]) -> float:
-        """α, the factor before P² in the last step, early-step corrections included."""
-        return float(group["lr"])
+    def squared_scale(self, p: Tensor, state: Mapping[str, Any], group: Mapping[str, Any]) -> Tensor:
+        """P_ii², in float64, of p's shape: 1/(√v + ε)."""
+        root = self.root_v(state, group) if state else None
+        if root is None:
+            return torch.ones((), dtype=torch.float64, device=p.device).expand(p.shape)
+        return 1 / (root + group["eps"])
+
+    def correction(self, state: Mapping[str, Any], group: Mapping[str, Any]) -> float:
+        """α over the group's lr in the last step: the correction of early steps, or a decay."""
+        return 1.0
 
     def bound(self, group: Mapping[str, Any]) -> float:
         """What α·λ_max(PᵀHP) must stay under for the iteration with P frozen to be stable."""
@@ -56,28 +65,30 @@ class _SGD(Reading):
     needs_a_step = False
 
     def bound(self, group: Mapping[str, Any]) -> float:
-        beta = group["momentum"]
+        beta, dampening = group["momentum"], group["dampening"]
         if group["nesterov"]:
             return (2 + 2 * beta) / (1 + 2 * beta)
-        return (2 + 2 * beta) / (1 - group["dampening"]) if beta else 2.0
+        if not beta:
+            return 2.0
+        return (2 + 2 * beta) / (1 - dampening) if dampening < 1 else math.inf
 
 
 @reads(torch.optim.Adagrad)
 class _Adagrad(Reading):
-    def squared_scale(self, p: Tensor, state: Mapping[str, Any], group: Mapping[str, Any]) -> Tensor:
-        return 1 / (state["sum"].double().sqrt() + group["eps"])
+    def root_v(self, state: Mapping[str, Any], group: Mapping[str, Any]) -> Tensor:
+        return state["sum"].double().sqrt()
 
-    def rate(self, state: Mapping[str, Any], group: Mapping[str, Any]) -> float:
-        return float(group["lr"]) / (1 + (float(state["step"]) - 1) * group["lr_decay"])
+    def correction(self, state: Mapping[str, Any], group: Mapping[str, Any]) -> float:
+        return 1 / (1 + (float(state["step"]) - 1) * group["lr_decay"])
 
 
 @reads(torch.optim.RMSprop)
 class _RMSprop(Reading):
-    def squared_scale(self, p: Tensor, state: Mapping[str, Any], group: Mapping[str, Any]) -> Tensor:
+    def root_v(self, state: Mapping[str, Any], group: Mapping[str, Any]) -> Tensor:
         v = state["square_avg"].double()
         if group["centered"]:
             v = v - state["grad_avg"].double().square()
-        return 1 / (v.sqrt() + group["eps"])
+        return v.sqrt()
 
     def bound(self, group: Mapping[str, Any]) -> float:
         return 2 + 2 * group["momentum"]
@@ -85,13 +96,12 @@ class _RMSprop(Reading):
 
 @reads(torch.optim.Adam, torch.optim.AdamW)
 class _Adam(Reading):
-    def squared_scale(self, p: Tensor, state: Mapping[str, Any], group: Mapping[str, Any]) -> Tensor:
+    def root_v(self, state: Mapping[str, Any], group: Mapping[str, Any]) -> Tensor:
         v = state["max_exp_avg_sq" if group["amsgrad"] else "exp_avg_sq"].double()
-        correction = 1 - float(group["betas"][1]) ** float(state["step"])
-        return 1 / ((v / correction).sqrt() + group["eps"])
+        return (v / (1 - float(group["betas"][1]) ** float(state["step"]))).sqrt()
 
-    def rate(self, state: Mapping[str, Any], group: Mapping[str, Any]) -> float:
-        return float(group["lr"]) / (1 - float(group["betas"][0]) ** float(state["step"]))
+    def correction(self, state: Mapping[str, Any], group: Mapping[str, Any]) -> float:
+        return 1 / (1 - float(group["betas"][0]) ** float(state["step"]))
 
     def bound(self, group: Mapping[str, Any]) -> float:
         beta = float(group["betas"][0])
@@ -126,7 +136,7 @@ def preconditioner_of(optimizer: Optimizer) -> Diagonal:
     rounding = 0.0
     with torch.no_grad():
         for p, state, group in _entries(optimizer):
-            squared = reading.squared_scale(p, state, group) if state else Reading().squared_scale(p, state, group)
+            squared = reading.squared_scale(p, state, group)
             if not bool((torch.isfinite(squared) & (squared > 0)).all()):
                 raise ValueError(
                     f"the {type(optimizer).__name__} state of a parameter of shape {tuple(p.shape)} gives a scale "
@@ -167,6 +177,7 @@ _REFUSED = {
     "Muon": "its step is a function of the current momentum alone",
     "LBFGS": "its preconditioner is not diagonal and not stored",
     "Adafactor": "its factored second moment is not supported yet",
+    **dict.fromkeys(("NAdam", "RAdam", "Adamax", "Adadelta", "SparseAdam", "ASGD"), "it is not supported yet"),
 }
 
 
@@ -186,10 +197,35 @@ def _entries(optimizer: Optimizer) -> list[tuple[Tensor, Mapping[str, Any], Mapp
     return entries
 
 
-def steps_of(optimizer: Any) -> list[tuple[Tensor, float, float]]:
-    """(parameter, rate, bound) of every parameter: α of the last step and the bound of theory section 2.3."""
+@dataclass(frozen=True)
+class Step:
+    """How an optimizer steps one parameter.
+
+    Attributes:
+        parameter: which.
+        learning_rate: lr of its group, as it stands.
+        correction: α over lr in the last step.
+        bound: of α·λ_max(PᵀHP), theory section 2.3.
+        root_v: √v, of the parameter's shape; None where there is none (yet).
+    """
+
+    parameter: Tensor
+    learning_rate: float
+    correction: float
+    bound: float
+    root_v: Tensor | None
+
+
+def steps_of(optimizer: Any) -> list[Step]:
+    """How the optimizer steps each of its parameters, in its order."""
     optimizer, reading = reading_of(optimizer)
     return [
-        (p, reading.rate(state, group) if state else float(group["lr"]), reading.bound(group))
+        Step(
+            p,
+            float(group["lr"]),
+            reading.correction(state, group) if state else 1.0,
+            reading.bound(group),
+            reading.root_v(state, group) if state else None,
+        )
         for p, state, group in _entries(optimizer)
     ]

@@ -14,7 +14,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-
 RANDOM = (torch.Generator, random.Random, np.random.Generator, np.random.RandomState)
 """What can hold a random state of its own."""
 

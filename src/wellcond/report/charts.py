@@ -37,7 +37,7 @@ def charts(m: Measurements) -> list[Chart]:
 
 
 def _spectrum(m: Measurements) -> Chart | None:
-    kind = "hessian" if m.curvature == "hessian" else "gauss_newton"
+    kind = "hessian" if m.settings.curvature == "hessian" else "gauss_newton"
     shown = {name: m.figures[name] for name in (kind, f"{kind}_preconditioned") if name in m.figures}
     shown = {name: c for name, c in shown.items() if c.largest.value > 0}
     if not shown:
@@ -55,12 +55,12 @@ def _spectrum(m: Measurements) -> Chart | None:
         },
         yaxis={"type": "log", "title": "number of eigenvalues above", "dtick": 1},
     )
-    how = "exact" if whole else "the band is what is proved with probability 99.7 %"
+    how = "exact" if whole else "the truth lies in the band with probability 99.7 % at each point"
     return Chart(
         "spectrum",
         "Spectrum: how many eigenvalues lie above a fraction of the largest",
-        f"Where all eigenvalues are equal the curve is flat ({how}). One that climbs on to the left has directions of "
-        "very different curvature, which one learning rate can't serve.",
+        f"How many eigenvalues are left above a fraction of the largest ({how}). The more of the climb is far to the "
+        "left, the more directions are much flatter than the steepest, which sets the learning rate.",
         _plain(figure),
     )
 
@@ -74,8 +74,9 @@ def _add_counts(figure: go.Figure, role: str, label: str, c: Conditioning, decad
         line = {"shape": "hv", "width": 2.5}
         figure.add_scatter(x=x, y=low_y, mode="lines", line=line, name=label, meta=role)
         return
-    figure.add_scatter(x=x, y=low_y, mode="lines", line={"width": 1}, meta=role, showlegend=False, hoverinfo="skip")
-    figure.add_scatter(x=x, y=high_y, mode="lines", line={"width": 1}, meta=role, fill="tonexty", name=label)
+    edge = {"mode": "lines", "line": {"width": 1}, "meta": role, "legendgroup": role}
+    figure.add_scatter(x=x, y=low_y, showlegend=False, hoverinfo="skip", **edge)
+    figure.add_scatter(x=x, y=high_y, fill="tonexty", name=label, **edge)
 
 
 def _learning_rate(m: Measurements) -> Chart | None:
@@ -142,21 +143,23 @@ def _layers(m: Measurements) -> Chart | None:
         return None
     names = [html.escape(_short(layer.name or "(model)")) for layer in layers]
     figure = go.Figure()
-    for role, label, symbol, values in (
-        (FIRST, "as it is", "circle", [layer.kappa.value for layer in layers]),
-        (THIRD, "centered", "triangle-up", [layer.centered.value for layer in layers]),
-        (SECOND, "standardized", "square", [layer.standardized.value for layer in layers]),
-    ):
+    # Where they coincide all three stay visible: the first is a ring around the last.
+    series = (
+        (FIRST, "as it is", "circle-open", 17, [layer.kappa.value for layer in layers]),
+        (THIRD, "centered", "triangle-up", 12, [layer.centered.value for layer in layers]),
+        (SECOND, "standardized", "square", 6, [layer.standardized.value for layer in layers]),
+    )
+    for role, label, symbol, size, values in series:
         figure.add_scatter(
             x=[v if math.isfinite(v) else None for v in values],
             y=list(range(len(layers))),
             mode="markers",
-            marker={"size": 12, "symbol": symbol},
+            marker={"size": size, "symbol": symbol, "line": {"width": 3 if role == FIRST else 0}},
             name=label,
             meta=role,
         )
     figure.update_layout(
-        xaxis={"type": "log", "title": "κ of its inputs", "dtick": 1, "exponentformat": "power"},
+        xaxis={"type": "log", "title": "κ of its inputs", **_ticks([v for s in series for v in s[-1]])},
         yaxis={
             "tickmode": "array",
             "tickvals": list(range(len(layers))),
@@ -188,17 +191,24 @@ def _row_norms(m: Measurements) -> Chart | None:
         meta=FIRST,
     )
     figure.update_layout(
-        xaxis={"type": "log", "title": "row norm of H", "exponentformat": "power", "nticks": 8},
-        yaxis={"type": "log", "title": "√v", "exponentformat": "power", "nticks": 8},
+        xaxis={"type": "log", "title": "row norm of H", **_ticks(r.row_norm.tolist())},
+        yaxis={"type": "log", "title": "√v", **_ticks(r.root_v.tolist())},
         showlegend=False,
     )
     return Chart(
         "row-norms",
         "Does √v measure the Hessian's row norms?",
-        f"Correlation of the logarithms over {r.used:,} parameters: {r.correlation}. At 1 the optimizer scales every "
-        "row of the Hessian to the same norm, which is why adaptive methods help.",
+        f"Correlation of the logarithms over {r.used:,} parameters: {r.correlation}. The theory expects √v to grow "
+        "with the norm of the parameter's row of the Hessian.",
         _plain(figure),
     )
+
+
+def _ticks(values: list[float]) -> dict[str, Any]:
+    """A label a decade, at most seven or so; 1, 2 and 5 where there are less than two decades."""
+    logs = [math.log10(v) for v in values if v > 0 and math.isfinite(v)]
+    decades = max(logs, default=0.0) - min(logs, default=0.0)
+    return {"dtick": "D2" if decades < 2 else max(1, round(decades / 6)), "exponentformat": "power"}
 
 
 def _plain(figure: go.Figure) -> dict[str, Any]:

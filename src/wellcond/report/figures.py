@@ -54,39 +54,50 @@ def conditioning_figures(c: Conditioning) -> dict[str, Estimate]:
     }
 
 
-_HESSIAN_ROWS = [
+_ROWS = [
     ("λ_max", "largest eigenvalue", "largest"),
     ("λ_min", "smallest eigenvalue: negative curvature", "smallest"),
     ("negative", "fraction of eigenvalues below −θ·λ_max", "negative_fraction"),
-    ("κ̄ of H", "λ_max over the mean of |λ|", "kappa_mean"),
+    ("κ̄", "λ_max over the mean of |λ|", "kappa_mean"),
     ("κ(0.5)", "λ_max over the median of the eigenvalues above θ·λ_max", "kappa_50"),
-    ("κ(0.9)", "the same with 90 % of them", "kappa_90"),
+    ("κ(0.9)", "the same for 90 % of them", "kappa_90"),
     ("κ*", "λ_max over the smallest eigenvalue above rounding", "kappa_star"),
 ]
 _GAUSS_NEWTON_ROWS = [
-    ("κ̄", "λ_max over the mean eigenvalue of Gauss-Newton", "kappa_mean"),
-    ("κ_eff", "what gradient descent feels: steps to 1 % of the reducible loss, over 2.3", "kappa_effective"),
+    ("κ̄", "λ_max over the mean eigenvalue", "kappa_mean"),
+    (
+        "κ_eff",
+        "what gradient descent feels: its steps down to 1 % of the reducible loss, over ½·ln 100",
+        "kappa_effective",
+    ),
     ("flat share", "squared gradient on directions without curvature", "outside_range"),
 ]
 
 
 def rows(m: Measurements) -> Iterator[Row]:
     """The table of conditioning figures, in reading order, without lines that have no figure at all."""
-    plan = [("hessian", _HESSIAN_ROWS), ("gauss_newton", _GAUSS_NEWTON_ROWS)]
-    if m.curvature == "gauss-newton":
-        plan = [("gauss_newton", [r for r in _HESSIAN_ROWS if r[0] != "κ̄ of H"] + _GAUSS_NEWTON_ROWS)]
-    for curvature, lines in plan:
+    plan = [("hessian", "H", _ROWS), ("gauss_newton", "G", _GAUSS_NEWTON_ROWS)]
+    if m.settings.curvature == "gauss-newton":
+        plan = [("gauss_newton", "G", [row for row in _ROWS if row[2] != "kappa_mean"] + _GAUSS_NEWTON_ROWS)]
+    for curvature, matrix, lines in plan:
         plain, own = m.figures.get(curvature), m.figures.get(f"{curvature}_preconditioned")
         if plain is None:
             continue
         before = conditioning_figures(plain)
         after = conditioning_figures(own) if own is not None else {}
         for symbol, meaning, key in lines:
-            row = Row(symbol, meaning, before[key], after.get(key))
+            row = Row(f"{symbol} of {matrix}", meaning, before[key], after.get(key))
             known = [e for e in (row.plain, row.preconditioned) if e is not None and e.defined]
             # A gradient without a flat share is what one expects, and the rounding of its zero tells nobody anything.
             if known and (key != "outside_range" or any(e.value > 1e-6 for e in known)):
                 yield row
+
+
+def theta(m: Measurements) -> str:
+    """The threshold θ of the figures that have one, as a sentence."""
+    c = next(iter(m.figures.values()))
+    how = "all eigenvalues were computed" if c.spectrum is not None else "the spectrum was sampled"
+    return f"θ = {c.theta:.0e}, since {how}; compare κ(ρ) and fractions at equal θ only."
 
 
 def headline(m: Measurements) -> str:

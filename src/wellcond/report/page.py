@@ -14,12 +14,12 @@ from wellcond.examination import Examination, Severity
 from wellcond.examination.measurements import Measurements
 from wellcond.linalg import CONFIDENCE, number
 from wellcond.report.charts import charts
-from wellcond.report.figures import headline, rows
+from wellcond.report.figures import CURVATURES, headline, rows, theta
 
 _VERDICT = {
-    Severity.GOOD: "Well conditioned: nothing stands out.",
-    Severity.NOTICE: "Nothing severe; something to look at.",
-    Severity.SEVERE: "Badly conditioned: something to mend.",
+    Severity.GOOD: "Nothing stands out.",
+    Severity.NOTICE: "Something to look at.",
+    Severity.SEVERE: "Something to mend.",
 }
 
 
@@ -40,6 +40,9 @@ def page(examination: Examination) -> str:
         severity=examination.severity.word,
         findings=examination.findings,
         rows=list(rows(m)),
+        theta=theta(m),
+        # The smallest of a semidefinite matrix are rounding.
+        eigenvalues=[(CURVATURES[k], c.top, c.bottom if k.startswith("hessian") else []) for k, c in m.figures.items()],
         facts=_facts(m),
         charts=charts(m),
         plotly=get_plotlyjs(),
@@ -60,5 +63,5 @@ def _facts(m: Measurements) -> list[tuple[str, Any]]:
     if m.edge is not None:
         facts += [("learning rate", number(m.edge.learning_rate)), ("edge ratio", number(m.edge.ratio.value))]
     if m.row_norms is not None and m.row_norms.correlation.defined:
-        facts.append(("corr(√v, row norms)", number(m.row_norms.correlation.value)))
+        facts.append(("√v ~ row norms", number(m.row_norms.correlation.value)))
     return facts

@@ -10,7 +10,7 @@ from rich.text import Text
 
 from wellcond.examination import Examination, Severity
 from wellcond.linalg import number
-from wellcond.report.figures import headline, rows
+from wellcond.report.figures import headline, rows, theta
 
 _STYLE = {
     Severity.SEVERE: ("✖", "bold red"),
@@ -35,19 +35,14 @@ def summary(examination: Examination) -> RenderableType:
     for f in examination.findings:
         mark, style = _STYLE[f.severity]
         parts.append(_item(mark, style, f.title))
-    parts += [Text(), _figures(examination)]
+    parts += [Text(), _figures(examination), Text(f"H: Hessian, G: Gauss-Newton. {theta(m)}", style="dim")]
     if m.row_norms is not None:
-        parts.append(Text(f"corr(log √v, log ‖row of H‖)  {m.row_norms.correlation}"))
+        parts.append(Text(f"Correlation of log √v with log of the Hessian's row norms: {m.row_norms.correlation}"))
     if m.layers:
         parts += [Text(), _layers(examination)]
     parts += [_item("·", "dim", note) for note in m.notes]
-    gradients = m.seconds / m.gradient_seconds if m.gradient_seconds else 0
-    parts.append(
-        Text(
-            f"{m.products:,} products in {number(m.seconds)} s, as long as {number(gradients)} gradients",
-            style="dim",
-        )
-    )
+    took = f"{number(m.seconds)} s; a gradient takes {number(m.gradient_seconds)} s"
+    parts.append(Text(f"{m.products:,} curvature-vector products in {took}", style="dim"))
     return Group(*parts)
 
 
@@ -70,15 +65,17 @@ def _figures(examination: Examination) -> Table:
 
 
 def _layers(examination: Examination) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, title="κ of each layer's inputs", title_justify="left")
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, title="κ of what each linear layer sees", title_justify="left")
     table.add_column("layer", overflow="fold")
     for heading in ("as it is", "centered", "standardized"):
         table.add_column(heading, justify="right")
     table.add_column("rank", justify="right")
+    table.add_column("constant inputs", justify="right")
     for layer in examination.measurements.layers:
         table.add_row(
             Text(layer.name or "(model)"),
             *(str(e) for e in (layer.kappa, layer.centered, layer.standardized)),
             f"{layer.rank} of {layer.columns}",
+            str(layer.constant),
         )
     return table

@@ -5,8 +5,9 @@ from __future__ import annotations
 from wellcond.examination.finding import Finding, Severity
 from wellcond.examination.measurements import Measurements
 
-STRONG = 0.1
-"""Near a minimum |λ_min|/λ_max of a network is a few per cent; beyond a tenth the point is closer to a saddle."""
+STRONG = 0.5
+"""From half of λ_max on, a step as large as stability allows leaves along the negative direction about as fast as it
+converges along the steepest one: the point is a saddle and not the wall of a valley."""
 
 
 def find(m: Measurements) -> Finding | None:
@@ -15,20 +16,19 @@ def find(m: Measurements) -> Finding | None:
     if figures is None:
         return None
     low, high = figures.smallest, figures.largest
+    matrix = "PᵀHP" if m.preconditioned else "the Hessian"
     evidence = {"smallest": low, "largest": high, "negative_fraction": figures.negative_fraction}
-    if high.value <= 0 or -low.value > STRONG * high.value:
-        return Finding(
-            "negative_curvature",
-            Severity.NOTICE,
-            f"Strong negative curvature: the smallest eigenvalue is {low}, the largest {high}.",
-            "The point is closer to a saddle or a maximum than to a minimum. Descent leaves along the negative "
-            "directions; condition numbers of the positive ones say little until it has.",
-            evidence,
+    ends = f"the smallest eigenvalue of {matrix} is {low}, the largest {high}."
+    if low.value == high.value == 0:
+        title, severity = "There is no curvature: the Hessian is zero.", Severity.NOTICE
+        text = "The loss is linear in every parameter here, as behind dead units or a loss without curvature."
+    elif high.value <= 0 or -low.value > STRONG * high.value:
+        title, severity = f"Strong negative curvature: {ends}", Severity.NOTICE
+        text = (
+            "The point is a saddle, or above one. Descent leaves along the negative directions, and condition numbers, "
+            "which look at the positive ones, say little until it has."
         )
-    return Finding(
-        "negative_curvature",
-        Severity.GOOD,
-        f"Negative curvature is weak: the smallest eigenvalue is {low}, the largest {high}.",
-        "Directions along which the loss curves downwards play no large part here.",
-        evidence,
-    )
+    else:
+        title, severity = f"Negative curvature is not dominant: {ends}", Severity.GOOD
+        text = "Some is usual in networks, also late in training."
+    return Finding("negative_curvature", severity, title, text, evidence)
