@@ -43,7 +43,7 @@ class Settings:
     def effort(self) -> Effort:
         """Products to spend where the spectrum is not computed whole: a thorough examination, or a tenth of it."""
         if self.quick:
-            return Effort(extremes=20, count=1, probes=4, probe_steps=2, trace_probes=4, gradient_steps=10)
+            return Effort(extremes=20, count=1, probes=3, probe_steps=1, trace_probes=3, gradient_steps=8)
         return Effort()
 
     @property
@@ -236,8 +236,8 @@ def _root_v(problem: Problem, optimizer: Any) -> torch.Tensor:
 def _expected(effort: Effort, operator: CurvatureOperator, dense_limit: int) -> int:
     if operator.size <= dense_limit:
         return operator.size
-    products = min(effort.extremes, operator.size) + effort.probes * effort.probe_steps + effort.count
-    return products + (effort.gradient_steps if operator.positive_semidefinite else effort.count)
+    products = min(effort.extremes, operator.size) + effort.probes * effort.probe_steps
+    return products + (effort.gradient_steps if operator.positive_semidefinite else 0)
 
 
 def _report(operator: CurvatureOperator, stage: str, expected: int, progress: Progress | None) -> None:

@@ -11,7 +11,7 @@ from torch import Tensor
 from wellcond.linalg.estimate import CONFIDENCE, Estimate
 from wellcond.linalg.lanczos import Lanczos
 from wellcond.linalg.operator import SymmetricOperator
-from wellcond.linalg.vectors import RandomDirections, norm
+from wellcond.linalg.vectors import RandomDirections
 
 MINIMUM_STEPS = 20
 """By default no run that stops earlier is believed, however small its residuals: a residual says that some
@@ -29,11 +29,11 @@ class Eigenvalues:
     Attributes:
         values: (k,), in the order that `which` names: "largest" falling, "smallest" rising, "magnitude" falling in
             absolute value, "both" the k largest falling and then the k smallest rising.
-        error_bounds: (k,), in the unit of the values: the residual norm ‖Au − θu‖ of a computed product, and the
+        error_bounds: (k,), in the unit of the values: the residual norm ‖Au − θu‖ by the Lanczos relation, and the
             measured rounding of the products.
         vectors: (n, k), orthonormal columns.
         converged: (k,), whether the bound is within the tolerance asked for.
-        products: matrix-vector products spent, those that check the residuals included.
+        products: matrix-vector products spent.
         lower, upper: bounds of the whole spectrum.
         confidence: probability that `lower` and `upper` hold together; 1 if the whole space was searched.
         run: the Lanczos run itself, for what else its space says.
@@ -127,13 +127,7 @@ def eigenvalues(
             break
 
     vectors = run.basis.T @ S[:, chosen].to(run.basis)
-    bounds = torch.tensor(
-        [
-            norm(operator.matvec(u.contiguous()) - float(t) * u) + run.rounding
-            for t, u in zip(theta[chosen], vectors.T, strict=True)
-        ],
-        dtype=torch.float64,
-    )
+    bounds = residuals + run.rounding
     # Stopping at the j-th look, which depends on what was seen: a share 6/(πj)² of the failures for each look.
     missed = _missed(run, theta, (1 - confidence) * 6 / (math.pi * checks) ** 2)
     return Eigenvalues(
@@ -141,7 +135,7 @@ def eigenvalues(
         error_bounds=bounds,
         vectors=vectors,
         converged=bounds <= tol * scale,
-        products=run.steps + len(chosen),
+        products=run.steps,
         lower=float(theta[0]) - missed,
         upper=float(theta[-1]) + missed,
         confidence=1.0 if run.steps == n else confidence,

@@ -34,8 +34,9 @@ class Quadrature:
 
     @classmethod
     def of(cls, run: Lanczos) -> Quadrature:
-        """What a Lanczos run without restarts says about its start vector."""
-        return cls(run.tridiagonal(), run.residual, run.rounding, run.steps)
+        """What a Lanczos run says about its start vector; where it started anew, what it said before."""
+        T = run.tridiagonal()
+        return cls(T, 0.0 if run.exhausted else run.residual, run.rounding, run.steps)
 
     def nodes_and_weights(self) -> tuple[Tensor, Tensor]:
         """Gauss nodes, rising, and their weights, which sum to 1; (m,) each."""
@@ -150,7 +151,8 @@ class SpectralTails:
 
     Attributes:
         size: n.
-        quadratures: of independent uniform directions.
+        groups: quadratures of independent uniform directions. Each group gives bounds of its own, and the best
+            count: one deep run resolves more, many shallow ones sample more.
         extremes: Ritz values of any one run; by Cauchy's interlacing at least as many eigenvalues as Ritz values lie
             beyond a threshold.
         rounding: of the Ritz values.
@@ -158,7 +160,7 @@ class SpectralTails:
     """
 
     size: int
-    quadratures: Sequence[Quadrature]
+    groups: Sequence[Sequence[Quadrature]]
     extremes: Tensor
     rounding: float
     confidence: float = CONFIDENCE
@@ -170,13 +172,14 @@ class SpectralTails:
         k = fn eigenvectors gets from m uniform directions a mean mass f·χ²/(mk) with mk degrees of freedom (or a
         little less spread), whose tails are Laurent and Massart's.
         """
-        bounds = [q.mass_above(x) for q in self.quadratures]
-        low, high = (torch.stack(ends).mean(0) for ends in zip(*bounds, strict=True))
-        low = torch.maximum(self._at_least(low), 1 - self._at_most(1 - low))
-        high = torch.minimum(self._at_most(high), 1 - self._at_least(1 - high))
-        above = (self.extremes >= x[:, None] + self.rounding).double().sum(1) / self.size
-        below = (self.extremes < x[:, None] - self.rounding).double().sum(1) / self.size
-        low, high = torch.maximum(low, above), torch.minimum(high, 1 - below)
+        low = (self.extremes >= x[:, None] + self.rounding).double().sum(1) / self.size
+        high = 1 - (self.extremes < x[:, None] - self.rounding).double().sum(1) / self.size
+        for group in self.groups:
+            bounds = [q.mass_above(x) for q in group]
+            least, most = (torch.stack(ends).mean(0) for ends in zip(*bounds, strict=True))
+            m = len(group)
+            low = torch.maximum(low, torch.maximum(self._at_least(least, m), 1 - self._at_most(1 - least, m)))
+            high = torch.minimum(high, torch.minimum(self._at_most(most, m), 1 - self._at_least(1 - most, m)))
         return low.clamp(0, 1), torch.maximum(low, high).clamp(0, 1)
 
     def fraction_below(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -186,33 +189,33 @@ class SpectralTails:
 
     def estimate_above(self, x: Tensor) -> Tensor:
         """The Gauss rules' own estimate of the fraction ≥ x, without error, (g,)."""
-        rules = [q.nodes_and_weights() for q in self.quadratures]
+        rules = [q.nodes_and_weights() for q in self.groups[-1]]
         return torch.stack([(w * (nodes >= x[:, None])).sum(1) for nodes, w in rules]).mean(0)
 
     def estimate_mean(self, f: Callable[[Tensor], Tensor]) -> float:
         """The Gauss rules' estimate of the mean of f(λ), without error."""
-        rules = [q.nodes_and_weights() for q in self.quadratures]
+        rules = [q.nodes_and_weights() for q in self.groups[-1]]
         return sum(float((w * f(nodes)).sum()) for nodes, w in rules) / len(rules)
 
-    def _deviation(self) -> tuple[float, float]:
+    def _deviation(self, directions: int) -> tuple[float, float]:
         """c and d of Laurent and Massart: with probability 1 − δ each, f − c√f ≤ mean ≤ f + c√f + d."""
-        tau, weight = math.log(2 / (1 - self.confidence)), len(self.quadratures) * self.size
+        tau, weight = math.log(2 * len(self.groups) / (1 - self.confidence)), directions * self.size
         return 2 * math.sqrt(tau / weight), 2 * tau / weight
 
-    def _at_least(self, mean: Tensor) -> Tensor:
+    def _at_least(self, mean: Tensor, directions: int) -> Tensor:
         """The smallest fraction that could have given this mean."""
-        c, d = self._deviation()
+        c, d = self._deviation(directions)
         return ((torch.sqrt(c**2 + 4 * (mean - d).clamp_min(0)) - c) / 2).square()
 
-    def _at_most(self, mean: Tensor) -> Tensor:
+    def _at_most(self, mean: Tensor, directions: int) -> Tensor:
         """The largest."""
-        c, _ = self._deviation()
+        c, _ = self._deviation(directions)
         return ((torch.sqrt(c**2 + 4 * mean.clamp_min(0)) + c) / 2).square()
 
     @property
     def products(self) -> int:
         """Matrix-vector products behind the quadratures."""
-        return sum(q.steps for q in self.quadratures)
+        return sum(q.steps for q in {id(q): q for group in self.groups for q in group}.values())
 
 
 @dataclass(frozen=True)

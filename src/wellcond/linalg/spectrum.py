@@ -12,10 +12,13 @@ from torch import Tensor
 from wellcond.linalg.eigenvalues import eigenvalues
 from wellcond.linalg.estimate import CONFIDENCE, Estimate
 from wellcond.linalg.operator import NOT_FINITE, SymmetricOperator
-from wellcond.linalg.quadrature import SpectralTails, probe, trace
+from wellcond.linalg.quadrature import Quadrature, SpectralTails, probe, trace
 
 SYMMETRIC = 1e-3
 """Products that are less symmetric than this, relative to the largest eigenvalue, are wrong and not just rounded."""
+
+GRID = 120
+"""Thresholds in a grid: 20 to 60 a decade, finer than the bounds between them resolve."""
 
 _PART = 1 - (1 - CONFIDENCE) / 6
 """A figure combines at most six uncertain parts: at this probability each, all hold with `CONFIDENCE`."""
@@ -29,7 +32,8 @@ class Effort:
         extremes: Lanczos steps for the extreme eigenvalues. All are spent: further ones tighten the bound of what was
             missed after the eigenvalues themselves have converged.
         count: eigenvalues to list at each end.
-        probes, probe_steps: random directions for fractions of eigenvalues and traces, and products for each.
+        probes, probe_steps: random directions for fractions of eigenvalues and traces, beside the one that the
+            extremes start from, and products for each.
         trace_probes: random directions where only a trace is wanted, one product each.
         gradient_steps: Lanczos steps from the gradient, for κ_eff.
     """
@@ -190,8 +194,11 @@ class SampledSpectrum:
         )
         check_symmetric(e.run.rounding, e.run.scale)
         probes = probe(operator, effort.probes, effort.probe_steps, seed=seed + 1)
+        # The run for the extremes started from a random direction as well: it is the deepest probe of all.
+        deep, shallow = Quadrature.of(e.run), [p.quadrature for p in probes]
+        groups = [[deep], [*shallow, deep]] if effort.probe_steps > 1 else [[deep]]
         ritz = torch.linalg.eigvalsh(e.run.tridiagonal())
-        tails = SpectralTails(operator.size, [p.quadrature for p in probes], ritz, e.run.rounding, _PART)
+        tails = SpectralTails(operator.size, groups, ritz, e.run.rounding, _PART)
         # The known ones from an end inwards, as far as none is missing.
         known = e.error_bounds <= 1e-3 * float(e.values.abs().max())
         how = f"Lanczos, {e.products} products; an eigenvalue lies in the interval"
@@ -211,7 +218,8 @@ class SampledSpectrum:
             rising = [e.smallest(), *_leading(listed[count:], known[count:])[1:]]
             mean = _mean_magnitude(tails, e.lower, e.upper)
         # (Av)ᵢ is the inner product of row i with a direction of length 1/√n per coordinate.
-        rows = torch.stack([operator.size * p.product.square() for p in probes])
+        products = [e.run.product_of_start(), *(p.product for p in probes)]
+        rows = torch.stack([operator.size * product.square() for product in products])
         return cls(falling, rising, mean, tails, rows, semidefinite)
 
     def largest(self) -> Estimate:
@@ -256,7 +264,7 @@ class SampledSpectrum:
         and the Gauss rules' estimate."""
         top = self.largest()
         ends = math.log10(self.theta * top.low), math.log10(top.high)
-        grid = torch.logspace(*ends, 300, dtype=torch.float64)
+        grid = torch.logspace(*ends, GRID, dtype=torch.float64)
         return grid, *self.tails.fraction_above(grid), self.tails.estimate_above(grid)
 
     def negative_fraction(self) -> Estimate:
@@ -307,7 +315,7 @@ def _mean_magnitude(tails: SpectralTails, lower: float, upper: float) -> Estimat
     for reach, fraction, sign in ((upper, tails.fraction_above, 1), (-lower, tails.fraction_below, -1)):
         if reach <= 0:
             continue
-        inside = torch.logspace(math.log10(reach) - 5, math.log10(reach), 200, dtype=torch.float64)
+        inside = torch.logspace(math.log10(reach) - 5, math.log10(reach), GRID, dtype=torch.float64)
         grid = torch.cat([torch.zeros(1, dtype=torch.float64), inside])
         fewest, most = fraction(sign * grid)
         widths = grid.diff()

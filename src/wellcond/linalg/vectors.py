@@ -7,9 +7,9 @@ import math
 import torch
 from torch import Tensor
 
-BLOCK = 4096
-"""Products of float32 are summed in float32 within a block and in float64 over blocks: a plain float32 sum over a
-million coordinates was off by 2e-5, which is enough to ruin the orthogonality of a Lanczos basis."""
+BLOCK, LONG = 4096, 2**17
+"""In vectors of float32 longer than `LONG` products are summed in float32 within a block and in float64 over blocks: a
+plain float32 sum over a million coordinates was off by 2e-5, enough to ruin the orthogonality of a Lanczos basis."""
 
 
 def inner(x: Tensor, y: Tensor) -> Tensor:
@@ -26,7 +26,7 @@ def inner(x: Tensor, y: Tensor) -> Tensor:
         () or (k,), in the dtype of x.
     """
     n = len(y)
-    if x.dtype == torch.float64 or n <= BLOCK:
+    if x.dtype == torch.float64 or n <= LONG:
         return x @ y
     rows, whole = x.reshape(-1, n), n - n % BLOCK
     blocks = rows[:, :whole].unflatten(1, (-1, BLOCK)).transpose(0, 1)
