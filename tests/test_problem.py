@@ -504,3 +504,128 @@ def test_checkpointed_layers_can_be_measured():
         with problem:
             dense = Hessian(problem).dense()
         assert torch.allclose(dense, Hessian(Problem(expected, nn.MSELoss(), (X, Y), dtype=dtype)).dense(), atol=1e-5)
+
+
+# -- what a forward pass may do to what it is given --------------------------------------------------------------------
+
+
+class Careless(nn.Module):
+    """Writes into its input, its weights and its targets, and has random states of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(6, 3, max_norm=0.5)
+        self.linear = nn.Linear(3, 1)
+        self.generator = torch.Generator().manual_seed(3)
+        self.python, self.numpy = random.Random(4), np.random.default_rng(5)
+
+    def forward(self, tokens):
+        h = self.embedding(tokens.add_(1).remainder_(6)).mean(1)
+        self.linear.weight.data.clamp_(-0.3, 0.3)
+        h = h * (1 + 0.1 * torch.randn(1, generator=self.generator, dtype=h.dtype))
+        h = h * (1 + 0.1 * (self.python.random() + float(self.numpy.random()) + random.random() + np.random.rand()))
+        return torch.tanh(self.linear(h))
+
+
+def careless_loss(output, target):
+    target.add_(1)
+    return (output - target).square().mean()
+
+
+def test_a_careless_network_is_the_same_function_every_time_and_stays_as_it_is():
+    torch.manual_seed(0)
+    model = Careless().double()
+    data = [(torch.randint(6, (8, 4)), torch.randn(8, 1, dtype=torch.float64)) for _ in range(2)]
+    before = copy.deepcopy((model.state_dict(), data))
+    states = model.generator.get_state(), model.python.getstate(), model.numpy.bit_generator.state
+    problem = Problem(model, careless_loss, data)
+    assert problem.loss() == problem.loss()
+    streamed = Hessian(problem).dense()
+    with problem:
+        kept = Hessian(problem).dense()
+    assert torch.allclose(streamed, kept, rtol=1e-12)
+    assert torch.allclose(streamed, streamed.T, atol=1e-14)
+    assert all(torch.equal(a, b) for a, b in zip(before[0].values(), model.state_dict().values(), strict=True))
+    assert all(
+        torch.equal(a, b) for old, new in zip(before[1], data, strict=True) for a, b in zip(old, new, strict=True)
+    )
+    assert torch.equal(model.generator.get_state(), states[0])
+    assert model.python.getstate() == states[1]
+    assert model.numpy.bit_generator.state == states[2]
+
+
+def test_no_generator_of_a_device_that_is_not_used_is_seeded(monkeypatch):
+    case, seeded = make("dropout"), []
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", seeded.append)
+    monkeypatch.setattr(torch.cuda, "manual_seed", seeded.append)
+    Problem(case.model, case.loss_fn, case.data).gradient()
+    assert seeded == []
+
+
+def test_a_sampler_with_a_random_state_of_any_name_is_left_alone():
+    class Own(torch.utils.data.Sampler):
+        def __init__(self) -> None:
+            self.rng, self.seen = random.Random(1), []
+
+        def __iter__(self):
+            for _ in range(12):
+                self.seen.append(self.rng.randrange(30))
+                yield self.seen[-1]
+
+        def __len__(self):
+            return 12
+
+    sampler = Own()
+    loader = loader_of(batch_size=4, sampler=sampler)
+    state = sampler.rng.getstate()
+    assert Problem(nn.Linear(3, 1), nn.MSELoss(), loader).examples == 12
+    assert sampler.rng.getstate() == state
+    assert sampler.seen == []
+
+
+class OwnLoader(DataLoader):
+    def __iter__(self):
+        for x, y in super().__iter__():
+            yield 1000 * x, y
+
+
+MORE_REFUSALS = {
+    "TorchScript": (lambda: Problem(torch.jit.script(nn.Linear(3, 1)), nn.MSELoss(), (X, Y)), "TorchScript"),
+    "loader of their own": (
+        lambda: Problem(LINEAR, nn.MSELoss(), OwnLoader(TensorDataset(X, Y))),
+        "__iter__ of its own",
+    ),
+    "a class for a loss": (lambda: Problem(LINEAR, nn.MSELoss, (X, Y)), "give an instance"),
+    "seed too large": (lambda: Problem(LINEAR, nn.MSELoss(), (X, Y), seed=2**32), "seed"),
+    "infinite weight": (lambda: Problem(LINEAR, nn.MSELoss(), (X, Y), weight=lambda b: float("inf")), "finite"),
+    "empty parameters": (lambda: Problem(nn.Linear(0, 0), nn.MSELoss(), (X, Y)), "no trainable"),
+    "meta": (lambda: Problem(nn.Linear(3, 1, device="meta"), nn.MSELoss(), (X, Y)), "meta device"),
+    "numpy": (lambda: Problem(LINEAR, nn.MSELoss(), [(X.numpy(), Y.numpy())]), "give tensors"),
+}
+
+
+@pytest.mark.parametrize("name", MORE_REFUSALS)
+@pytest.mark.filterwarnings("ignore")
+def test_more_bad_input_is_refused_in_one_line(name):
+    attempt, message = MORE_REFUSALS[name]
+    with pytest.raises((ValueError, TypeError), match=message) as caught:
+        attempt()
+    assert "\n" not in str(caught.value)
+
+
+def test_a_single_parameter_or_name_may_be_chosen():
+    case = make("tanh MLP")
+    for chosen in ("2.bias", case.model[2].bias):
+        assert Problem(case.model, case.loss_fn, case.data, parameters=chosen).names == ["2.bias"]
+
+
+def test_a_wrong_double_backward_is_not_believed():
+    """torch's own for weight_norm is wrong; measured, the Hessian would be off by a third and look fine."""
+    from wellcond.conditioning import conditioning
+
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Linear(3, 4)), nn.Tanh(), nn.Linear(4, 1)).double()
+    problem = Problem(model, nn.MSELoss(), (torch.randn(9, 3).double(), torch.randn(9, 1).double()))
+    for limit in (0, 100):
+        with pytest.raises(FloatingPointError, match="weight_norm"):
+            conditioning(Hessian(problem), dense_limit=limit)
