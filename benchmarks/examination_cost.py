@@ -63,9 +63,10 @@ def main() -> None:
                 products = examination.measurements.products
             gradient, total = statistics.median(gradients), statistics.median(examinations)
             ratio, bound = total / gradient, BOUNDS[quick]
+            judged = "within" if ratio <= bound else "OVER"
             print(
                 f"  {'quick' if quick else 'thorough':9} {total:6.2f} s / {1e3 * gradient:5.2f} ms "
-                f"= {ratio:6.0f} gradients ({'within' if ratio <= bound else 'OVER'} the bound of {bound}), {products} products"
+                f"= {ratio:6.0f} gradients ({judged} the bound of {bound}), {products} products"
             )
 
 
