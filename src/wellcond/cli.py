@@ -178,7 +178,10 @@ def _examined(target: str, checkpoint: Path | None, device: str | None, errors: 
         def show(stage: str, done: int, expected: int) -> None:
             progress.update(task, description=stage, completed=done, total=max(done, expected))
 
-        return examine(run.model, run.loss_fn, run.data, run.optimizer, loss=run.loss, progress=show, **options)
+        try:
+            return examine(run.model, run.loss_fn, run.data, run.optimizer, loss=run.loss, progress=show, **options)
+        except SystemExit as error:
+            raise TargetError(f"the run's own code raised {first_line(error)}", user_traceback(error)) from error
 
 
 def _write(path: Path, text: str) -> None:
@@ -196,7 +199,7 @@ def _one_line_for_mistakes(errors: Console, whole: bool) -> Iterator[None]:
     except KeyboardInterrupt:
         _say(errors, "interrupted; the run is as it was")
         raise typer.Exit(INTERRUPTED) from None
-    except (Exception, SystemExit) as error:
+    except Exception as error:
         ours = isinstance(error, TargetError) or raised_by_us(error)
         if whole:
             _say(errors, traceback.format_exc().rstrip(), prefix="")

@@ -74,6 +74,11 @@ class Conditioning:
         low, high = self._source.fraction_above(thresholds)
         return low * self.size, high * self.size
 
+    @property
+    def rounding(self) -> float:
+        """Rounding of the products, in the unit of the eigenvalues: what a row norm must exceed not to be zero."""
+        return self._source.rounding
+
     def squared_row_norms(self) -> Tensor:
         """Samples of the squared norms of the matrix's rows, (s, n) and unbiased; one exact row where it was formed."""
         return self._source.squared_rows
@@ -172,8 +177,7 @@ def _effective_whole(source: WholeSpectrum) -> tuple[Estimate, Estimate]:
     values, weights, top = source.values, source.gradient_weights, source.largest()
     inside = values > source.cut
     lost, total = float(weights[~inside].sum()), float(weights.sum())
-    resolution = len(values) * torch.finfo(torch.float64).eps
-    share = Estimate(lost / total, 0.0, max(lost / total, resolution), f"{source.how}; under {source.cut:.1e}")
+    share = Estimate(lost / total, 0.0, max(lost / total, source.resolution), f"{source.how}; under {source.cut:.1e}")
     error = source.slack + source.relative * values[inside]
     model = _Model(values[inside], weights[inside], error, lost)
     return model.kappa(top, source.cut, source.how, known=True), share
@@ -244,8 +248,9 @@ class _Model:
             why = f"{how}; the gradient has weight where there is no curvature"
             return Estimate(math.inf, low, math.inf, why, top.confidence)
         value = _kappa_of_steps(max(fewest, _steps_to(self.values, self.weights, reducible, top.value)))
-        # Weight under the cut belongs to eigenvalues of unknown size; at the rounding of a square it is none.
-        certain = known and float(less.min()) > 0 and self.lost <= 1e-10 * float(self.weights.sum())
+        # Weight under the cut belongs to eigenvalues of unknown size. It does not matter if it would not even at a
+        # ten-thousandth of the cut.
+        certain = known and float(less.min()) > 0 and 1e4 * self.lost / (2 * cut) <= REMAINING * reducible
         high = math.inf
         if certain:
             most = _steps_to(more, self.weights, float((self.weights / less / 2).sum()), top.high)

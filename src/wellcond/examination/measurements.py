@@ -221,6 +221,7 @@ def _measure_curvature(
             plain.squared_row_norms(),
             _root_v(problem, optimizer),
             exact=plain.spectrum is not None,
+            rounding=plain.rounding,
             seed=settings.seed,
         )
     m.products += operator.products

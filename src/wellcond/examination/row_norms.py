@@ -30,13 +30,16 @@ class RowNormCorrelation:
     row_norm: Tensor
 
 
-def row_norm_correlation(squared_rows: Tensor, root_v: Tensor, *, exact: bool, seed: int = 0) -> RowNormCorrelation:
+def row_norm_correlation(
+    squared_rows: Tensor, root_v: Tensor, *, exact: bool, rounding: float = 0.0, seed: int = 0
+) -> RowNormCorrelation:
     """The correlation, corrected for the noise of sampled row norms.
 
     Args:
         squared_rows: (s, n), the squared row norms if `exact`, else s independent unbiased samples of them.
         root_v: (n,), √v of each parameter; NaN where the optimizer has none.
         exact: whether the first row is the row norms themselves.
+        rounding: row norms under it are zero.
         seed: of the sample of points.
 
     Sampled row norms are noisy, which lowers a correlation: by the square root of how well they repeat themselves.
@@ -45,7 +48,7 @@ def row_norm_correlation(squared_rows: Tensor, root_v: Tensor, *, exact: bool, s
     """
     rows, x = squared_rows.cpu().double(), root_v.cpu().double()
     mean = rows.mean(0)
-    used = (mean > torch.finfo(squared_rows.dtype).eps ** 2 * mean.max()) & (x > 0)
+    used = (mean > rounding**2) & (x > 0)
     count, samples = int(used.sum()), len(rows)
     shown = torch.randperm(count, generator=torch.Generator().manual_seed(seed))[:SHOWN]
     points = x[used][shown], mean[used][shown].sqrt()

@@ -14,8 +14,9 @@ from wellcond.linalg.estimate import CONFIDENCE, Estimate
 from wellcond.linalg.operator import NOT_FINITE, SymmetricOperator
 from wellcond.linalg.quadrature import Quadrature, SpectralTails, probe, trace
 
-SYMMETRIC = 1e-3
-"""Products that are less symmetric than this, relative to the largest eigenvalue, are wrong and not just rounded."""
+SYMMETRIC = {torch.float64: 1e-3, torch.float32: 2e-2}
+"""Products that are less symmetric than this, relative to the largest eigenvalue, are wrong and not just rounded: the
+double backward of weight_norm, which is wrong, comes to 0.3, float32 on inputs far off center to 2e-3."""
 
 GRID = 120
 """Thresholds in a grid: 20 to 60 a decade, finer than the bounds between them resolve."""
@@ -60,6 +61,7 @@ class WholeSpectrum:
         gradient_weights: (n,), the squared component of the operator's gradient along each eigenvector; None without.
         squared_rows: (1, n), squared norms of the matrix's rows.
         slack, relative: rounding, in the unit of the eigenvalues, and relative to each.
+        resolution: n·ε of the dtype: what is smaller relative to the largest eigenvalue counts as zero.
         semidefinite: whether negative eigenvalues can only be rounding.
     """
 
@@ -68,6 +70,7 @@ class WholeSpectrum:
     squared_rows: Tensor
     slack: float
     relative: float
+    resolution: float
     semidefinite: bool
 
     how = "exact: all eigenvalues"
@@ -86,19 +89,26 @@ class WholeSpectrum:
         asymmetry = float(torch.linalg.matrix_norm(matrix - matrix.T)) / 2
         values, vectors = torch.linalg.eigh((matrix + matrix.T) / 2)
         scale = float(values.abs().max())
-        check_symmetric(asymmetry, scale)
+        check_symmetric(asymmetry, scale, operator.dtype)
+        eps = torch.finfo(operator.dtype).eps
         return cls(
             values,
             None if gradient is None else (vectors.T @ gradient.cpu().double()).square(),
             matrix.square().sum(1)[None],
-            asymmetry + 8 * math.sqrt(len(values)) * torch.finfo(operator.dtype).eps * scale,
+            asymmetry + 8 * math.sqrt(len(values)) * eps * scale,
             2 * operator.rounding,
+            len(values) * eps,
             operator.positive_semidefinite,
         )
 
     @property
+    def rounding(self) -> float:
+        """Under which the norm of a row is rounding."""
+        return self.slack
+
+    @property
     def theta(self) -> float:
-        return max(1e-6, self.slack / self._top) if self._top > 0 else 1e-6
+        return max(1e-6, self.cut / self._top) if self._top > 0 else 1e-6
 
     @property
     def _top(self) -> float:
@@ -133,7 +143,7 @@ class WholeSpectrum:
     @property
     def cut(self) -> float:
         """What an eigenvalue must exceed not to be zero to rounding."""
-        return max(len(self.values) * torch.finfo(torch.float64).eps * self._top, self.slack)
+        return max(self.resolution * self._top, self.slack)
 
     def kappa(self, fraction: float) -> Estimate:
         kept = self.values[self.values > self.theta * self._top].flip(0)
@@ -158,13 +168,15 @@ class SampledSpectrum:
     """Extreme eigenvalues from one Lanczos run, everything between from random directions.
 
     Attributes:
-        falling, rising: listed eigenvalues from the top and from the bottom, the first with its two-sided interval.
+        extremes: the largest and the smallest eigenvalue, with two-sided intervals.
+        falling, rising: the eigenvalues that have converged, from the top and from the bottom.
         mean: mean eigenvalue of a semidefinite matrix, else mean of |λ|.
         tails: bounds of fractions of eigenvalues.
         squared_rows: (s, n), unbiased samples of the squared norms of the matrix's rows.
         semidefinite: whether negative eigenvalues can only be rounding.
     """
 
+    extremes: tuple[Estimate, Estimate]
     falling: list[Estimate]
     rising: list[Estimate]
     mean: Estimate
@@ -173,6 +185,11 @@ class SampledSpectrum:
     semidefinite: bool
 
     theta = 1e-2
+
+    @property
+    def rounding(self) -> float:
+        """Under which the norm of a row is rounding."""
+        return self.tails.rounding
 
     @classmethod
     def of(cls, operator: SymmetricOperator, effort: Effort, seed: int) -> SampledSpectrum:
@@ -192,7 +209,7 @@ class SampledSpectrum:
             seed=seed,
             confidence=_PART,
         )
-        check_symmetric(e.run.rounding, e.run.scale)
+        check_symmetric(e.run.rounding, e.run.scale, operator.dtype)
         probes = probe(operator, effort.probes, effort.probe_steps, seed=seed + 1)
         # The run for the extremes started from a random direction as well: it is the deepest probe of all.
         deep, shallow = Quadrature.of(e.run), [p.quadrature for p in probes]
@@ -205,7 +222,8 @@ class SampledSpectrum:
         listed = [
             Estimate(float(v), float(v - b), float(v + b), how) for v, b in zip(e.values, e.error_bounds, strict=True)
         ]
-        falling = [e.largest(), *_leading(listed[:count], known[:count])[1:]]
+        falling, rising = _leading(listed[:count], known[:count]), _leading(listed[count:], known[count:])
+        smallest = e.smallest()
         if semidefinite:
             smallest = Estimate(
                 float(ritz[0]),
@@ -213,26 +231,25 @@ class SampledSpectrum:
                 float(ritz[0]) + e.run.rounding,
                 "smallest Ritz value of a matrix that should be positive semidefinite",
             )
-            rising, mean = [smallest], trace(probes, e.run, e.upper, _PART).scaled(1 / operator.size)
+            mean = trace(probes, e.run, e.upper, _PART).scaled(1 / operator.size)
         else:
-            rising = [e.smallest(), *_leading(listed[count:], known[count:])[1:]]
             mean = _mean_magnitude(tails, e.lower, e.upper)
         # (Av)ᵢ is the inner product of row i with a direction of length 1/√n per coordinate.
         products = [e.run.product_of_start(), *(p.product for p in probes)]
         rows = torch.stack([operator.size * product.square() for product in products])
-        return cls(falling, rising, mean, tails, rows, semidefinite)
+        return cls((e.largest(), smallest), falling, rising, mean, tails, rows, semidefinite)
 
     def largest(self) -> Estimate:
-        return self.falling[0]
+        return self.extremes[0]
 
     def smallest(self) -> Estimate:
-        return self.rising[0]
+        return self.extremes[1]
 
     def top(self, count: int) -> list[Estimate]:
         return self.falling[:count]
 
     def bottom(self, count: int) -> list[Estimate]:
-        return [] if self.semidefinite else self.rising[:count]
+        return self.rising[:count]
 
     def kappa_mean(self) -> Estimate:
         return _ratio(self.largest(), self.mean, self.mean.how)
@@ -283,12 +300,13 @@ class SampledSpectrum:
         return self.tails.fraction_above(x)
 
 
-def check_symmetric(asymmetry: float, scale: float) -> None:
+def check_symmetric(asymmetry: float, scale: float, dtype: torch.dtype) -> None:
     """Refuse a matrix whose products contradict each other by more than rounding can."""
-    if asymmetry > SYMMETRIC * scale:
+    if asymmetry > SYMMETRIC[dtype] * scale:
         raise FloatingPointError(
             f"the second derivative is not symmetric ({asymmetry / scale:.0e} of its size): torch's double backward of "
-            "some layer is wrong (weight_norm's is known to be), or the network is not the same at every evaluation"
+            "some layer is wrong (weight_norm's is known to be), the network is not the same at every evaluation, or "
+            "float32 is too coarse here (measure in float64)"
         )
 
 

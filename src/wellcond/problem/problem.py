@@ -21,6 +21,10 @@ T = TypeVar("T")
 MEMORY_LIMIT = 2 * 2**30
 """Bytes of autograd graphs that a `with problem:` block may keep, unless given."""
 
+TINY = 2_000_000
+"""Parameters times examples of a batch, and bytes of its activations, under which one thread is fastest: 128 examples
+through 2,000 parameters ran twice as fast on one, 64 through 100,000 on two."""
+
 _TWICE = {
     "_embedding_bag": "nn.EmbeddingBag has no second derivative in torch; use nn.Embedding followed by a sum or mean",
     "_ctc_loss": "CTC loss has no second derivative in torch; measure the same network with another loss, or write the "
@@ -116,6 +120,8 @@ class Problem:
         self.unreached: list[str] = []
         self.loss_dtype = self.dtype
         self._depth = 0
+        self._tiny: bool | None = None
+        self._sizing = False
         self._kept: dict[Any, Any] = {}
         self._matrices: dict[Any, Tensor] = {}
         self._kept_bytes = 0.0
@@ -172,8 +178,11 @@ class Problem:
             yield
             return
         self._inside = True
+        threads = torch.get_num_threads()
         try:
             with random_state(self.seed, self.device), self._isolation.entered(self.device):
+                if self._is_tiny():
+                    torch.set_num_threads(1)
                 self.leaves = self._isolation.renew()
                 yield
         except (RuntimeError, ValueError) as error:
@@ -183,6 +192,7 @@ class Problem:
             raise ValueError(remedy) from error
         finally:
             self._inside, self.leaves = False, []
+            torch.set_num_threads(threads)
 
     def batch_output(self, index: int) -> Any:
         """The model's output on a batch (pairs only), inside `evaluating`."""
@@ -243,7 +253,8 @@ class Problem:
                 assert isinstance(module, nn.Module)
 
                 def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], name: str = name) -> None:
-                    record(name, module, (args[0] if args else kwargs["input"]).detach())
+                    if not self._sizing:
+                        record(name, module, (args[0] if args else kwargs["input"]).detach())
 
                 handles.append(module.register_forward_pre_hook(hook, with_kwargs=True))
         try:
@@ -285,6 +296,22 @@ class Problem:
         )
 
     # -- inner workings ------------------------------------------------------------------------------------------
+
+    def _is_tiny(self) -> bool:
+        """Whether operations are so small that a second thread costs more than it brings: on two idle cores half the
+        speed, on busy ones a twentieth. Decided by size, so that the same run gives the same bits."""
+        if self._tiny is None:
+            largest = max(range(len(self.batches)), key=self._examples_in)
+            self._tiny = self.device.type == "cpu" and self.size * self._examples_in(largest) < TINY
+            if self._tiny:  # few parameters may still mean long sequences or large images
+                self._sizing = True
+                try:
+                    self._tiny = _graph_bytes(lambda: self.batch_loss(largest)) < TINY
+                except (ValueError, TypeError):
+                    self._tiny = None  # what is wrong with this loss, the evaluation that follows will say
+                finally:
+                    self._sizing = False
+        return bool(self._tiny)
 
     def _examples_in(self, index: int) -> int:
         return max(1, count_examples(self.batches[index]))

@@ -13,42 +13,43 @@ MATTERS = 2.0
 
 
 def find(m: Measurements) -> Finding | None:
-    """κ_eff of PᵀGP against that of G, or κ̄ where κ_eff is known from below only."""
+    """κ_eff of PᵀGP against that of G where their intervals are apart, else κ̄."""
     plain, own = m.figures.get("gauss_newton"), m.figures.get("gauss_newton_preconditioned")
     if plain is None or own is None or m.optimizer is None:
         return None
     name, before, after = "κ_eff", plain.kappa_effective, own.kappa_effective
     meaning = "the steps that gradient descent needs for the loss that is left to win go in proportion"
-    if not (_bounded(before) and _bounded(after)):
+    if not (_apart(before, after) or (_bounded(before) and _bounded(after))):
         name, before, after = "κ̄", plain.kappa_mean, own.kappa_mean
-        meaning = "this is about the spectrum as a whole; κ_eff, which steps go with, is known from below only"
-    if not (_bounded(before) and _bounded(after)):
+        meaning = "this is about the spectrum as a whole; κ_eff, which steps go with, can't be told apart"
+    if not (before.defined and after.defined):
         return None
     evidence = {"without": before, "with": after}
     figures = f"{name} of Gauss-Newton is {after} with its preconditioner and {before} without"
-    gain, optimizer = before.value / after.value, m.optimizer.name
-    if before.low <= after.high and after.low <= before.high:
-        return Finding(
-            "preconditioner",
-            Severity.GOOD,
-            f"Whether {optimizer} improves the conditioning can't be told at this effort: {figures}.",
-            "The intervals overlap; more products (without --quick) make them narrower.",
-            evidence,
-        )
-    if gain >= MATTERS:
-        title = f"{optimizer} makes the conditioning {number(gain)} times better: {figures}."
-        return Finding("preconditioner", Severity.GOOD, title, f"{_sentence(meaning)}.", evidence)
-    if gain > 1 / MATTERS:
+    optimizer, text = m.optimizer.name, f"{meaning[0].upper()}{meaning[1:]}."
+    if not _apart(before, after):
+        title = f"Whether {optimizer} improves the conditioning can't be told at this effort: {figures}."
+        text = "The intervals overlap; more products (without --quick) make them narrower."
+        return Finding("preconditioner", Severity.GOOD, title, text, evidence)
+    better = before.low > after.high
+    over, under = (before, after) if better else (after, before)
+    exact = _bounded(over) and _bounded(under)
+    factor = over.value / under.value if exact else over.low / under.high
+    if factor < MATTERS:
         title = f"{optimizer} changes the conditioning little: {figures}."
-        return Finding("preconditioner", Severity.GOOD, title, f"{_sentence(meaning)}.", evidence)
-    title = f"{optimizer} makes the conditioning {number(1 / gain)} times worse: {figures}."
+        return Finding("preconditioner", Severity.GOOD, title, text, evidence)
+    times = f"{number(factor)} times" if exact else f"at least {number(factor)} times"
+    if better:
+        title = f"{optimizer} makes the conditioning {times} better: {figures}."
+        return Finding("preconditioner", Severity.GOOD, title, text, evidence)
+    title = f"{optimizer} makes the conditioning {times} worse: {figures}."
     text = f"Here and now plain gradient descent is better conditioned; {meaning}."
     return Finding("preconditioner", Severity.NOTICE, title, text, evidence)
 
 
-def _sentence(text: str) -> str:
-    return text[0].upper() + text[1:]
+def _apart(a: Estimate, b: Estimate) -> bool:
+    return a.defined and b.defined and (a.low > b.high or b.low > a.high)
 
 
 def _bounded(e: Estimate) -> bool:
-    return e.defined and math.isfinite(e.value) and math.isfinite(e.high)
+    return e.defined and math.isfinite(e.high)
