@@ -133,7 +133,7 @@ def test_inputs_that_are_not_finite_name_the_layer():
             self.second = nn.Linear(1, 1)
 
         def forward(self, x):
-            return torch.nan_to_num(self.second(x * torch.inf))
+            return torch.nan_to_num(self.second(x * torch.inf), 0.0, 0.0, 0.0)
 
     problem = Problem(Overflow(), nn.MSELoss(), (torch.ones(3, 1), torch.ones(3, 1)))
     with pytest.raises(ValueError, match="layer second are not finite"):

@@ -307,11 +307,9 @@ class Problem:
                 self._sizing = True
                 try:
                     self._tiny = _graph_bytes(lambda: self.batch_loss(largest)) < TINY
-                except (ValueError, TypeError):
-                    self._tiny = None  # what is wrong with this loss, the evaluation that follows will say
                 finally:
                     self._sizing = False
-        return bool(self._tiny)
+        return self._tiny
 
     def _examples_in(self, index: int) -> int:
         return max(1, count_examples(self.batches[index]))
