@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from wellcond.linalg import (
-    CONFIDENCE,
     Effort,
     Estimate,
     GradientQuadrature,
@@ -177,7 +176,9 @@ def _effective_whole(source: WholeSpectrum) -> tuple[Estimate, Estimate]:
     values, weights, top = source.values, source.gradient_weights, source.largest()
     inside = values > source.cut
     lost, total = float(weights[~inside].sum()), float(weights.sum())
-    share = Estimate(lost / total, 0.0, max(lost / total, source.resolution), f"{source.how}; under {source.cut:.1e}")
+    flat = lost / total
+    ends = max(0.0, flat - source.resolution), max(flat, source.resolution)
+    share = Estimate(flat, *ends, f"{source.how}; under {source.cut:.1e}")
     error = source.slack + source.relative * values[inside]
     model = _Model(values[inside], weights[inside], error, lost)
     return model.kappa(top, source.cut, source.how, known=True), share
@@ -193,7 +194,8 @@ def _effective_sampled(
     inside = g.nodes > cut
     how = f"Lanczos from the gradient, {g.quadrature.steps} products"
     lost = float(g.weights[~inside].sum())
-    share = Estimate(lost / g.squared_norm, 0.0, 1.0, how, CONFIDENCE)
+    most, least = (1 - float(mass) for mass in g.quadrature.mass_above(torch.tensor([cut], dtype=torch.float64)))
+    share = Estimate(lost / g.squared_norm, max(0.0, least), most, f"{how}; eigenvalues under {cut:.1e}")
     error = torch.full_like(g.nodes[inside], g.quadrature.rounding)
     model = _Model(g.nodes[inside], g.weights[inside], error, lost)
     # The Gauss rule bounds the reducible loss from below (the even derivatives of 1/λ are positive), the Radau rule
@@ -244,7 +246,7 @@ class _Model:
         reducible = float((self.weights / self.values / 2).sum())
         fewest = _steps_to(nodes, weights, float((self.weights / more / 2).sum()), max(top.low, 1e-300))
         low = max(1.0, _kappa_of_steps(fewest - 1))
-        if self.lost / (2 * cut) > REMAINING * reducible:
+        if known and self.lost / (2 * cut) > REMAINING * reducible:
             why = f"{how}; the gradient has weight where there is no curvature"
             return Estimate(math.inf, low, math.inf, why, top.confidence)
         value = _kappa_of_steps(max(fewest, _steps_to(self.values, self.weights, reducible, top.value)))

@@ -57,9 +57,10 @@ class CurvatureOperator(SymmetricOperator):
     def _multiply(self, v: Tensor) -> Tensor:
         problem = self.problem
         with problem.evaluating():
-            total = torch.zeros_like(v)
+            total = [torch.zeros(p.shape, dtype=v.dtype, device=v.device) for p in problem.parameters]
             pieces = unflatten(v, problem.parameters)
             for index, weight in enumerate(problem.weights):
                 graph, kept = problem.kept(type(self), index, partial(self._graph, index))
-                total.add_(flatten(self._batch_product(graph, pieces, kept)), alpha=weight)
-        return total
+                for summed, part in zip(total, self._batch_product(graph, pieces, kept), strict=True):
+                    summed.add_(part, alpha=weight)
+            return flatten(total)

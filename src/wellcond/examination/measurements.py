@@ -43,7 +43,7 @@ class Settings:
     def effort(self) -> Effort:
         """Products to spend where the spectrum is not computed whole: a thorough examination, or a tenth of it."""
         if self.quick:
-            return Effort(extremes=20, count=1, probes=3, probe_steps=1, trace_probes=3, gradient_steps=8)
+            return Effort(extremes=20, count=1, probes=3, probe_steps=1, trace_probes=2, gradient_steps=6)
         return Effort()
 
     @property
