@@ -177,8 +177,8 @@ def _effective_whole(source: WholeSpectrum) -> tuple[Estimate, Estimate]:
     inside = values > source.cut
     lost, total = float(weights[~inside].sum()), float(weights.sum())
     flat = lost / total
-    ends = max(0.0, flat - source.resolution), max(flat, source.resolution)
-    share = Estimate(flat, *ends, f"{source.how}; under {source.cut:.1e}")
+    # An eigenvalue under the cut may be tiny or zero: the share without any curvature is at most this.
+    share = Estimate(flat, 0.0, max(flat, source.resolution), f"{source.how}; under {source.cut:.1e}")
     error = source.slack + source.relative * values[inside]
     model = _Model(values[inside], weights[inside], error, lost)
     return model.kappa(top, source.cut, source.how, known=True), share
@@ -194,8 +194,9 @@ def _effective_sampled(
     inside = g.nodes > cut
     how = f"Lanczos from the gradient, {g.quadrature.steps} products"
     lost = float(g.weights[~inside].sum())
-    most, least = (1 - float(mass) for mass in g.quadrature.mass_above(torch.tensor([cut], dtype=torch.float64)))
-    share = Estimate(lost / g.squared_norm, max(0.0, least), most, f"{how}; eigenvalues under {cut:.1e}")
+    most = 1 - float(g.quadrature.mass_above(torch.tensor([cut], dtype=torch.float64))[0])
+    flat = lost / g.squared_norm
+    share = Estimate(flat, 0.0, max(flat, most), f"{how}; eigenvalues under {cut:.1e}")
     error = torch.full_like(g.nodes[inside], g.quadrature.rounding)
     model = _Model(g.nodes[inside], g.weights[inside], error, lost)
     # The Gauss rule bounds the reducible loss from below (the even derivatives of 1/λ are positive), the Radau rule

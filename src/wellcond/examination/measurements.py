@@ -160,7 +160,8 @@ def measure(run: TrainingRun, settings: Settings, progress: Progress | None = No
 
 
 def _problem(run: TrainingRun, settings: Settings, chosen: Any, notes: list[str]) -> Problem:
-    """The problem in the dtype asked for; unless asked, in float64 where the spectrum is computed whole."""
+    """The problem in the dtype asked for; unless asked, in float64 up to the size of a whole spectrum, quick or not:
+    float32 has an error of its own, which on ill-scaled data no measurement in float32 shows."""
 
     def build(data: Any, dtype: torch.dtype | None) -> Problem:
         return Problem(
@@ -176,7 +177,7 @@ def _problem(run: TrainingRun, settings: Settings, chosen: Any, notes: list[str]
         )
 
     problem = build(run.data, settings.dtype)
-    if settings.dtype is None and problem.size <= settings.dense_limit and problem.dtype == torch.float32:
+    if settings.dtype is None and problem.size <= DENSE_LIMIT and problem.dtype == torch.float32:
         try:
             double = build(problem.batches, torch.float64)
             double.gradient()

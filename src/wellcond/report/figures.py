@@ -89,7 +89,7 @@ def rows(m: Measurements) -> Iterator[Row]:
             row = Row(f"{symbol} of {matrix}", meaning, before[key], after.get(key))
             known = [e for e in (row.plain, row.preconditioned) if e is not None and e.defined]
             # A gradient without a flat share is what one expects, and the rounding of its zero tells nobody anything.
-            if known and (key != "outside_range" or any(e.low > 1e-4 for e in known)):
+            if known and (key != "outside_range" or any(e.value > 1e-4 for e in known)):
                 yield row
 
 
