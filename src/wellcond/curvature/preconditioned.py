@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import torch
@@ -55,6 +56,5 @@ class Preconditioned(SymmetricOperator):
     def _columns(self, matrix: Tensor) -> Tensor:
         return torch.stack([self._through(self.P.adjoint, column) for column in matrix.T], dim=1)
 
-    def _through(self, change: object, v: Tensor) -> Tensor:
-        pieces = unflatten(v, self.curvature.problem.parameters)
-        return flatten(change(pieces)).to(self.dtype)  # type: ignore[operator]
+    def _through(self, change: Callable[[list[Tensor]], list[Tensor]], v: Tensor) -> Tensor:
+        return flatten(change(unflatten(v, self.curvature.problem.parameters)))

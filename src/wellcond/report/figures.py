@@ -30,7 +30,8 @@ class Row:
     def cells(self) -> tuple[str, str]:
         """Both figures as text: eigenvalues with their error bound, the rest with their interval."""
         show = Estimate.with_error if self.symbol.startswith("λ") else str
-        return tuple("–" if e is None else show(e) for e in (self.plain, self.preconditioned))  # type: ignore[return-value]
+        plain, preconditioned = ("–" if e is None else show(e) for e in (self.plain, self.preconditioned))
+        return plain, preconditioned
 
     @property
     def how(self) -> str:
