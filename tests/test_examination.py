@@ -160,6 +160,15 @@ def test_the_effect_of_the_preconditioner_is_told():
     assert list(sgd.measurements.figures) == ["hessian", "gauss_newton"]
 
 
+def test_a_preconditioner_that_does_nothing_is_told_as_such():
+    model, X = nn.Linear(1, 1, bias=False), torch.randn(20, 1)
+    optimizer = torch.optim.Adagrad(model.parameters(), lr=0.1)
+    nn.MSELoss()(model(X), 3 * X).backward()
+    optimizer.step()
+    found = finding(wc.examine(model, nn.MSELoss(), (X, 3 * X), optimizer), "preconditioner")
+    assert "Adagrad changes the conditioning little: κ_eff of Gauss-Newton is 1" in found.title
+
+
 def test_strong_negative_curvature_is_noticed():
     class Saddle(nn.Module):
         def __init__(self) -> None:

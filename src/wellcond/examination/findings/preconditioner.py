@@ -27,6 +27,9 @@ def find(m: Measurements) -> Finding | None:
     evidence = {"without": before, "with": after}
     figures = f"{name} of Gauss-Newton is {after} with its preconditioner and {before} without"
     optimizer, text = m.optimizer.name, f"{meaning[0].upper()}{meaning[1:]}."
+    if max(before.high / after.low, after.high / before.low) < MATTERS:
+        title = f"{optimizer} changes the conditioning little: {figures}."
+        return Finding("preconditioner", Severity.GOOD, title, text, evidence)
     if not _apart(before, after):
         title = f"Whether {optimizer} improves the conditioning can't be told at this effort: {figures}."
         text = "The intervals overlap; more products (without --quick) make them narrower."
