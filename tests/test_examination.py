@@ -167,6 +167,7 @@ def test_a_preconditioner_that_does_nothing_is_told_as_such():
     optimizer.step()
     found = finding(wc.examine(model, nn.MSELoss(), (X, 3 * X), optimizer), "preconditioner")
     assert "Adagrad changes the conditioning little: κ_eff of Gauss-Newton is 1" in found.title
+    assert "no negative curvature" in finding(wc.examine(model, nn.MSELoss(), (X, 3 * X)), "negative_curvature").title
 
 
 def test_strong_negative_curvature_is_noticed():

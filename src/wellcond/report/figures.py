@@ -105,6 +105,10 @@ def headline(m: Measurements) -> str:
     """One line about what was examined."""
     optimizer = f", {m.optimizer.name}" if m.optimizer else ""
     return (
-        f"{m.model}, {m.parameters:,} parameters{optimizer}; {m.examples:,} examples in {m.batches:,} "
-        f"{'batch' if m.batches == 1 else 'batches'}"
+        f"{m.model}, {_count(m.parameters, 'parameter')}{optimizer}; {_count(m.examples, 'example')} in "
+        f"{_count(m.batches, 'batch', 'batches')}"
     )
+
+
+def _count(number: int, one: str, many: str = "") -> str:
+    return f"{number:,} {one if number == 1 else many or one + 's'}"

@@ -28,6 +28,9 @@ def find(m: Measurements) -> Finding | None:
             "The point is a saddle, or above one. Descent leaves along the negative directions, and condition numbers, "
             "which look at the positive ones, say little until it has."
         )
+    elif low.low > 0:
+        title, severity = f"There is no negative curvature: {ends}", Severity.GOOD
+        text = "The loss curves upwards in every direction here."
     else:
         title, severity = f"Negative curvature is not dominant: {ends}", Severity.GOOD
         text = "Some is usual in networks, also late in training."
