@@ -7,7 +7,6 @@ from torch import Tensor
 
 from wellcond.curvature.gauss_newton import GaussNewton
 from wellcond.curvature.operator import CurvatureOperator
-from wellcond.linalg import SymmetricOperator
 
 
 class Hessian(CurvatureOperator):
@@ -19,7 +18,7 @@ class Hessian(CurvatureOperator):
         problem: what is differentiated; read anew at every product.
     """
 
-    def semidefinite(self) -> SymmetricOperator | None:
+    def semidefinite(self) -> GaussNewton | None:
         """The Gauss-Newton matrix of the same problem; None where the loss is not split into output and target."""
         return GaussNewton(self.problem) if self.problem.loss_fn is not None else None
 

@@ -34,6 +34,10 @@ class CurvatureOperator(SymmetricOperator):
         """∇L(p), (n,)."""
         return self.problem.gradient()
 
+    def semidefinite(self) -> CurvatureOperator | None:
+        """The positive semidefinite curvature of the same problem that stands for this one, where there is one."""
+        return self if self.positive_semidefinite else None
+
     def preconditioned(self, P: Preconditioner) -> Preconditioned:
         """PᵀCP, the curvature in the intrinsic parameters z = P⁻¹p (theory, section 1).
 

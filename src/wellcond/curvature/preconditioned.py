@@ -41,7 +41,7 @@ class Preconditioned(SymmetricOperator):
         stand_in = self.curvature.semidefinite()
         if stand_in is None or stand_in is self.curvature:
             return None if stand_in is None else self
-        return stand_in.preconditioned(self.P)  # type: ignore[attr-defined]
+        return stand_in.preconditioned(self.P)
 
     def _multiply(self, v: Tensor) -> Tensor:
         return self._through(self.P.adjoint, self.curvature.matvec(self._through(self.P.apply, v)))

@@ -9,7 +9,7 @@ from wellcond.examination.measurements import Measurements
 from wellcond.linalg import number
 
 NEAR = 0.5
-"""A curvature that doubles, as it often does within an epoch, takes such a run over the edge."""
+"""A curvature that doubles takes such a run over the edge."""
 
 FAR = 0.02
 """A rate fifty times larger would still be stable: something else than stability sets it."""

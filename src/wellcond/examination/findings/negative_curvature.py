@@ -33,5 +33,5 @@ def find(m: Measurements) -> Finding | None:
         text = "The loss curves upwards in every direction here."
     else:
         title, severity = f"Negative curvature is not dominant: {ends}", Severity.GOOD
-        text = "Some is usual in networks, also late in training."
+        text = "There are directions along which the loss curves downwards, but weakly beside the steepest one."
     return Finding("negative_curvature", severity, title, text, evidence)

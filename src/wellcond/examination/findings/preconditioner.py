@@ -9,7 +9,7 @@ from wellcond.examination.measurements import Measurements
 from wellcond.linalg import Estimate, number
 
 MATTERS = 2.0
-"""Factors under 2 come and go within an epoch."""
+"""A judgment: for less than a factor of 2 nobody should change an optimizer."""
 
 
 def find(m: Measurements) -> Finding | None:
