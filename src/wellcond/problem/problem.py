@@ -292,8 +292,8 @@ class Problem:
     # -- inner workings ------------------------------------------------------------------------------------------
 
     def _is_tiny(self) -> bool:
-        """Whether operations are so small that a second thread brings nothing, and costs much on a busy machine. Decided
-        by size, so that the same run gives the same bits."""
+        """Whether operations are so small that a second thread brings nothing, and costs much on a busy machine.
+        Decided by size, so that the same run gives the same bits."""
         if self._tiny is None:
             largest = max(range(len(self.batches)), key=self._examples_in)
             self._tiny = self.device.type == "cpu" and self.size * self._examples_in(largest) < TINY
