@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from tests.problems import make, train
-from wellcond.preconditioners import Diagonal, preconditioner_of, steps_of, supported
+from wellcond.preconditioners import Diagonal, preconditioner_of, reads, steps_of, supported
 
 # Momentum is off: then the step is −α P² g and nothing else.
 OPTIMIZERS = {
@@ -21,7 +21,14 @@ OPTIMIZERS = {
     "Adam": lambda p, **kw: torch.optim.Adam(p, lr=0.01, betas=(0.0, 0.95), **kw),
     "Adam amsgrad": lambda p, **kw: torch.optim.Adam(p, lr=0.01, betas=(0.0, 0.9), amsgrad=True, **kw),
     "AdamW": lambda p, **kw: torch.optim.AdamW(p, lr=0.01, betas=(0.0, 0.95), weight_decay=0.0, **kw),
+    "AdamW amsgrad": lambda p, **kw: torch.optim.AdamW(p, betas=(0.0, 0.9), weight_decay=0.0, amsgrad=True, **kw),
+    "NAdam": lambda p, **kw: torch.optim.NAdam(p, lr=0.01, betas=(0.0, 0.95), **kw),
+    "RAdam": lambda p, **kw: torch.optim.RAdam(p, lr=0.01, betas=(0.0, 0.95), **kw),  # adaptive from step 6 on
+    "Adamax": lambda p, **kw: torch.optim.Adamax(p, lr=0.01, betas=(0.0, 0.95), **kw),
+    "Adadelta": lambda p, **kw: torch.optim.Adadelta(p, lr=0.5, **kw),
+    "ASGD": lambda p, **kw: torch.optim.ASGD(p, lr=2**-7, lambd=0.0, **kw),  # it keeps its rate in float32
 }
+FUSED = {"SGD", "Adagrad", "Adam", "AdamW"}  # what torch has in fused form on the CPU
 FORMS = {"single tensor": {"foreach": False}, "foreach": {"foreach": True}, "fused": {"fused": True}}
 
 
@@ -30,12 +37,14 @@ FORMS = {"single tensor": {"foreach": False}, "foreach": {"foreach": True}, "fus
 @pytest.mark.parametrize("maximize", [False, True])
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_a_step_moves_by_the_preconditioned_gradient(name, maximize, dtype, form):
-    if form == "fused" and name.startswith("RMSprop"):
-        return  # torch has no fused RMSprop
+    if form == "fused" and name.split()[0] not in FUSED:
+        with pytest.raises(TypeError, match="fused"):  # torch has no such form; when it has, test it
+            OPTIMIZERS[name]([nn.Parameter(torch.ones(1))], fused=True)
+        return
     torch.manual_seed(0)
     parameters = [nn.Parameter(torch.randn(4, 3, dtype=dtype)), nn.Parameter(torch.randn(5, dtype=dtype))]
     optimizer = OPTIMIZERS[name](
-        [{"params": parameters[:1]}, {"params": parameters[1:], "lr": 0.02}], maximize=maximize, **FORMS[form]
+        [{"params": parameters[:1]}, {"params": parameters[1:], "lr": 2**-6}], maximize=maximize, **FORMS[form]
     )
     sign = 1 if maximize else -1
     for t in range(1, 51):
@@ -56,6 +65,110 @@ def test_a_step_moves_by_the_preconditioned_gradient(name, maximize, dtype, form
                 torch.finfo(dtype).eps * (4 * b.abs().double() + 8 * s.abs() * rate) + (P.rounding * s * rate).abs()
             )
             assert ((move - sign * rate * s).abs() <= allowed).all(), (name, t)
+
+
+@pytest.mark.parametrize("form", ["single tensor", "fused"])
+@pytest.mark.parametrize("name", ["SGD", "Adagrad", "Adam", "AdamW"])
+def test_a_learning_rate_may_be_a_tensor(name, form):
+    torch.manual_seed(0)
+    p = nn.Parameter(torch.randn(4, 3, dtype=torch.float64))
+    optimizer = OPTIMIZERS[name]([p], **FORMS[form])
+    optimizer.param_groups[0]["lr"] = torch.tensor(0.03)
+    for _ in range(5):
+        p.grad, before = torch.randn_like(p), p.detach().clone()
+        optimizer.step()
+    P, (step,) = preconditioner_of(optimizer), steps_of(optimizer)
+    expected = before - step.learning_rate * step.correction * P.scales[0] ** 2 * p.grad
+    assert torch.allclose(p, expected, rtol=0, atol=1e-9)  # the learning rate itself is a float32
+
+
+def test_sparse_adam_on_the_rows_that_it_steps():
+    torch.manual_seed(0)
+    table = nn.Embedding(6, 3, sparse=True, dtype=torch.float64)
+    optimizer = torch.optim.SparseAdam(table.parameters(), lr=0.01, betas=(0.0, 0.95))
+    for t in range(1, 51):
+        rows = torch.randperm(6)[:3]
+        before = table.weight.detach().clone()
+        optimizer.zero_grad()
+        (table(rows) * torch.randn(3, 3, dtype=torch.float64)).sum().backward()
+        optimizer.step()
+        if t in (1, 5, 6, 50):
+            gradient = table.weight.grad.to_dense()
+            expected = before - 0.01 * preconditioner_of(optimizer).scales[0] ** 2 * gradient
+            assert torch.allclose(table.weight[rows], expected[rows], rtol=0, atol=1e-15)
+
+
+@pytest.mark.parametrize("maximize", [False, True])
+def test_adadelta_with_weight_decay_recovers_the_gradient_that_it_used(maximize):
+    torch.manual_seed(0)
+    p = nn.Parameter(torch.randn(5, dtype=torch.float64))
+    optimizer = torch.optim.Adadelta([p], lr=0.5, weight_decay=0.1, maximize=maximize)
+    for t in range(1, 51):
+        p.grad, before = torch.randn_like(p), p.detach().clone()
+        optimizer.step()
+        used = 0.1 * before + (-p.grad if maximize else p.grad)
+        move = before - 0.5 * preconditioner_of(optimizer).scales[0] ** 2 * used
+        assert torch.allclose(p, move, rtol=0, atol=1e-6 * float((p.detach() - before).abs().max())), t
+
+
+def test_adadelta_needs_the_gradient_of_its_last_step():
+    p = nn.Parameter(torch.ones(3))
+    optimizer = torch.optim.Adadelta([p])
+    p.grad = torch.ones(3)
+    optimizer.step()
+    optimizer.zero_grad()
+    with pytest.raises(ValueError, match="between step\\(\\) and zero_grad"):
+        preconditioner_of(optimizer)
+
+
+class Lookalike(torch.optim.Optimizer):
+    """An optimizer that this library does not know: RMSprop with a decay of 1/2, by another name of its state."""
+
+    def __init__(self, params, lr):
+        super().__init__(params, {"lr": lr, "eps": 1e-3})
+
+    @torch.no_grad()
+    def step(self):
+        for group in self.param_groups:
+            for p in group["params"]:
+                v = self.state[p].setdefault("v", torch.zeros_like(p))
+                v.mul_(0.5).addcmul_(p.grad, p.grad, value=0.5)
+                p.addcdiv_(p.grad, v.sqrt().add_(group["eps"]), value=-group["lr"])
+
+
+def test_three_lines_register_an_optimizer_of_ones_own():
+    p = nn.Parameter(torch.tensor([1.0, -2.0], dtype=torch.float64))
+    optimizer = Lookalike([p], lr=0.1)
+    with pytest.raises(TypeError, match=r"Lookalike can't be read.*wellcond\.preconditioners\.reads"):
+        preconditioner_of(optimizer)
+
+    @reads(Lookalike)
+    def squared_scale(state, group):
+        return 1 / (state["v"].sqrt() + group["eps"])
+
+    with pytest.raises(ValueError, match="take a step first"):
+        preconditioner_of(optimizer)
+    p.grad, before = torch.tensor([0.3, 5.0], dtype=torch.float64), p.detach().clone()
+    optimizer.step()
+    moved = before - 0.1 * preconditioner_of(optimizer).scales[0] ** 2 * p.grad
+    assert torch.allclose(p, moved, rtol=1e-15)
+    assert "Lookalike" in supported()
+
+
+def test_a_registered_function_that_gives_another_shape_is_refused():
+    class Wrong(Lookalike):
+        pass
+
+    @reads(Wrong)
+    def squared_scale(state, group):
+        return torch.ones(3)
+
+    p = nn.Parameter(torch.ones(2))
+    optimizer = Wrong([p], lr=0.1)
+    p.grad = torch.ones(2)
+    optimizer.step()
+    with pytest.raises(ValueError, match=r"shape \(3,\) for a parameter of shape \(2,\)"):
+        preconditioner_of(optimizer)
 
 
 def test_a_reading_survives_deepcopy_and_pickling():
@@ -110,7 +223,6 @@ def test_a_parameter_without_a_step_is_not_preconditioned():
         (lambda p: torch.optim.LBFGS(p), "not diagonal"),
         (lambda p: torch.optim.Adafactor(p), "factored"),
         (lambda p: torch.optim.Muon([p[0]]), "momentum alone"),
-        (lambda p: torch.optim.Adadelta(p), "not supported yet"),
     ],
 )
 def test_what_is_no_preconditioner_is_refused_by_name(optimizer, reason):

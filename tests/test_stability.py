@@ -97,9 +97,41 @@ def frozen_adagrad(model, lr, _):
     return optimizer
 
 
+def frozen_nadam(model, lr, beta1):
+    optimizer = torch.optim.NAdam(model.parameters(), lr=lr, betas=(beta1, FROZEN), eps=0.0)
+    for p in model.parameters():
+        v = torch.full_like(p, 4.0) * (1 - FROZEN**1e9)
+        state = {"step": torch.tensor(1e9), "mu_product": torch.tensor(0.0), "exp_avg": torch.zeros_like(p)}
+        optimizer.state[p] = state | {"exp_avg_sq": v}
+    return optimizer
+
+
+def frozen_radam(model, lr, beta1):
+    # v̂ = 4 r_t²: P² = r_t/√v̂ = 1/2.
+    optimizer = torch.optim.RAdam(model.parameters(), lr=lr, betas=(beta1, FROZEN), eps=0.0)
+    limit, t = 2 / (1 - FROZEN) - 1, 1e9
+    rho = limit - 2 * t * FROZEN**t / (1 - FROZEN**t)
+    squared = (rho - 4) * (rho - 2) * limit / ((limit - 4) * (limit - 2) * rho)
+    for p in model.parameters():
+        v = torch.full_like(p, 4.0) * (1 - FROZEN**t) * squared
+        optimizer.state[p] = {"step": torch.tensor(t), "exp_avg": torch.zeros_like(p), "exp_avg_sq": v}
+    return optimizer
+
+
+def frozen_adamax(model, lr, beta1):
+    optimizer = torch.optim.Adamax(model.parameters(), lr=lr, betas=(beta1, FROZEN), eps=0.0)
+    for p in model.parameters():
+        state = {"step": torch.tensor(1e9), "exp_avg": torch.zeros_like(p), "exp_inf": torch.full_like(p, 2.0)}
+        optimizer.state[p] = state
+    return optimizer
+
+
 ADAPTIVE = {
     "Adam": (frozen_adam, 0.9, 38.0),
     "Adam β₁ = 0.5": (frozen_adam, 0.5, 6.0),
+    "NAdam": (frozen_nadam, 0.9, 3.8 / 0.28),
+    "RAdam": (frozen_radam, 0.9, 38.0),
+    "Adamax": (frozen_adamax, 0.9, 38.0),
     "RMSprop": (frozen_rmsprop, 0.0, 2.0),
     "RMSprop with momentum": (frozen_rmsprop, 0.9, 3.8),
     "Adagrad": (frozen_adagrad, 0.0, 2.0),

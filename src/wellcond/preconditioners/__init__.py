@@ -1,8 +1,16 @@
 """Changes of variables p = Pz, and reading P off an optimizer."""
 
+import wellcond.preconditioners.torch_optimizers  # noqa: F401  (registers them)
+from wellcond.preconditioners.optimizers import in_precision as in_precision
 from wellcond.preconditioners.optimizers import preconditioner_of as preconditioner_of
 from wellcond.preconditioners.optimizers import reading_of as reading_of
 from wellcond.preconditioners.optimizers import steps_of as steps_of
-from wellcond.preconditioners.optimizers import supported as supported
+from wellcond.preconditioners.optimizers import with_gradient as with_gradient
 from wellcond.preconditioners.preconditioner import Diagonal as Diagonal
 from wellcond.preconditioners.preconditioner import Preconditioner as Preconditioner
+from wellcond.preconditioners.reading import Reading as Reading
+from wellcond.preconditioners.reading import reading_for as reading_for
+from wellcond.preconditioners.reading import reads as reads
+from wellcond.preconditioners.reading import step_number as step_number
+from wellcond.preconditioners.reading import supported as supported
+from wellcond.preconditioners.reading import unwrapped_optimizer as unwrapped_optimizer

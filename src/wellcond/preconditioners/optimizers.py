@@ -1,111 +1,19 @@
 """What a live torch optimizer does to the gradient: its preconditioner, its rate and its stability bound.
 
-One small class an optimizer. P is read in float64 from the optimizer's own state; after a step it is the P that this
-step used (theory, section 3.1). Rates and bounds are those of theory section 2.3.
+After a step, P is the P that this step used (theory, section 3.1). It is read in float64.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
 from wellcond.preconditioners.preconditioner import Diagonal
-
-
-class Reading:
-    """How to read one kind of optimizer; this one is plain gradient descent with P = I.
-
-    `group` is an entry of `param_groups`, `state` that of one parameter.
-    """
-
-    needs_a_step = True
-
-    def root_v(self, state: Mapping[str, Any], group: Mapping[str, Any]) -> Tensor | None:
-        """√v, the root of the second moment as the step corrected it, in float64; None where there is none."""
-        return None
-
-    def squared_scale(self, p: Tensor, state: Mapping[str, Any], group: Mapping[str, Any]) -> Tensor:
-        """P_ii², in float64, of p's shape: 1/(√v + ε)."""
-        root = self.root_v(state, group) if state else None
-        if root is None:
-            return torch.ones((), dtype=torch.float64, device=p.device).expand(p.shape)
-        return 1 / (root + group["eps"])
-
-    def correction(self, state: Mapping[str, Any], group: Mapping[str, Any]) -> float:
-        """α over the group's lr in the last step: the correction of early steps, or a decay."""
-        return 1.0
-
-    def bound(self, group: Mapping[str, Any]) -> float:
-        """What α·λ_max(PᵀHP) must stay under for the iteration with P frozen to be stable."""
-        return 2.0
-
-
-_READINGS: dict[type[Optimizer], Reading] = {}
-_Kind = TypeVar("_Kind", bound=type[Reading])
-
-
-def reads(*optimizers: type[Optimizer]) -> Callable[[_Kind], _Kind]:
-    """Class decorator: this `Reading` is the one for these optimizer classes."""
-
-    def register(reading: _Kind) -> _Kind:
-        _READINGS.update(dict.fromkeys(optimizers, reading()))
-        return reading
-
-    return register
-
-
-@reads(torch.optim.SGD)
-class _SGD(Reading):
-    needs_a_step = False
-
-    def bound(self, group: Mapping[str, Any]) -> float:
-        beta, dampening = group["momentum"], group["dampening"]
-        if group["nesterov"]:
-            return (2 + 2 * beta) / (1 + 2 * beta)
-        if not beta:
-            return 2.0
-        return (2 + 2 * beta) / (1 - dampening) if dampening < 1 else math.inf
-
-
-@reads(torch.optim.Adagrad)
-class _Adagrad(Reading):
-    def root_v(self, state: Mapping[str, Any], group: Mapping[str, Any]) -> Tensor:
-        return state["sum"].double().sqrt()
-
-    def correction(self, state: Mapping[str, Any], group: Mapping[str, Any]) -> float:
-        return 1 / (1 + (float(state["step"]) - 1) * group["lr_decay"])
-
-
-@reads(torch.optim.RMSprop)
-class _RMSprop(Reading):
-    def root_v(self, state: Mapping[str, Any], group: Mapping[str, Any]) -> Tensor:
-        v = state["square_avg"].double()
-        if group["centered"]:
-            v = v - state["grad_avg"].double().square()
-        return v.sqrt()
-
-    def bound(self, group: Mapping[str, Any]) -> float:
-        return 2 + 2 * group["momentum"]
-
-
-@reads(torch.optim.Adam, torch.optim.AdamW)
-class _Adam(Reading):
-    def root_v(self, state: Mapping[str, Any], group: Mapping[str, Any]) -> Tensor:
-        v = state["max_exp_avg_sq" if group["amsgrad"] else "exp_avg_sq"].double()
-        return (v / (1 - float(group["betas"][1]) ** float(state["step"]))).sqrt()
-
-    def correction(self, state: Mapping[str, Any], group: Mapping[str, Any]) -> float:
-        return 1 / (1 - float(group["betas"][0]) ** float(state["step"]))
-
-    def bound(self, group: Mapping[str, Any]) -> float:
-        beta = float(group["betas"][0])
-        return (2 + 2 * beta) / (1 - beta)
+from wellcond.preconditioners.reading import Group, Reading, State, reading_for, step_number, unwrapped_optimizer
 
 
 def preconditioner_of(optimizer: Optimizer) -> Diagonal:
@@ -114,7 +22,9 @@ def preconditioner_of(optimizer: Optimizer) -> Diagonal:
     A parameter that has had no step yet, because no gradient reached it, is taken as not preconditioned.
 
     Args:
-        optimizer: torch.optim.SGD, Adagrad, RMSprop, Adam or AdamW, or a wrapper with an `optimizer` attribute.
+        optimizer: torch.optim.SGD, ASGD, Adagrad, Adadelta, RMSprop, Adam, AdamW, NAdam, RAdam, Adamax, SparseAdam, one
+            registered with `reads`, or a wrapper with an `optimizer` attribute. Adadelta's P needs the gradient of its
+            last step: read it before `zero_grad`.
 
     Raises:
         TypeError: for an optimizer that is no (supported) preconditioner, naming those that are.
@@ -135,16 +45,23 @@ def preconditioner_of(optimizer: Optimizer) -> Diagonal:
     scales: list[Tensor] = []
     rounding = 0.0
     with torch.no_grad():
-        for p, state, group in _entries(optimizer):
-            squared = reading.squared_scale(p, state, group)
-            if not bool((torch.isfinite(squared) & (squared > 0)).all()):
+        for p, state, group in _entries(optimizer, reading):
+            squared = reading.squared_scale(state, group)
+            if squared is None:
+                squared = torch.ones((), dtype=torch.float64, device=p.device).expand(p.shape)
+            elif not bool((torch.isfinite(squared) & (squared > 0)).all()):
                 raise ValueError(
                     f"the {type(optimizer).__name__} state of a parameter of shape {tuple(p.shape)} gives a scale "
                     "that is not finite and positive: a NaN gradient came, a centered variance was rounded below "
                     "zero, or eps=0 where no gradient came; mend it and take a step"
                 )
+            elif squared.shape != p.shape:
+                raise ValueError(
+                    f"the reading of {type(optimizer).__name__} gave scales of shape {tuple(squared.shape)} for a "
+                    f"parameter of shape {tuple(p.shape)}"
+                )
             parameters.append(p)
-            scales.append(squared.sqrt())
+            scales.append(squared.double().sqrt())
             if reading.needs_a_step:
                 # The step itself computed P in the parameter's dtype, in some four operations.
                 rounding = max(rounding, 4 * torch.finfo(p.dtype).eps)
@@ -152,48 +69,61 @@ def preconditioner_of(optimizer: Optimizer) -> Diagonal:
 
 
 def reading_of(optimizer: Any) -> tuple[Optimizer, Reading]:
-    """The torch optimizer itself, taken out of a wrapper that keeps it as `.optimizer`, and how to read it.
+    """The torch optimizer itself, taken out of a wrapper, and how to read it now.
 
     Raises:
         TypeError, ValueError: as `preconditioner_of`.
     """
-    while type(optimizer) not in _READINGS and isinstance(getattr(optimizer, "optimizer", None), Optimizer):
-        optimizer = optimizer.optimizer
-    if not isinstance(optimizer, Optimizer):
-        raise TypeError(f"the optimizer is a {type(optimizer).__name__}; give a torch.optim.Optimizer")
-    name = type(optimizer).__name__
-    reading = _READINGS.get(type(optimizer))
-    if reading is None:
-        why = _REFUSED.get(name, "nothing is known about its preconditioner")
-        raise TypeError(f"{name} can't be read as a preconditioner: {why}; supported are {', '.join(supported())}")
-    if reading.needs_a_step and not any(state for _, state, _ in _entries(optimizer)):
-        raise ValueError(f"this {name} has no state yet, its preconditioner comes with it: take a step first")
+    optimizer = unwrapped_optimizer(optimizer)
+    reading = reading_for(optimizer)
+    if reading.needs_a_step and not any(_stepped(optimizer.state.get(p, {})) for p in _parameters(optimizer)):
+        raise ValueError(
+            f"this {type(optimizer).__name__} has no state yet, its preconditioner comes with it: take a step first"
+        )
     return optimizer, reading
 
 
-_REFUSED = {
-    "Rprop": "its step depends on the sign of the current gradient alone",
-    "Lion": "its step depends on the sign of the momentum alone",
-    "Muon": "its step is a function of the current momentum alone",
-    "LBFGS": "its preconditioner is not diagonal and not stored",
-    "Adafactor": "its factored second moment is not supported yet",
-    **dict.fromkeys(("NAdam", "RAdam", "Adamax", "Adadelta", "SparseAdam", "ASGD"), "it is not supported yet"),
-}
+def in_precision(state: State, dtype: torch.dtype) -> dict[str, Any]:
+    """The state with its tensors of floating numbers in another precision, step numbers excepted."""
+    return {
+        key: value.to(dtype) if isinstance(value, Tensor) and value.is_floating_point() and key != "step" else value
+        for key, value in state.items()
+    }
 
 
-def supported() -> list[str]:
-    """Names of the optimizers that can be read."""
-    return sorted(cls.__name__ for cls in _READINGS)
+def with_gradient(p: Tensor, state: State, reading: Reading) -> dict[str, Any]:
+    """The state with what the reading needs beside it.
+
+    Raises:
+        ValueError: if the gradient of the last step is needed and gone.
+    """
+    if not reading.needs_gradient:
+        return dict(state)
+    if p.grad is None:
+        raise ValueError(
+            f"the preconditioner of a parameter of shape {tuple(p.shape)} needs the gradient of the last step, which "
+            "is gone; read it between step() and zero_grad()"
+        )
+    return {**state, "grad": p.grad, "param": p}
 
 
-def _entries(optimizer: Optimizer) -> list[tuple[Tensor, Mapping[str, Any], Mapping[str, Any]]]:
-    """(parameter, state, group) of every parameter; the state is empty before its first step (Adagrad makes its
-    accumulators when it is built)."""
-    entries: list[tuple[Tensor, Mapping[str, Any], Mapping[str, Any]]] = []
+def _parameters(optimizer: Optimizer) -> list[Tensor]:
+    return [p for group in optimizer.param_groups for p in group["params"]]
+
+
+def _stepped(state: State) -> bool:
+    """Adagrad makes its accumulators when it is built."""
+    return bool(state) and float(step_number({"step": 1, **state})) > 0
+
+
+def _entries(optimizer: Optimizer, reading: Reading) -> list[tuple[Tensor, State, Group]]:
+    """(parameter, state in float64, group) of every parameter; the state is empty before its first step."""
+    entries: list[tuple[Tensor, State, Group]] = []
     for group in optimizer.param_groups:
         for p in group["params"]:
             state = optimizer.state.get(p, {})
-            entries.append((p, state if float(state.get("step", 1 if state else 0)) > 0 else {}, group))
+            known = in_precision(with_gradient(p, state, reading), torch.float64) if _stepped(state) else {}
+            entries.append((p, known, group))
     return entries
 
 
@@ -206,7 +136,7 @@ class Step:
         learning_rate: lr of its group, as it stands.
         correction: α over lr in the last step.
         bound: of α·λ_max(PᵀHP), theory section 2.3.
-        root_v: √v, of the parameter's shape; None where there is none (yet).
+        root_v: √v, of the parameter's shape, float64; None where there is none (yet).
     """
 
     parameter: Tensor
@@ -223,9 +153,9 @@ def steps_of(optimizer: Any) -> list[Step]:
         Step(
             p,
             float(group["lr"]),
-            reading.correction(state, group) if state else 1.0,
-            reading.bound(group),
-            reading.root_v(state, group) if state else None,
+            float(reading.correction(state, group)) if state else 1.0,
+            float(reading.bound(state, group)),
+            reading.root_v(state, group),
         )
-        for p, state, group in _entries(optimizer)
+        for p, state, group in _entries(optimizer, reading)
     ]

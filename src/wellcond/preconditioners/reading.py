@@ -1,0 +1,153 @@
+"""How to read P off an optimizer: what one optimizer's entry holds, and the registry of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
+
+from torch import Tensor
+from torch.optim import Optimizer
+
+Scalar = float | Tensor
+State = Mapping[str, Any]
+Group = Mapping[str, Any]
+
+
+class Reading:
+    """How to read one kind of optimizer; this one is plain gradient descent with P = I.
+
+    P_ii² = 1/(root·factor + ε): `root` is elementwise in the state and never needs the step number, `correct` gives
+    factor and ε, numbers (0-dim tensors where the step number lives on a GPU, so that nothing waits for it).
+    `group` is an entry of `param_groups`, `state` that of one parameter, with its gradient and itself as "grad" and
+    "param" where `needs_gradient`.
+
+    Attributes:
+        constants: entries of `group` that `root` uses.
+        needs_a_step: whether P exists only after a step.
+        needs_gradient: whether `root` needs the gradient of the last step.
+    """
+
+    constants: tuple[str, ...] = ()
+    needs_a_step = True
+    needs_gradient = False
+
+    def root(self, state: State, group: Group) -> Tensor | None:
+        """√v or what plays its part, of the parameter's shape; None for P = I."""
+        return None
+
+    def correct(self, state: State, group: Group) -> tuple[Scalar, Scalar]:
+        """(factor, ε)."""
+        return 1.0, group["eps"]
+
+    def root_v(self, state: State, group: Group) -> Tensor | None:
+        """√v as the step corrected it; None where there is none."""
+        root = self.root(state, group) if state else None
+        return None if root is None else root * self.correct(state, group)[0]
+
+    def squared_scale(self, state: State, group: Group) -> Tensor | None:
+        """P_ii², of the parameter's shape; None for 1."""
+        root = self.root(state, group) if state else None
+        if root is None:
+            return None
+        factor, eps = self.correct(state, group)
+        return (root * factor + eps).reciprocal()
+
+    def correction(self, state: State, group: Group) -> Scalar:
+        """α over the group's lr in the last step: the correction of early steps, or a decay."""
+        return 1.0
+
+    def bound(self, state: State, group: Group) -> float:
+        """What α·λ_max(PᵀHP) must stay under for the iteration with P frozen to be stable (theory, section 2.3)."""
+        return 2.0
+
+    def penalty_rate(self, group: Group, step: Scalar) -> Scalar:
+        """α_pen, the step of a penalty in the optimizer's `step`-th step, from 1 (theory, section 4.7)."""
+        return group["lr"]
+
+
+class _Function(Reading):
+    """A reading from P_ii² as a plain function of state and group."""
+
+    def __init__(self, squared_scale: Callable[[State, Group], Tensor]):
+        self._squared_scale = squared_scale
+
+    def root(self, state: State, group: Group) -> Tensor:
+        return self._squared_scale(state, group).reciprocal()
+
+    def correct(self, state: State, group: Group) -> tuple[Scalar, Scalar]:
+        return 1.0, 0.0
+
+
+_READINGS: dict[type[Optimizer], Reading] = {}
+_REFUSED = {
+    "Rprop": "its step depends on the sign of the current gradient alone",
+    "Lion": "its step depends on the sign of the momentum alone",
+    "Muon": "its step is a function of the current momentum alone",
+    "LBFGS": "its preconditioner is not diagonal and not stored",
+    "Adafactor": "its factored second moment is not supported yet",
+}
+_Kind = TypeVar("_Kind", bound=type[Reading] | Callable[[State, Group], Tensor])
+
+
+def reads(*optimizers: type[Optimizer]) -> Callable[[_Kind], _Kind]:
+    """Decorator: this is how to read these optimizer classes (exactly these: a subclass may step differently).
+
+    It takes a function of one parameter's state and group that gives P_ii² as a tensor of the parameter's shape, or,
+    where the step is not lr·P²·gradient with the stability bound 2, a `Reading` class. The function may be called with
+    the state in another precision; its "step" is a number or a 0-dim tensor.
+
+    >>> class Mine(torch.optim.RMSprop):
+    ...     "An optimizer of one's own."
+    >>> @reads(Mine)
+    ... def squared_scale(state, group):
+    ...     return 1 / (state["square_avg"].sqrt() + group["eps"])
+    """
+
+    def register(reading: _Kind) -> _Kind:
+        made = reading() if isinstance(reading, type) else _Function(reading)
+        _READINGS.update(dict.fromkeys(optimizers, made))
+        return reading
+
+    return register
+
+
+def unwrapped_optimizer(optimizer: Any) -> Optimizer:
+    """The torch optimizer itself, taken out of a wrapper that keeps it as `.optimizer`.
+
+    Raises:
+        TypeError: if there is none.
+    """
+    while type(optimizer) not in _READINGS and isinstance(getattr(optimizer, "optimizer", None), Optimizer):
+        optimizer = optimizer.optimizer
+    if not isinstance(optimizer, Optimizer):
+        raise TypeError(f"the optimizer is a {type(optimizer).__name__}; give a torch.optim.Optimizer")
+    return optimizer
+
+
+def reading_for(optimizer: Optimizer) -> Reading:
+    """How to read this optimizer, which may not have taken a step yet.
+
+    Raises:
+        TypeError: for an optimizer that is no (supported) preconditioner, naming those that are.
+    """
+    reading = _READINGS.get(type(optimizer))
+    if reading is None:
+        name = type(optimizer).__name__
+        why = _REFUSED.get(
+            name, "nothing is known about its preconditioner (register it: wellcond.preconditioners.reads)"
+        )
+        raise TypeError(f"{name} can't be read as a preconditioner: {why}; supported are {', '.join(supported())}")
+    return reading
+
+
+def supported() -> list[str]:
+    """Names of the optimizers that can be read."""
+    return sorted({cls.__name__ for cls in _READINGS})
+
+
+def step_number(state: State) -> Scalar:
+    """Steps taken: a number, or a 0-dim float64 tensor where the optimizer counts on a GPU; 0 where none is kept."""
+    step = state.get("step", 0)
+    if isinstance(step, Tensor):
+        return float(step) if step.device.type == "cpu" else step.double()
+    return float(step)
