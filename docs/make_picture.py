@@ -1,4 +1,4 @@
-"""The README's picture of a report: a new examination of the digits example, opened in headless Chromium.
+"""The pictures of the README and the docs: new runs of the examples, opened in headless Chromium.
 
 python docs/make_picture.py
 """
@@ -14,22 +14,28 @@ FLAGS = ["--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--
 
 
 def main() -> None:
-    """Write docs/images/report.png."""
+    """Write docs/images/report.png and docs/images/sparse_digits.png."""
     chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
     if chromium is None:
         sys.exit("no Chromium on this machine (Debian: apt-get install chromium)")
-    picture = HERE / "images" / "report.png"
-    picture.parent.mkdir(exist_ok=True)
+    examples, python = HERE.parent / "examples", Path(sys.executable)
+    picture("report", [python.parent / "wellcond", "examine", examples / "digits.py"], "1120,1420", chromium)
+    picture("sparse_digits", [python, examples / "sparse_digits.py"], "920,520", chromium)
+
+
+def picture(name: str, command: list[Path | str], size: str, chromium: str) -> None:
+    """Run the command, which writes a page to its --output, and photograph the page."""
+    target = HERE / "images" / f"{name}.png"
+    target.parent.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory() as folder:
-        page = Path(folder) / "report.html"
-        command = [Path(sys.executable).parent / "wellcond", "examine", HERE.parent / "examples" / "digits.py"]
+        page = Path(folder) / "page.html"
         subprocess.run([*command, "--output", page], check=True, stdout=subprocess.DEVNULL)
-        where = [f"--user-data-dir={folder}/profile", "--window-size=1120,1420", f"--screenshot={picture}"]
+        where = [f"--user-data-dir={folder}/profile", f"--window-size={size}", f"--screenshot={target}"]
         subprocess.run([chromium, *FLAGS, *where, "--virtual-time-budget=8000", page.as_uri()], check=True)
-    size = picture.stat().st_size
-    if size > 200_000:
-        sys.exit(f"{picture} has {size:,} bytes, more than a picture in the repository should")
-    print(f"{picture}: {size:,} bytes")
+    bytes_ = target.stat().st_size
+    if bytes_ > 200_000:
+        sys.exit(f"{target} has {bytes_:,} bytes, more than a picture in the repository should")
+    print(f"{target}: {bytes_:,} bytes")
 
 
 if __name__ == "__main__":

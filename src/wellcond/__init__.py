@@ -1,5 +1,8 @@
 """wellcond: how well conditioned a PyTorch training run is, what makes it so, and what mends it."""
 
+from wellcond import optim as optim
+from wellcond import penalties as penalties
+from wellcond import preconditioners as preconditioners
 from wellcond.conditioning import Conditioning as Conditioning
 from wellcond.conditioning import Effort as Effort
 from wellcond.conditioning import conditioning as conditioning
@@ -19,6 +22,11 @@ from wellcond.preconditioners import Diagonal as Diagonal
 from wellcond.preconditioners import Preconditioner as Preconditioner
 from wellcond.preconditioners import preconditioner_of as preconditioner_of
 from wellcond.problem import Problem as Problem
+from wellcond.regularization import Regularization as Regularization
+from wellcond.regularization import regularizations_of as regularizations_of
+from wellcond.regularization import regularize as regularize
+from wellcond.sparsity import Sparsity as Sparsity
+from wellcond.sparsity import sparsity as sparsity
 from wellcond.stability import EdgeRatio as EdgeRatio
 from wellcond.stability import edge_ratio as edge_ratio
 

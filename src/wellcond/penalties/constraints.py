@@ -22,6 +22,7 @@ class Box(Penalty):
         TypeError, ValueError: for bounds that are no numbers, or in the wrong order.
     """
 
+    compiles = True
     strength = None
 
     def __init__(self, low: float, high: float):
@@ -54,6 +55,8 @@ class Box(Penalty):
 
 class NonNegative(Box):
     """No entry below 0."""
+
+    compiles = True
 
     def __init__(self) -> None:
         super().__init__(0.0, math.inf)

@@ -83,7 +83,8 @@ class SparseGroupL1(Penalty):
             squares = (v / below).square()
             excess = total(squares)
             r = r + excess * (excess.sqrt() - 1) / total(squares / below)
-        dual, _, relative_dual = self._norms(v / d)
+        # What has a step of 0 stays where it is: nothing pulls on it, unless it is 0.
+        dual, _, relative_dual = self._norms(torch.where(v == 0, v, v / d))
         norm = spread(r, x)
         q = torch.where(spread(dual * relative_dual > weight, x), u * (norm / (norm + pull)), 0.0)
         return torch.where(spread(size.isfinite(), x), q, x)

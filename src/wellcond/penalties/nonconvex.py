@@ -25,6 +25,7 @@ class MCP(Penalty):
     Source: Zhang, "Nearly unbiased variable selection under minimax concave penalty", 2010; theory, section 4.5.
     """
 
+    compiles = True
     convex = False
 
     def __init__(self, strength: float, gamma: float = 3.0):
@@ -66,6 +67,7 @@ class SCAD(Penalty):
     Source: Fan and Li, "Variable selection via nonconcave penalized likelihood", 2001; theory, section 4.5.
     """
 
+    compiles = True
     convex = False
 
     def __init__(self, strength: float, a: float = 3.7):

@@ -28,6 +28,7 @@ class Penalty(ABC):
         separable: whether entries don't interact, so that any piece of a tensor can be treated alone.
         smooth: whether the gradient exists everywhere.
         convex: whether R is.
+        compiles: see `key`; not inherited.
 
     Raises:
         TypeError, ValueError: for an argument that is no number, or out of its range.
@@ -39,6 +40,7 @@ class Penalty(ABC):
     separable: ClassVar[bool] = True
     smooth: bool = False
     convex: ClassVar[bool] = True
+    compiles: ClassVar[bool] = False
 
     def __init__(self, strength: float):
         self.strength = _checked_strength(strength)
@@ -70,8 +72,9 @@ class Penalty(ABC):
         """The prox in z = x/scale carried back, scale · prox(x/scale, step); `scale` > 0 broadcasts against x."""
         z = wide(x) / scale
         q = self.prox(z, step)
-        # What is not moved does not drift by rounding; a z that underflowed to 0 carries back to 0.
-        return torch.where((q == z) & (q != 0), x, scale * q).to(x.dtype)
+        # What is not moved does not drift by rounding; a z that underflowed to 0 carries back to 0. Without a scale, as
+        # after a second moment that overflowed, there is no z.
+        return torch.where(((q == z) & (q != 0)) | (scale == 0), x, scale * q).to(x.dtype)
 
     def residual(self, x: Tensor, gradient: Tensor) -> Tensor:
         """The element of least norm of `gradient` + ∂R(x), of x's shape: zero exactly where x is stationary."""
@@ -97,8 +100,12 @@ class Penalty(ABC):
 
     @property
     def key(self) -> Hashable:
-        """What identifies the formula, whatever the strength; None for a penalty that is not separable."""
-        return (type(self), *self.options.items()) if self.separable else None
+        """What identifies the formula, whatever the strength; None where `prox` can't be compiled once for all.
+
+        That takes a class that says so of itself, by `compiles`: its formulas depend on the entry, the strength (which
+        may come as a tensor) and `options` alone.
+        """
+        return (type(self), *self.options.items()) if vars(type(self)).get("compiles") else None
 
     def __repr__(self) -> str:
         strength = [] if self.strength is None else [f"{self.strength}"]

@@ -23,6 +23,8 @@ class L1(Penalty):
     tensor([1.5000, 0.0000])
     """
 
+    compiles = True
+
     def value(self, x: Tensor) -> Tensor:
         return self.strength * wide(x).abs().sum()
 
@@ -52,6 +54,7 @@ class L2(Penalty):
     Source: theory, section 4.2.
     """
 
+    compiles = True
     smooth = True
 
     def value(self, x: Tensor) -> Tensor:
@@ -86,6 +89,8 @@ class ElasticNet(Penalty):
 
     Source: theory, section 4.5.
     """
+
+    compiles = True
 
     def __init__(self, strength: float, l1_ratio: float = 0.5):
         super().__init__(strength)
@@ -129,6 +134,7 @@ class L0(Penalty):
     Source: theory, section 4.5.
     """
 
+    compiles = True
     convex = False
 
     def value(self, x: Tensor) -> Tensor:
@@ -156,6 +162,8 @@ class Power(Penalty):
 
     Source: theory, section 4.4.
     """
+
+    compiles = True
 
     def __init__(self, strength: float, q: float):
         super().__init__(strength)

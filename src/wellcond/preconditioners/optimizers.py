@@ -46,7 +46,7 @@ def preconditioner_of(optimizer: Optimizer) -> Diagonal:
     rounding = 0.0
     with torch.no_grad():
         for p, state, group in _entries(optimizer, reading):
-            squared = reading.squared_scale(state, group)
+            squared = reading.squared_scale(state, group) if state or not reading.needs_a_step else None
             if squared is None:
                 squared = torch.ones((), dtype=torch.float64, device=p.device).expand(p.shape)
             elif not bool((torch.isfinite(squared) & (squared > 0)).all()):

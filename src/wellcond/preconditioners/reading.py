@@ -22,14 +22,18 @@ class Reading:
     "param" where `needs_gradient`.
 
     Attributes:
-        constants: entries of `group` that `root` uses.
+        constants: entries of `group` that `root` uses; None where that is not known.
         needs_a_step: whether P exists only after a step.
         needs_gradient: whether `root` needs the gradient of the last step.
     """
 
-    constants: tuple[str, ...] = ()
+    constants: tuple[str, ...] | None = ()
     needs_a_step = True
     needs_gradient = False
+
+    def entries(self, group: Group) -> tuple[str, ...]:
+        """Entries of `state`, tensors of the parameter's shape, that `root` uses."""
+        return ()
 
     def root(self, state: State, group: Group) -> Tensor | None:
         """√v or what plays its part, of the parameter's shape; None for P = I."""
@@ -37,7 +41,7 @@ class Reading:
 
     def correct(self, state: State, group: Group) -> tuple[Scalar, Scalar]:
         """(factor, ε)."""
-        return 1.0, group["eps"]
+        return 1.0, group.get("eps", 0.0)
 
     def root_v(self, state: State, group: Group) -> Tensor | None:
         """√v as the step corrected it; None where there is none."""
@@ -51,6 +55,14 @@ class Reading:
             return None
         factor, eps = self.correct(state, group)
         return (root * factor + eps).reciprocal()
+
+    def stepped(self, state: State) -> bool:
+        """Whether P is there, after a step that may have been skipped. A count on a GPU is taken as positive: nothing
+        waits for it."""
+        if not self.needs_a_step:
+            return True
+        step = step_number({"step": 1, **state}) if state else 0.0
+        return isinstance(step, Tensor) or step > 0
 
     def correction(self, state: State, group: Group) -> Scalar:
         """α over the group's lr in the last step: the correction of early steps, or a decay."""
@@ -68,6 +80,8 @@ class Reading:
 class _Function(Reading):
     """A reading from P_ii² as a plain function of state and group."""
 
+    constants = None
+
     def __init__(self, squared_scale: Callable[[State, Group], Tensor]):
         self._squared_scale = squared_scale
 
@@ -76,6 +90,12 @@ class _Function(Reading):
 
     def correct(self, state: State, group: Group) -> tuple[Scalar, Scalar]:
         return 1.0, 0.0
+
+    def squared_scale(self, state: State, group: Group) -> Tensor:
+        return self._squared_scale(state, group)
+
+    def stepped(self, state: State) -> bool:
+        return True  # it may keep no state at all
 
 
 _READINGS: dict[type[Optimizer], Reading] = {}

@@ -39,6 +39,9 @@ class _ASGD(Reading):
 
 @reads(torch.optim.Adagrad)
 class _Adagrad(Reading):
+    def entries(self, group: Group) -> tuple[str, ...]:
+        return ("sum",)
+
     def root(self, state: State, group: Group) -> Tensor:
         return state["sum"].sqrt()
 
@@ -52,6 +55,9 @@ class _Adagrad(Reading):
 @reads(torch.optim.RMSprop)
 class _RMSprop(Reading):
     constants = ("centered",)
+
+    def entries(self, group: Group) -> tuple[str, ...]:
+        return ("square_avg", "grad_avg") if group["centered"] else ("square_avg",)
 
     def root(self, state: State, group: Group) -> Tensor:
         if group["centered"]:
@@ -80,8 +86,11 @@ class _AveragedMomentum(Reading):
 class _Adam(_AveragedMomentum):
     constants = ("amsgrad",)
 
+    def entries(self, group: Group) -> tuple[str, ...]:
+        return ("max_exp_avg_sq" if group["amsgrad"] else "exp_avg_sq",)
+
     def root(self, state: State, group: Group) -> Tensor:
-        return state["max_exp_avg_sq" if group["amsgrad"] else "exp_avg_sq"].sqrt()
+        return state[self.entries(group)[0]].sqrt()
 
     def correct(self, state: State, group: Group) -> tuple[Scalar, Scalar]:
         return (1 - group["betas"][1] ** step_number(state)) ** -0.5, group["eps"]
@@ -89,6 +98,9 @@ class _Adam(_AveragedMomentum):
 
 @reads(torch.optim.SparseAdam)
 class _SparseAdam(_AveragedMomentum):
+    def entries(self, group: Group) -> tuple[str, ...]:
+        return ("exp_avg_sq",)
+
     def root(self, state: State, group: Group) -> Tensor:
         return state["exp_avg_sq"].sqrt()
 
@@ -99,6 +111,9 @@ class _SparseAdam(_AveragedMomentum):
 
 @reads(torch.optim.NAdam)
 class _NAdam(Reading):
+    def entries(self, group: Group) -> tuple[str, ...]:
+        return ("exp_avg_sq",)
+
     def root(self, state: State, group: Group) -> Tensor:
         return state["exp_avg_sq"].sqrt()
 
@@ -116,6 +131,9 @@ class _NAdam(Reading):
 
 @reads(torch.optim.RAdam)
 class _RAdam(_AveragedMomentum):
+    def entries(self, group: Group) -> tuple[str, ...]:
+        return ("exp_avg_sq",)
+
     def root(self, state: State, group: Group) -> Tensor:
         return state["exp_avg_sq"].sqrt()
 
@@ -145,6 +163,9 @@ class _RAdam(_AveragedMomentum):
 
 @reads(torch.optim.Adamax)
 class _Adamax(_AveragedMomentum):
+    def entries(self, group: Group) -> tuple[str, ...]:
+        return ("exp_inf",)
+
     def root(self, state: State, group: Group) -> Tensor:
         return state["exp_inf"]
 
@@ -154,7 +175,7 @@ class _Adamax(_AveragedMomentum):
 
 @reads(torch.optim.Adadelta)
 class _Adadelta(Reading):
-    constants = ("rho", "eps", "lr", "weight_decay", "maximize")
+    constants = None  # a scheduled lr would be one, under weight decay
     needs_gradient = True
 
     def root(self, state: State, group: Group) -> Tensor:
