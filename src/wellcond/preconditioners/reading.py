@@ -116,6 +116,7 @@ def reads(*optimizers: type[Optimizer]) -> Callable[[_Kind], _Kind]:
     where the step is not lr·P²·gradient with the stability bound 2, a `Reading` class. The function may be called with
     the state in another precision; its "step" is a number or a 0-dim tensor.
 
+    >>> import torch
     >>> class Mine(torch.optim.RMSprop):
     ...     "An optimizer of one's own."
     >>> @reads(Mine)
