@@ -170,7 +170,8 @@ class OnePassOptimizer(Optimizer):
             step = _beside(numbers, rule.count(numbers, params, states))
             columns = rule.scalars(numbers, step)
             if application:
-                held = step.new_tensor([application.selection.holds(p) for p in params])
+                held = torch.tensor([float(application.selection.holds(p)) for p in params])
+                held = held.to(step.device, step.dtype, non_blocking=True)
                 columns += [reading.penalty_rate(numbers, step), application.penalty.strength or 0.0, held]
             flags = (numbers["maximize"], *rule.flags(numbers))
             key = (type(rule), flags, application and (application.penalty.key, application.space, application.via))
@@ -180,8 +181,9 @@ class OnePassOptimizer(Optimizer):
             for p, g, state in zip(params, grads, states, strict=True):
                 self._widen(p)
                 rows.append([p, *(state[name] for name in names), g])
-            whole = [torch.as_tensor(c, dtype=step.dtype, device=step.device).expand(len(params)) for c in columns]
-            scalars.append(torch.stack(whole, 1))
+            # Numbers are filled in where the counts are, so that nothing waits for a copy from the host.
+            filled = (c if isinstance(c, Tensor) else torch.full_like(step, c) for c in columns)
+            scalars.append(torch.stack([c.to(step).expand(len(params)) for c in filled], 1))
         for kernel, rows, scalars in jobs.values():
             compiled = worth_compiling([row[0] for row in rows]) if self._compile is None else self._compile
             kernel(rows, torch.cat(scalars), compiled)

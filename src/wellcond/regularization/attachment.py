@@ -60,7 +60,7 @@ class Attachment:
     def __setstate__(self, state: dict[str, Any]) -> None:
         self._optimizer, self.applications = weakref.ref(state["optimizer"]), state["applications"]
 
-    @torch.compiler.disable
+    @torch._disable_dynamo  # torch.compiler.disable, without importing the compiler for those who don't use it
     def before(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Step pre-hook. A closure evaluates the gradient inside the step: it is wrapped, so that we come after it."""
         if _nested(optimizer):
@@ -73,7 +73,7 @@ class Attachment:
         wrapped = self._after_gradient(optimizer, closure)
         return ((args[0], wrapped, *args[2:]), kwargs) if positional else (args, {**kwargs, "closure": wrapped})
 
-    @torch.compiler.disable
+    @torch._disable_dynamo
     def after(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Step post-hook."""
         if not _nested(optimizer):

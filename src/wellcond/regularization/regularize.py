@@ -63,6 +63,7 @@ def regularize(
     Source: theory, section 4; steps of 4.7.
 
     >>> import torch, wellcond as wc
+    >>> _ = torch.manual_seed(0)
     >>> model = torch.nn.Linear(3, 1)
     >>> optimizer = torch.optim.Adam(model.parameters(), lr=0.1)
     >>> handle = wc.regularize(optimizer, wc.penalties.L1(0.3))
