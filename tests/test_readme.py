@@ -5,9 +5,13 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import pytest
 import torch
 
-README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+from wellcond.preconditioners import supported
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 
 
@@ -24,6 +28,27 @@ def test_the_examples_run(capsys):
     assert names["c"].kappa(0.5).low >= 1
 
 
-def test_what_it_links_to_exists():
-    for target in re.findall(r"\]\(([^)#:]+)\)|src=\"([^\"]+)\"", README):
-        assert (Path(__file__).parents[1] / "".join(target)).exists(), target
+def test_the_penalties_of_the_readme_and_their_page_run():
+    names: dict = {}
+    exec(BLOCKS[0], names)
+    for block in (b for b in BLOCKS if "handle" in b):
+        exec(block, names)
+    assert names["handle"].strength == 0.02
+    assert names["optimizer"].regularization.penalty.strength == 0.01
+    text = (ROOT / "docs" / "l1-with-adam.md").read_text(encoding="utf-8")
+    first, third = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    exec(first, names)
+    assert names["handle"].names() == ["parameter 0 of group 0"]
+
+    class MyOptimizer(torch.optim.RMSprop):
+        pass
+
+    exec(third, names | {"MyOptimizer": MyOptimizer})
+    assert "MyOptimizer" in supported()
+
+
+@pytest.mark.parametrize("page", ["README.md", *(f"docs/{p.name}" for p in (ROOT / "docs").glob("*.md"))])
+def test_what_it_links_to_exists(page):
+    text = (ROOT / page).read_text(encoding="utf-8")
+    for target in re.findall(r"\]\(([^)#:]+)\)|src=\"([^\"]+)\"", text):
+        assert ((ROOT / page).parent / "".join(target)).exists(), target
