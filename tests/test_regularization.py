@@ -361,32 +361,36 @@ def test_the_unit_of_a_strength(space, power):
 # -- traps of hooks --
 
 
-def sparse_run(steps, resume_at=None, make_optimizer=None, penalty=None, **options):
-    """Train with a scheduler and clipping; stopped in the middle and taken up from a checkpoint in new objects."""
-    build = make_optimizer or (lambda p: torch.optim.Adam(p, lr=0.02))
+def sparse_run(steps, resume_at=None, form="single tensor", penalty=None, amp=False, **options):
+    """Train with a scheduler, clipping and mixed precision; taken up in the middle from a checkpoint in new objects."""
 
     def fresh():
         model = network(torch.float32)
-        optimizer = build(model.parameters())
+        optimizer = torch.optim.Adam(model.parameters(), lr=0.02, **FORMS[form])
         wc.regularize(optimizer, penalty or R.L1(0.05), **options)
-        return model, optimizer, torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+        scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=0.02, total_steps=steps)
+        return model, optimizer, scheduler, torch.amp.GradScaler("cpu", init_scale=2.0**8, enabled=amp)
 
-    model, optimizer, scheduler = fresh()
+    model, optimizer, scheduler, scaler = fresh()
     data = batches(torch.float32)
     for t in range(steps):
         if t == resume_at:
             buffer = io.BytesIO()
-            torch.save([model.state_dict(), optimizer.state_dict(), scheduler.state_dict()], buffer)
+            torch.save([x.state_dict() for x in (model, optimizer, scheduler, scaler)], buffer)
             buffer.seek(0)
-            model, optimizer, scheduler = fresh()
-            saved = torch.load(buffer, weights_only=True)
-            model.load_state_dict(saved[0])
-            optimizer.load_state_dict(saved[1])
-            scheduler.load_state_dict(saved[2])
+            model, optimizer, scheduler, scaler = fresh()
+            for x, saved in zip(
+                (model, optimizer, scheduler, scaler), torch.load(buffer, weights_only=True), strict=True
+            ):
+                x.load_state_dict(saved)
         optimizer.zero_grad()
-        nn.functional.cross_entropy(model(data[t % 3][0]), data[t % 3][1]).backward()
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=amp):
+            loss = nn.functional.cross_entropy(model(data[t % 3][0]), data[t % 3][1])
+        scaler.scale(loss).backward()
+        scaler.unscale_(optimizer)
         nn.utils.clip_grad_norm_(model.parameters(), 0.5)
-        optimizer.step()
+        scaler.step(optimizer)
+        scaler.update()
         scheduler.step()
     return [p.detach() for p in model.parameters()]
 
@@ -397,6 +401,13 @@ def test_a_resumed_run_is_bit_equal(penalty, space):
     whole = sparse_run(40, penalty=penalty, space=space)
     assert same(whole, sparse_run(40, resume_at=17, penalty=penalty, space=space))
     assert not same(whole, sparse_run(40, penalty=R.L1(0.0)))
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_with_mixed_precision_a_resumed_run_is_bit_equal(form):
+    whole = sparse_run(40, form=form, amp=True)
+    assert same(whole, sparse_run(40, form=form, amp=True, resume_at=17))
+    assert sum(int((p == 0).sum()) for p in whole) > 10
 
 
 def test_a_run_with_scheduler_and_clipping_ends_with_zeros():
@@ -780,7 +791,7 @@ def test_value_is_that_of_z_or_of_p():
     train(model, optimizer, 3)
     scales = wc.preconditioner_of(optimizer).scales
     expected = 0.1 * sum(
-        float((p / s).abs().sum()) for p, s in zip(model.parameters(), scales, strict=True) if p.dim() > 1
+        float((p.detach() / s).abs().sum()) for p, s in zip(model.parameters(), scales, strict=True) if p.dim() > 1
     )
     assert float(intrinsic.value()) == pytest.approx(expected)
 
