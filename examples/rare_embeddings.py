@@ -23,12 +23,15 @@ WORDS, WIDTH, BATCH = 400, 8, 64
 BANDS = ((0, 20), (20, 100), (100, 400))  # by rank
 RUNS = (
     ("Adam", "none", 0.0),
+    ("Adam", "euclidean", 0.25),
     ("Adam", "euclidean", 0.5),
+    ("Adam", "original", 5e-4),
     ("Adam", "original", 2.5e-3),
+    ("Adam", "intrinsic", 0.01),
     ("Adam", "intrinsic", 0.03),
-    ("SparseAdam", "euclidean", 1.0),
-    ("SparseAdam", "original", 3e-3),
-    ("SparseAdam", "intrinsic", 0.03),
+    ("SparseAdam", "euclidean", 2.0),
+    ("SparseAdam", "original", 0.03),
+    ("SparseAdam", "intrinsic", 0.3),
 )
 
 
@@ -40,7 +43,7 @@ def train(kind: str, space: str, strength: float, seed: int, steps: int) -> list
     optimizer = getattr(torch.optim, kind)(model[0].parameters(), lr=3e-3)
     readout = torch.optim.Adam(model[1].parameters(), lr=3e-3)
     if strength:
-        wc.regularize(optimizer, wc.penalties.L1(strength), space=space)
+        wc.regularize(optimizer, wc.penalties.L1(strength), space=space, params="all")
     for _ in range(steps):
         words = torch.multinomial(frequency, BATCH, replacement=True)
         optimizer.zero_grad()

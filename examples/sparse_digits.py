@@ -29,15 +29,18 @@ STRENGTHS = {
 }
 SYMBOLS = {"in the loss": "x", "euclidean": "triangle-up", "original": "square", "intrinsic": "circle"}
 EPOCHS = 40
+FIGURES = ("zeros", "accuracy", "zeros_cut", "accuracy_cut")
+CUT = 1e-2  # weights under this are set to zero after training, in the last two columns
 
 
 @dataclass(frozen=True)
 class Result:
-    """One trained network: exact zeros among its weights, those under 1e-3, and its accuracy on the test set."""
+    """One trained network: exact zeros among its weights and test accuracy, as trained and with small weights cut."""
 
     zeros: float
-    small: float
     accuracy: float
+    zeros_cut: float
+    accuracy_cut: float
 
 
 def data(seed: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -63,10 +66,14 @@ def train(way: str, strength: float, seed: int, epochs: int = EPOCHS) -> Result:
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
+    figures = []
     with torch.no_grad():
-        entries = torch.cat([w.flatten() for w in weights])
-        accuracy = (model(X_test).argmax(1) == y_test).float().mean()
-    return Result(float((entries == 0).float().mean()), float((entries.abs() < 1e-3).float().mean()), float(accuracy))
+        for cut in (0.0, CUT):
+            for w in weights:
+                w[w.abs() < cut] = 0
+            zeros = torch.cat([w.flatten() for w in weights]) == 0
+            figures += [float(zeros.float().mean()), float((model(X_test).argmax(1) == y_test).float().mean())]
+    return Result(*figures)
 
 
 def spread(values: list[float]) -> tuple[float, float]:
@@ -77,13 +84,13 @@ def spread(values: list[float]) -> tuple[float, float]:
 
 def table(results: dict[tuple[str, float], list[Result]]) -> Table:
     out = Table(title="L1 on the weights of a 64-32-10 network, Adam")
-    for column in ("L1", "strength", "exact zeros %", "under 1e-3 %", "test accuracy %"):
+    for column in ("L1", "strength", "exact\nzeros %", "test\naccuracy %", "zeros %,\ncut", "accuracy %,\ncut"):
         out.add_column(column, justify="left" if column == "L1" else "right", no_wrap=True)
     last = None
     for (way, strength), runs in results.items():
         if last not in (None, way):
             out.add_section()
-        cells = [spread([getattr(run, key) for run in runs]) for key in ("zeros", "small", "accuracy")]
+        cells = [spread([getattr(run, key) for run in runs]) for key in FIGURES]
         out.add_row(way if way != last else "", f"{strength:g}", *(f"{mean:.1f} ± {s:.1f}" for mean, s in cells))
         last = way
     return out
@@ -93,18 +100,21 @@ def plot(results: dict[tuple[str, float], list[Result]]) -> go.Figure:
     figure = go.Figure()
     for way in STRENGTHS:
         chosen = [(s, runs) for (name, s), runs in results.items() if name == way]
-        zeros = [spread([run.zeros for run in runs]) for _, runs in chosen]
-        accuracy = [spread([run.accuracy for run in runs]) for _, runs in chosen]
-        figure.add_scatter(
-            x=[mean for mean, _ in zeros],
-            y=[mean for mean, _ in accuracy],
-            error_x={"array": [s for _, s in zeros]},
-            error_y={"array": [s for _, s in accuracy]},
-            text=[f"strength {s:g}" for s, _ in chosen],
-            mode="lines+markers",
-            marker={"symbol": SYMBOLS[way], "size": 9},
-            name=f"{way} ({chosen[0][0]:g} … {chosen[-1][0]:g})",
-        )
+        for cut in ("", "_cut"):
+            if cut and way != "in the loss":
+                continue
+            x, y = ([spread([getattr(run, key + cut) for run in runs]) for _, runs in chosen] for key in FIGURES[:2])
+            figure.add_scatter(
+                x=[mean for mean, _ in x],
+                y=[mean for mean, _ in y],
+                error_x={"array": [s for _, s in x]},
+                error_y={"array": [s for _, s in y]},
+                text=[f"strength {s:g}" for s, _ in chosen],
+                mode="lines+markers",
+                marker={"symbol": SYMBOLS[way] + ("-open" if cut else ""), "size": 9},
+                line={"dash": "dot" if cut else "solid"},
+                name=f"{way}{f', cut at {CUT:g}' if cut else ''} ({chosen[0][0]:g} … {chosen[-1][0]:g})",
+            )
     figure.update_layout(
         title="Digits: test accuracy against exact zeros, by strength",
         xaxis_title="weights that are exactly zero (%)",

@@ -562,3 +562,14 @@ def test_compiled_is_eager_to_rounding_and_compiles_once():
         assert torch.equal(a == 0, b == 0)
         close(compiled.state[a].values(), eager.state[b].values())
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == onepass_before + 1
+
+
+def test_a_group_can_not_have_a_penalty_of_its_own():
+    p, q = nn.Parameter(torch.ones(2, 2)), nn.Parameter(torch.ones(2, 2))
+    with pytest.raises(ValueError, match=r"group has penalty; give it to the optimizer.*wellcond\.regularize"):
+        wc.optim.AdamW([{"params": [p], "penalty": wc.penalties.L1(5.0)}])
+    optimizer = wc.optim.AdamW([p], penalty=wc.penalties.L1(0.1))
+    with pytest.raises(ValueError, match="group has space, strength"):
+        optimizer.add_param_group({"params": [q], "strength": 1.0, "space": "original"})
+    assert "L1(0.1) on z" in repr(optimizer)
+    assert "L1" not in repr(wc.optim.AdamW([q]))

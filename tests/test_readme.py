@@ -33,12 +33,14 @@ def test_the_penalties_of_the_readme_and_their_page_run():
     exec(BLOCKS[0], names)
     for block in (b for b in BLOCKS if "handle" in b):
         exec(block, names)
+        names["loss_fn"](names["model"](names["X"]), names["y"]).backward()
+        names["optimizer"].step()
     assert names["handle"].strength == 0.02
     assert names["optimizer"].regularization.penalty.strength == 0.01
     text = (ROOT / "docs" / "l1-with-adam.md").read_text(encoding="utf-8")
     first, third = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
     exec(first, names)
-    assert names["handle"].names() == ["parameter 0 of group 0"]
+    assert names["handle"].names() == ["weight"]
 
     class MyOptimizer(torch.optim.RMSprop):
         pass

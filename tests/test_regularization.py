@@ -864,7 +864,22 @@ def test_sparsity_of_the_penalized_layers():
     assert [x.name for x in whole.layers] == ["0.weight", "0.bias", "2.weight", "2.bias"]
     assert whole.zeros == 15
     assert whole.fraction == pytest.approx(15 / 146)
-    assert "2.weight   3×13   15 of 39 (38.5%)   1 of 3     1 of 13" in repr(whole)
+    table = repr(whole).splitlines()
+    assert "2.weight      3×13   15 of 39 (38.5%)   1 of 3     1 of 13" in table
+    assert "all of these         15 of 130 (11.5%)" in table
+    assert "2 vectors            0 of 16 (0.0%)" in table
+    assert repr(handle.sparsity()).count("\n") == 1
+    with pytest.raises(TypeError, match=r"give a torch\.nn\.Module"):
+        wc.sparsity(optimizer)
+
+
+def test_long_names_and_convolutions_keep_the_table_narrow():
+    model = nn.ModuleDict({"a_module_of_a_very_long_name_" * 3: nn.Conv2d(3, 4, 5)})
+    with torch.no_grad():
+        next(iter(model.values())).weight[:, 1] = 0
+    (line,) = [x for x in repr(wc.sparsity(model)).splitlines() if "4×3×5×5" in x]
+    assert len(line) < 100
+    assert ".weight  4×3×5×5  100 of 300 (33.3%)  0 of 4     1 of 3" in line
 
 
 # -- selection --
@@ -903,14 +918,39 @@ def test_which_parameters_are_penalized():
     assert "encoder.0.weight" in wc.regularize(named, R.L1(0.1)).names()
 
 
-def test_an_embedding_in_intrinsic_space_is_warned_of():
+def test_weights_that_are_normalized_before_use_are_left_out():
+    # A penalty would take their size, which the loss does not see, to zero, and the weight to 0/0.
+    from torch.nn.utils import parametrizations, weight_norm
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        old = weight_norm(nn.Linear(7, 5))
+    model = nn.Sequential(
+        parametrizations.weight_norm(nn.Linear(7, 7)),
+        old,
+        parametrizations.spectral_norm(nn.Linear(5, 4)),
+        nn.Linear(4, 3),
+    )
+    optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
+    handle = wc.regularize(optimizer, R.L1(0.5), model=model)
+    assert handle.names() == ["3.weight"]
+    train(model, optimizer, 100, batches(torch.float32))
+    assert all(p.isfinite().all() for p in model.parameters())
+    assert handle.sparsity().zeros > 0
+
+
+@pytest.mark.parametrize("space", spaces.SPACES)
+def test_an_embedding_under_a_dense_adaptive_optimizer_is_warned_of(space):
     model = Transformerish()
-    with pytest.warns(UserWarning, match=r"embedding\.weight is an embedding.*rarely used"):
-        wc.regularize(torch.optim.Adam(model.parameters()), R.L1(0.1), model=model, params="embedding.weight")
+    with pytest.warns(UserWarning, match=r"embedding\.weight is an embedding.*rarely used") as caught:
+        wc.regularize(
+            torch.optim.Adam(model.parameters()), R.L1(0.1), space=space, model=model, params="embedding.weight"
+        )
+    assert caught[0].filename == __file__
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         wc.regularize(
-            torch.optim.Adam(model.parameters()), R.L1(0.1), model=model, params="embedding.weight", space="euclidean"
+            torch.optim.SparseAdam([model.embedding.weight]), R.L1(0.1), model=model, params="embedding.weight"
         )
         wc.regularize(torch.optim.Adam(model.parameters()), R.L1(0.1), model=model)
 
@@ -1324,8 +1364,25 @@ def test_more_bad_input():
     with pytest.raises(ValueError, match=r"tensor of shape \(2,\)"):
         handle.strength = torch.tensor([0.1, 0.2])
     lazy = nn.LazyLinear(2)
-    with pytest.raises(ValueError, match="not initialized"):
-        wc.regularize(torch.optim.SGD(lazy.parameters(), lr=0.1), R.L1(0.1), params="all")
+    for params in (None, "all"):
+        with pytest.raises(ValueError, match="not initialized"):
+            wc.regularize(torch.optim.SGD(lazy.parameters(), lr=0.1), R.L1(0.1), params=params)
+    with pytest.raises(TypeError, match=r"@reads\(MyOptimizer\)"):
+        wc.preconditioners.reads(lambda state, group: torch.ones(()))
+
+    class Mistyped(Stateless):
+        pass
+
+    @wc.preconditioners.reads(Mistyped)
+    def squared_scale(state, group):
+        return state["V"]
+
+    p = ones()
+    optimizer = Mistyped([p])
+    wc.regularize(optimizer, R.L1(0.1))
+    p.grad = torch.ones_like(p)
+    with pytest.raises(KeyError, match="squared_scale uses 'V', which is neither"):
+        optimizer.step()
 
 
 def test_an_argument_of_a_step_that_is_no_closure_is_left_alone():

@@ -137,7 +137,7 @@ def _precision(like: Tensor) -> torch.dtype:
 def _stack(scalars: Sequence[Sequence[Scalar]], like: Tensor) -> Tensor:
     """(n, S) in float64 for float64 tensors, otherwise float32."""
     dtype = _precision(like)
-    if not any(isinstance(x, Tensor) for row in scalars for x in row) or not scalars:
+    if not any(isinstance(x, Tensor) for row in scalars for x in row):
         return torch.tensor(scalars, dtype=dtype).to(like.device, non_blocking=True)
     # Some live on the device: the others are filled in there, so that nothing is copied from the host or waits.
     return torch.stack(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -16,8 +17,9 @@ class LayerSparsity:
         name: of the parameter.
         shape: its shape.
         zeros: entries that are exactly zero.
-        rows, columns: slices along the first and second dimension (output and input channels of a layer).
-        zero_rows, zero_columns: those that are zero altogether; 0 of 0 for a vector.
+        rows, columns: slices along the first and second dimension: output and input channels of a linear layer or a
+            convolution, input and output channels of a transposed one; 0 for a vector.
+        zero_rows, zero_columns: those that are zero altogether.
     """
 
     name: str
@@ -31,10 +33,7 @@ class LayerSparsity:
     @property
     def entries(self) -> int:
         """Number of entries."""
-        n = 1
-        for size in self.shape:
-            n *= size
-        return n
+        return math.prod(self.shape)
 
     @property
     def fraction(self) -> float:
@@ -68,22 +67,34 @@ class Sparsity:
         return self.zeros / self.entries if self.entries else 0.0
 
     def __repr__(self) -> str:
-        head = ("parameter", "shape", "zeros", "zero rows", "zero columns")
-        rows = [
+        """A table of the tensors of two or more dimensions, with the vectors in one line."""
+        weights = [layer for layer in self.layers if layer.rows]
+        vectors = [layer for layer in self.layers if not layer.rows]
+        cells = [("parameter", "shape", "zeros", "zero rows", "zero columns")]
+        cells += [
             (
-                layer.name,
-                "×".join(map(str, layer.shape)) or "()",
-                f"{layer.zeros:,} of {layer.entries:,} ({layer.fraction:.1%})",
-                f"{layer.zero_rows} of {layer.rows}" if layer.rows else "",
-                f"{layer.zero_columns} of {layer.columns}" if layer.columns else "",
+                _short(layer.name),
+                "×".join(map(str, layer.shape)),
+                _share(layer.zeros, layer.entries),
+                f"{layer.zero_rows} of {layer.rows}",
+                f"{layer.zero_columns} of {layer.columns}",
             )
-            for layer in self.layers
+            for layer in weights
         ]
-        rows.append(("all", "", f"{self.zeros:,} of {self.entries:,} ({self.fraction:.1%})", "", ""))
-        widths = [max(len(row[i]) for row in [head, *rows]) for i in range(len(head))]
-        return "\n".join(
-            "  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in [head, *rows]
-        )
+        for what, some in (("all of these", weights), (f"{len(vectors)} vectors", vectors)):
+            if len(some) > (some is weights):
+                cells.append((what, "", _share(sum(x.zeros for x in some), sum(x.entries for x in some)), "", ""))
+        widths = [max(len(row[i]) for row in cells) for i in range(5)]
+        return "\n".join("  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in cells)
+
+
+def _share(zeros: int, entries: int) -> str:
+    return f"{zeros:,} of {entries:,} ({zeros / max(entries, 1):.1%})"
+
+
+def _short(name: str, most: int = 36) -> str:
+    """The ends of a long name, which tell most."""
+    return name if len(name) <= most else f"{name[: most // 3]}…{name[-(most - most // 3 - 1) :]}"
 
 
 def sparsity(model: nn.Module) -> Sparsity:
@@ -96,8 +107,12 @@ def sparsity(model: nn.Module) -> Sparsity:
     >>> sparsity(model)
     parameter  shape  zeros           zero rows  zero columns
     weight     2×3    4 of 6 (66.7%)  0 of 2     1 of 3
-    all               4 of 6 (66.7%)
+
+    Raises:
+        TypeError: for anything but a module.
     """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"got a {type(model).__name__}; give a torch.nn.Module, or ask a handle for its sparsity()")
     return sparsity_of(model.named_parameters())
 
 

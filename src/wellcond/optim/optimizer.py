@@ -44,7 +44,7 @@ class OnePassOptimizer(Optimizer):
         model: nn.Module | None,
         compile: bool | None,
         state_dtype: torch.dtype | None,
-    ) -> Application | None:
+    ) -> None:
         if state_dtype not in (None, torch.float32):
             raise ValueError(f"state_dtype is {state_dtype}; give torch.float32, or None for the parameters' own")
         if penalty is None and penalized is not None:
@@ -58,8 +58,7 @@ class OnePassOptimizer(Optimizer):
             application = Application(self, penalty, space, None, selection, compiled=compile, built_in=True)
         self._is_plain(application)
         if application:
-            attach(self, application)
-        return application
+            attach(self, application, stacklevel=4)
 
     @property
     def regularization(self) -> Regularization | None:
@@ -80,6 +79,20 @@ class OnePassOptimizer(Optimizer):
             self._own_step(application)
         return loss
 
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """As torch's.
+
+        Raises:
+            ValueError: for a group with a penalty of its own, which a `state_dict` could not keep.
+        """
+        ours = {"penalty", "space", "penalized", "strength", "model", "compile", "state_dtype"} & set(param_group)
+        if ours:
+            raise ValueError(
+                f"a parameter group has {', '.join(sorted(ours))}; give it to the optimizer, or put another penalty on "
+                "these parameters with wellcond.regularize"
+            )
+        super().add_param_group(param_group)
+
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load what `state_dict` of this class or of torch's gave; with a `state_dtype`, bit for bit."""
         given: dict[str, Any] = {}
@@ -99,6 +112,9 @@ class OnePassOptimizer(Optimizer):
         finally:
             for hook in hooks:
                 hook.remove()
+
+    def __repr__(self) -> str:
+        return "\n".join([super().__repr__(), *([repr(self.regularization)] if self.regularization else [])])
 
     def __getstate__(self) -> dict[str, Any]:
         return {**super().__getstate__(), "_state_dtype": self._state_dtype, "_compile": self._compile}

@@ -13,8 +13,7 @@ from torch.optim import Optimizer
 from wellcond.optim import updates
 from wellcond.optim.optimizer import OnePassOptimizer
 from wellcond.penalties import Penalty
-from wellcond.preconditioners.reading import _READINGS, reads
-from wellcond.regularization.regularize import _warn_of_embeddings
+from wellcond.preconditioners import reading_for, reads
 from wellcond.regularization.selection import Params
 
 _Class = TypeVar("_Class", bound=type[OnePassOptimizer])
@@ -45,7 +44,7 @@ def _like(torchs: type[Optimizer], rule: updates.Rule) -> Callable[[_Class], _Cl
                     scales. It is in copies and pickles, not in a `state_dict`: give it again and load that.
                 space: "intrinsic", "original" or "euclidean", as in `regularize`.
                 penalized: the parameters that it is on, as `params` of `regularize`: by default those of two or more
-                    dimensions, with `model` none that belong to normalization layers or embeddings.
+                    dimensions, with `model` no biases, normalization layers, embeddings or parametrized weights.
                 model: gives the parameters names.
                 compile: compile the step (once a dtype, some 10 s); by default where it is on a million entries or
                     more.
@@ -59,9 +58,7 @@ def _like(torchs: type[Optimizer], rule: updates.Rule) -> Callable[[_Class], _Cl
             Source: theory, sections 3.1, 4.5 and 4.7.
             """
             super(made, self).__init__(*args, **kwargs)
-            application = self._set_up(penalty, space, penalized, model, compile, state_dtype)
-            if application:
-                _warn_of_embeddings(self, application)
+            self._set_up(penalty, space, penalized, model, compile, state_dtype)
 
         theirs = inspect.signature(torchs.__init__)
         ours = [p for p in inspect.signature(__init__).parameters.values() if p.kind == p.KEYWORD_ONLY]
@@ -70,7 +67,7 @@ def _like(torchs: type[Optimizer], rule: updates.Rule) -> Callable[[_Class], _Cl
         made.__init__ = __init__
         made._torch, made._rule = torchs, rule
         made._lists = list(inspect.signature(torchs._init_group).parameters)[2:]  # type: ignore[attr-defined]
-        reads(made)(type(_READINGS[torchs]))
+        reads(made)(type(reading_for(torchs)))
         return cls
 
     return register

@@ -92,7 +92,13 @@ class _Function(Reading):
         return 1.0, 0.0
 
     def squared_scale(self, state: State, group: Group) -> Tensor:
-        return self._squared_scale(state, group)
+        try:
+            return self._squared_scale(state, group)
+        except KeyError as error:
+            raise KeyError(
+                f"the reading {self._squared_scale.__qualname__} uses {error}, which is neither in the optimizer's "
+                f"state ({', '.join(map(str, state))}) nor in its group ({', '.join(map(str, group))})"
+            ) from None
 
     def stepped(self, state: State) -> bool:
         return True  # it may keep no state at all
@@ -124,6 +130,9 @@ def reads(*optimizers: type[Optimizer]) -> Callable[[_Kind], _Kind]:
     ...     return 1 / (state["square_avg"].sqrt() + group["eps"])
     """
 
+    if not optimizers or not all(isinstance(o, type) and issubclass(o, Optimizer) for o in optimizers):
+        raise TypeError("reads takes the optimizer classes that the function is for: @reads(MyOptimizer)")
+
     def register(reading: _Kind) -> _Kind:
         made = reading() if isinstance(reading, type) else _Function(reading)
         _READINGS.update(dict.fromkeys(optimizers, made))
@@ -145,15 +154,16 @@ def unwrapped_optimizer(optimizer: Any) -> Optimizer:
     return optimizer
 
 
-def reading_for(optimizer: Optimizer) -> Reading:
-    """How to read this optimizer, which may not have taken a step yet.
+def reading_for(optimizer: Optimizer | type[Optimizer]) -> Reading:
+    """How to read this optimizer (or one of this class), which may not have taken a step yet.
 
     Raises:
         TypeError: for an optimizer that is no (supported) preconditioner, naming those that are.
     """
-    reading = _READINGS.get(type(optimizer))
+    kind = optimizer if isinstance(optimizer, type) else type(optimizer)
+    reading = _READINGS.get(kind)
     if reading is None:
-        name = type(optimizer).__name__
+        name = kind.__name__
         why = _REFUSED.get(
             name, "nothing is known about its preconditioner (register it: wellcond.preconditioners.reads)"
         )

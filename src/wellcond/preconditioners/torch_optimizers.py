@@ -82,43 +82,43 @@ class _AveragedMomentum(Reading):
         return (2 + 2 * beta) / (1 - beta)
 
 
-@reads(torch.optim.Adam, torch.optim.AdamW)
-class _Adam(_AveragedMomentum):
-    constants = ("amsgrad",)
+class _SecondMoment(_AveragedMomentum):
+    """v = β₂v + (1−β₂)g², divided by 1−β₂ᵗ in step t."""
 
     def entries(self, group: Group) -> tuple[str, ...]:
-        return ("max_exp_avg_sq" if group["amsgrad"] else "exp_avg_sq",)
+        return ("exp_avg_sq",)
 
     def root(self, state: State, group: Group) -> Tensor:
         return state[self.entries(group)[0]].sqrt()
 
     def correct(self, state: State, group: Group) -> tuple[Scalar, Scalar]:
-        return (1 - group["betas"][1] ** step_number(state)) ** -0.5, group["eps"]
+        return self.factor(state, group), group["eps"]
+
+    @staticmethod
+    def factor(state: State, group: Group) -> Scalar:
+        """1/√(1−β₂ᵗ)."""
+        return (1 - group["betas"][1] ** step_number(state)) ** -0.5
+
+
+@reads(torch.optim.Adam, torch.optim.AdamW)
+class _Adam(_SecondMoment):
+    constants = ("amsgrad",)
+
+    def entries(self, group: Group) -> tuple[str, ...]:
+        return ("max_exp_avg_sq" if group["amsgrad"] else "exp_avg_sq",)
 
 
 @reads(torch.optim.SparseAdam)
-class _SparseAdam(_AveragedMomentum):
-    def entries(self, group: Group) -> tuple[str, ...]:
-        return ("exp_avg_sq",)
-
-    def root(self, state: State, group: Group) -> Tensor:
-        return state["exp_avg_sq"].sqrt()
-
+class _SparseAdam(_SecondMoment):
     def correct(self, state: State, group: Group) -> tuple[Scalar, Scalar]:
-        factor = (1 - group["betas"][1] ** step_number(state)) ** -0.5
+        factor = self.factor(state, group)
         return factor, group["eps"] * factor
 
 
 @reads(torch.optim.NAdam)
-class _NAdam(Reading):
-    def entries(self, group: Group) -> tuple[str, ...]:
-        return ("exp_avg_sq",)
-
-    def root(self, state: State, group: Group) -> Tensor:
-        return state["exp_avg_sq"].sqrt()
-
-    def correct(self, state: State, group: Group) -> tuple[Scalar, Scalar]:
-        return (1 - group["betas"][1] ** step_number(state)) ** -0.5, group["eps"]
+class _NAdam(_SecondMoment):
+    def correction(self, state: State, group: Group) -> Scalar:
+        return 1.0  # it is in the bound
 
     def bound(self, state: State, group: Group) -> float:
         # The update is A·g + B·m of the step just taken; the limits of A and B where there was none.
@@ -130,33 +130,27 @@ class _NAdam(Reading):
 
 
 @reads(torch.optim.RAdam)
-class _RAdam(_AveragedMomentum):
-    def entries(self, group: Group) -> tuple[str, ...]:
-        return ("exp_avg_sq",)
-
-    def root(self, state: State, group: Group) -> Tensor:
-        return state["exp_avg_sq"].sqrt()
-
+class _RAdam(_SecondMoment):
     def correct(self, state: State, group: Group) -> tuple[Scalar, Scalar]:
         t, beta, eps = step_number(state), group["betas"][1], group["eps"]
         limit = 2 / (1 - beta) - 1
         rho = limit - 2 * t * beta**t / (1 - beta**t)
         if isinstance(rho, Tensor):  # the step number is on a GPU, and nothing may wait for it
-            factor = self._factor(rho, limit) * (1 - beta**t) ** -0.5
+            factor = self._rectification(rho, limit) * self.factor(state, group)
             one = torch.ones_like(rho)
             return torch.where(rho > 5, factor, 0 * one), torch.where(rho > 5, eps * factor, one)
         if rho <= 5:  # the step was not adaptive: 1/P² = 1
             return 0.0, 1.0
-        factor = self._factor(rho, limit) * (1 - beta**t) ** -0.5
+        factor = self._rectification(rho, limit) * self.factor(state, group)
         return factor, eps * factor
 
     def root_v(self, state: State, group: Group) -> Tensor | None:
         if not state:
             return None
-        return self.root(state, group) * (1 - group["betas"][1] ** step_number(state)) ** -0.5
+        return self.root(state, group) * self.factor(state, group)
 
     @staticmethod
-    def _factor(rho: Scalar, limit: Scalar) -> Scalar:
+    def _rectification(rho: Scalar, limit: Scalar) -> Scalar:
         """1/r_t."""
         return ((limit - 4) * (limit - 2) * rho / ((rho - 4) * (rho - 2) * limit)) ** 0.5
 

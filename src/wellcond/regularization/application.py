@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -54,8 +54,9 @@ class Application:
             raise ValueError(f"space is {space!r}; give one of {', '.join(map(repr, spaces.SPACES))}")
         if via not in (None, "prox", "gradient"):
             raise ValueError(f'via is {via!r}; give "prox", "gradient" or None')
-        if compiled not in (None, True, False) or check_finite not in (True, False):
-            raise TypeError(f"compile is {compiled!r} and check_finite {check_finite!r}; give True or False")
+        for name, given in (("compile", compiled), ("check_finite", check_finite)):
+            if given not in (None, True, False):
+                raise TypeError(f"{name} is {given!r}; give True or False")
         self.penalty, self.space, self.selection = copy.copy(penalty), space, selection
         self.via: str = via or ("gradient" if penalty.smooth else "prox")
         self.check_finite, self.compiled, self.built_in = check_finite, compiled, built_in
@@ -325,14 +326,3 @@ def _unless_skipped(optimizer: Optimizer, new: Tensor, old: Tensor) -> Tensor:
 
 def _alike(v: Any, p: Tensor) -> bool:
     return isinstance(v, Tensor) and v.layout == torch.strided and v.shape == p.shape
-
-
-def decays(optimizer: Optimizer, group: Group) -> Iterator[tuple[str, float, str]]:
-    """The optimizer's own weight decay: (its name, strength, space) of each that is in force in a group."""
-    if decay := float(group.get("weight_decay") or 0):
-        kind = type(optimizer)
-        ours = kind.__module__.startswith(("torch.optim", "wellcond."))
-        decoupled = group.get("decoupled_weight_decay", kind.__name__ in ("AdamW", "Muon", "Adafactor"))
-        yield "weight_decay", decay, ("intrinsic" if decoupled else "original") if ours else "unknown"
-    if isinstance(optimizer, torch.optim.ASGD) and group["lambd"]:
-        yield "lambd", float(group["lambd"]), "intrinsic"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -14,7 +15,7 @@ from wellcond.penalties import Penalty
 from wellcond.preconditioners import in_precision, reading_of, with_gradient
 from wellcond.problem import Problem
 from wellcond.regularization import spaces
-from wellcond.regularization.application import Application, Group, decays
+from wellcond.regularization.application import Application, Group
 from wellcond.regularization.attachment import attachment_of
 from wellcond.sparsity import Sparsity, sparsity_of
 
@@ -88,7 +89,7 @@ class Regularization:
         return total
 
     def optimality(self, problem: Problem) -> float:
-        """How far from stationary: the least norm of ∇L + ∂R in the chosen space, over the penalized parameters.
+        """How far from stationary: the distance of −∇L to ∂R in the chosen space, over the penalized parameters.
 
         What else is in force on them counts too: smooth penalties and the optimizer's own weight decay into ∇L, other
         proximal steps into ∂R (and then it is their space). In euclidean space, whose steps minimize nothing that has a
@@ -124,20 +125,21 @@ class Regularization:
 
     def __repr__(self) -> str:
         of = {"intrinsic": "z = P⁻¹p", "original": "p", "euclidean": "p, P ignored"}[self.space]
-        how = "by a proximal step after each step"
+        how = f"by a proximal step after each step of {type(self.optimizer).__name__}"
         if self.via == "gradient":
-            how = "by its gradient, "
-            how += "added to .grad" if self.space == "original" else "as a decay of its own, apart from the loss's"
+            added = self.space == "original"
+            how = "by its gradient, " + ("added to .grad before" if added else "as a decay of its own beside")
+            how += f" each step of {type(self.optimizer).__name__}"
         names, total = self.names(), sum(len(g["params"]) for g in self.optimizer.param_groups)
         shown = ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
         removed = "" if self.application in self._in_force() else "removed: "
         lines = [
-            f"{removed}{self.penalty!r} on {of} ({self.space}), {how} of {type(self.optimizer).__name__}",
+            f"{removed}{self.penalty!r} on {of} ({self.space}), {how}",
             f"  on {len(names)} of {total} parameters: {shown}",
         ]
         lines += [f"  beside {other.penalty!r} ({other.space})" for other in self._others(self.parameters())]
         for i, group in enumerate(self.optimizer.param_groups):
-            for key, strength, where in decays(self.optimizer, group):
+            for key, strength, where in _decays(self.optimizer, group):
                 what = "applied in its own way" if where == "unknown" else f"L2, {where} space"
                 lines.append(f"  and the optimizer's own {key}={strength:g} in group {i}: {what}")
         return "\n".join(lines)
@@ -164,7 +166,7 @@ class Regularization:
                 g = g + inverse * spaces.move(other.penalty, other.space, x, squared)
             else:
                 proximal.append(other)
-        for _, strength, where in decays(self.optimizer, group):
+        for _, strength, where in _decays(self.optimizer, group):
             g = g + strength * x * (inverse if where == "intrinsic" else 1.0)
         space = next((a.space for a in proximal if a.via == "prox"), self.space)
         if self.via == "gradient" and len(proximal) > 1:
@@ -183,3 +185,14 @@ class Regularization:
         """What else is in force on some of these parameters."""
         others = [a for a in self._in_force() if a is not self.application]
         return [a for a in others if any(a.selection.holds(p) for p in parameters)]
+
+
+def _decays(optimizer: Optimizer, group: Group) -> Iterator[tuple[str, float, str]]:
+    """The optimizer's own weight decay: (its name, strength, space) of each that is in force in a group."""
+    if decay := float(group.get("weight_decay") or 0):
+        kind = type(optimizer)
+        ours = kind.__module__.startswith(("torch.optim", "wellcond."))
+        decoupled = group.get("decoupled_weight_decay", kind.__name__ in ("AdamW", "Muon", "Adafactor"))
+        yield "weight_decay", decay, ("intrinsic" if decoupled else "original") if ours else "unknown"
+    if isinstance(optimizer, torch.optim.ASGD) and group["lambd"]:
+        yield "lambd", float(group["lambd"]), "intrinsic"

@@ -40,13 +40,15 @@ def regularize(
         penalty: one of `wellcond.penalties`. Its strength per unit of the loss means another thing in each space: see
             docs/l1-with-adam.md.
         space: "intrinsic" (R of z = P⁻¹p: what AdamW is for L2), "original" (R of p) or "euclidean" (the penalty's step
-            ignores P; minimizes neither, and what most "decoupled" code does).
+            ignores P; it minimizes neither).
         via: "prox", a proximal step after each step, which makes exact zeros; "gradient", the penalty's gradient: in
             original space it is added to `.grad`, which holds the sum afterwards, otherwise it is a decay of its own.
             By default "gradient" for smooth penalties and "prox" for the others.
         params: parameters; names or patterns of names, with `model`; a predicate; "all". By default tensors of two or
             more dimensions. A predicate and the default also hold for groups that are added later.
-        model: gives the parameters names, and leaves normalization layers, biases and embeddings out by default.
+        model: gives the parameters names, and leaves out by default: biases, the parameters of normalization layers and
+            embeddings, and weights under weight or spectral norm (whose size the loss doesn't see, so that a penalty
+            takes it to zero).
         check_finite: raise FloatingPointError naming the parameter whose gradient has NaN or inf in it, before the step
             (waits for a GPU each step).
         compile: compile the proximal step (once, some 10 s); by default where it is on a million entries or more.
@@ -77,13 +79,12 @@ def regularize(
     optimizer = unwrapped_optimizer(optimizer)
     selection = Selection(optimizer, params, model)
     application = Application(optimizer, penalty, space, via, selection, check_finite=check_finite, compiled=compile)
-    attach(optimizer, application)
-    _warn_of_embeddings(optimizer, application)
+    attach(optimizer, application, stacklevel=3)
     return Regularization(optimizer, application)
 
 
-def attach(optimizer: Optimizer, application: Application) -> None:
-    """Put it in force.
+def attach(optimizer: Optimizer, application: Application, stacklevel: int) -> None:
+    """Put it in force; warns the caller `stacklevel` above of embeddings under a dense adaptive optimizer.
 
     Raises:
         ValueError: if a parameter is under a conflicting penalty already.
@@ -92,6 +93,7 @@ def attach(optimizer: Optimizer, application: Application) -> None:
     for other in attachment.applications if attachment else []:
         refuse_conflict(application, other, optimizer)
     (attachment or Attachment(optimizer)).add(application)
+    _warn_of_embeddings(optimizer, application, stacklevel + 1)
 
 
 def regularizations_of(optimizer: Any) -> list[Regularization]:
@@ -101,13 +103,13 @@ def regularizations_of(optimizer: Any) -> list[Regularization]:
     return [Regularization(optimizer, a) for a in attachment.applications] if attachment else []
 
 
-def _warn_of_embeddings(optimizer: Optimizer, new: Application) -> None:
+def _warn_of_embeddings(optimizer: Optimizer, new: Application, stacklevel: int) -> None:
     held = [p for p in new.selection.embeddings if new.selection.holds(p)]
-    adaptive = new.space != "euclidean" and new.via == "prox" and new.reading(optimizer).needs_a_step
-    if held and adaptive and not isinstance(optimizer, torch.optim.SparseAdam):
+    rows_of_the_batch = isinstance(optimizer, torch.optim.SparseAdam)
+    if held and new.via == "prox" and not rows_of_the_batch and new.reading(optimizer).needs_a_step:
         warnings.warn(
-            f"{new.selection.name(held[0], optimizer)} is an embedding: rows that are rarely used have a small "
-            "second moment, hence a large threshold at every step, and become zero; with nn.Embedding(sparse=True) and "
-            "SparseAdam the penalty acts on the rows of the batch only",
-            stacklevel=3,
+            f"{new.selection.name(held[0], optimizer)} is an embedding: rows that are not in the batch are shrunk at "
+            "every step too, and those that are rarely used become zero; with nn.Embedding(sparse=True) and SparseAdam "
+            "the penalty acts on the rows of the batch only",
+            stacklevel=stacklevel,
         )

@@ -9,13 +9,17 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 
 from wellcond.problem import unwrapped
 
-Params = Iterable[Tensor | str] | Tensor | str | Callable[[Tensor], bool] | None
+Named = tuple[str, Tensor]
+Params = nn.Module | Iterable[Tensor | str | Named] | Tensor | str | Callable[[Tensor], bool] | None
 
 _BIAS = re.compile(r"(^|[._])bias(_[a-z]+)?$")
+# The loss doesn't depend on the size of what is normalized before use: a penalty takes it to 0, and 0/0.
+_NORMALIZED = re.compile(r"(^|\.)parametrizations\.|_(orig|g|v)$")
 _NORMS = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
 
 
@@ -24,9 +28,9 @@ class Selection:
 
     Args:
         optimizer: whose parameters.
-        params: parameters; names or patterns of names ("encoder.*.weight"), with `model`; a predicate of a parameter;
-            "all" (or the builtin `all`); None for tensors of two or more dimensions, without the parameters of
-            normalization layers and embeddings and without biases where the model is known.
+        params: parameters, or a module's; names or patterns of names ("encoder.*.weight"), with `model`; a predicate of
+            a parameter; "all" (or the builtin `all`); None for tensors of two or more dimensions, where the model is
+            known without biases and the parameters of normalization layers, embeddings and parametrized weights.
         model: gives the names.
 
     Raises:
@@ -36,22 +40,20 @@ class Selection:
     def __init__(self, optimizer: Optimizer, params: Params, model: nn.Module | None):
         if model is not None and not isinstance(model, nn.Module):
             raise TypeError(f"model is a {type(model).__name__}; give the torch.nn.Module that is trained")
-        self.chosen: list[Tensor] | None = None
-        self.rule: Callable[[Tensor], bool] | None = None
-        self._by_default = params is None
         model = None if model is None else unwrapped(model)
         self._model = None if model is None else weakref.ref(model)
         self._cached: set[int] | None = None
         self._know(optimizer, model)
         if model is not None and not self.named:
             raise ValueError("none of the optimizer's parameters is the model's; give the model that it trains")
+        self._by_default = params is None
+        self.chosen: list[Tensor] | None = None  # or, instead, a rule
+        self._rule: Callable[[Tensor], bool] = _any
         if params is None:
-            self.rule = _matrix
-        elif params is all or (isinstance(params, str) and params == "all"):
-            self.rule = _any
+            self._rule = _matrix
         elif callable(params) and not isinstance(params, Tensor | nn.Module):
-            self.rule = params
-        else:
+            self._rule = _any if params is all else params
+        elif not (isinstance(params, str) and params == "all"):
             self.chosen = self._listed(params, optimizer)
         if not any(True for _ in self.of(optimizer)):
             default = "by default those of two or more dimensions are, embeddings left out: give params="
@@ -61,9 +63,12 @@ class Selection:
 
     def holds(self, p: Tensor) -> bool:
         """Whether the penalty is on p."""
+        if self._cached is None:
+            listed = self.chosen if self.chosen is not None else self._left_out if self._by_default else []
+            self._cached = {id(q) for q in listed}
         if self.chosen is not None:
-            return id(p) in self._ids(self.chosen)
-        return (not self._by_default or id(p) not in self._ids(self.left_out)) and bool(self.rule(p))  # type: ignore[misc]
+            return id(p) in self._cached
+        return id(p) not in self._cached and bool(self._rule(p))
 
     def of(self, optimizer: Optimizer) -> Iterator[Tensor]:
         """The selected parameters, in the optimizer's order."""
@@ -80,17 +85,12 @@ class Selection:
         for g, group in enumerate(optimizer.param_groups):
             for i, q in enumerate(group["params"]):
                 if q is p:
-                    return group["param_names"][i] if "param_names" in group else f"parameter {i} of group {g}"
+                    return f"parameter {i} of group {g}"
         return f"a parameter of shape {tuple(p.shape)}"
 
     def __getstate__(self) -> dict[str, Any]:
         # A copy has parameters of its own, and groups that are added to it later are not looked up in this model.
         return {**self.__dict__, "_cached": None, "_model": None}
-
-    def _ids(self, parameters: list[Tensor]) -> set[int]:
-        if self._cached is None:
-            self._cached = {id(p) for p in parameters}
-        return self._cached
 
     def _know(self, optimizer: Optimizer, model: nn.Module | None) -> None:
         """What the model, or the optimizer, says of the optimizer's parameters, and of them alone: the rest of a model
@@ -98,9 +98,9 @@ class Selection:
         inside = {id(p) for group in optimizer.param_groups for p in group["params"]}
         self._seen = sum(len(group["params"]) for group in optimizer.param_groups)
         self._cached = None
-        self.named: list[tuple[str, Tensor]] = []
+        self.named: list[Named] = []
         self.embeddings: list[Tensor] = []
-        self.left_out: list[Tensor] = []
+        self._left_out: list[Tensor] = []
         if model is None:
             for group in optimizer.param_groups:
                 self.named += zip(group.get("param_names", ()), group["params"], strict=False)
@@ -108,8 +108,8 @@ class Selection:
         self.named = [(n, p) for n, p in model.named_parameters(remove_duplicate=False) if id(p) in inside]
         self.embeddings = [p for p in _of(model, "Embedding", nn.Embedding, nn.EmbeddingBag) if id(p) in inside]
         norms = [p for p in _of(model, "Norm", *_NORMS) if id(p) in inside]
-        biases = [p for name, p in self.named if _BIAS.search(name)]
-        self.left_out = norms + biases + self.embeddings
+        by_name = [p for name, p in self.named if _BIAS.search(name) or _NORMALIZED.search(name)]
+        self._left_out = norms + by_name + self.embeddings
 
     def _listed(self, params: Any, optimizer: Optimizer) -> list[Tensor]:
         if isinstance(params, nn.Module):
@@ -137,11 +137,11 @@ class Selection:
             chosen += [p for _, p in found]
         return chosen
 
-    def _by_name(self, pattern: str, inside: set[int]) -> list[tuple[str, Tensor]]:
+    def _by_name(self, pattern: str, inside: set[int]) -> list[Named]:
         """One parameter by its name, or by a pattern those of the optimizer."""
         if not self.named:
             raise ValueError(f"params has the name {pattern!r}; give model= too, names are looked up there")
-        exact: list[tuple[str, Tensor]] = [(name, p) for name, p in self.named if name == pattern]
+        exact: list[Named] = [(name, p) for name, p in self.named if name == pattern]
         found = exact or [(name, p) for name, p in self.named if id(p) in inside and fnmatch.fnmatchcase(name, pattern)]
         if not found:
             some = ", ".join(name for name, _ in self.named[:8])
@@ -159,7 +159,7 @@ def _of(model: nn.Module, ending: str, *kinds: type[nn.Module]) -> list[Tensor]:
 
 
 def _matrix(p: Tensor) -> bool:
-    return p.dim() >= 2
+    return is_lazy(p) or p.dim() >= 2
 
 
 def _any(p: Tensor) -> bool:
