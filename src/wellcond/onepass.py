@@ -15,12 +15,12 @@ Scalar = float | Tensor
 Update = Callable[[Sequence[Tensor], Sequence[Scalar]], Sequence[Tensor]]
 Kernel = Callable[[list[list[Tensor]], Tensor], None]
 
-# Eight tensors a call: with one, the call itself (20 μs) costs as much as AdamW on 60,000 parameters; sixteen compile
-# twice as long (7 s) for 5 % of the time.
-BATCH = 8
+# Tensors a call. With one, the call itself (20 μs) costs as much as AdamW on 60,000 parameters; with eight the step is no
+# faster than with four, and takes 12 s to compile in place of 9 (benchmarks/optimizer_step.py).
+BATCH = 4
 # Blocks of 2¹⁷ entries were the fastest of 2¹³ … 2²⁰ with a megabyte of second-level cache a core.
 BLOCK = 2**17
-# Below, compiling (some 10 s) costs more than it brings in 1,000 steps.
+# Compiling (9 s) saves 20 ms a step on 16 million entries: it pays after 500 steps there, and here after 7,000.
 WORTH_COMPILING = 2**20
 
 
