@@ -19,6 +19,7 @@ import wellcond as wc
 from tests.problems import make
 from wellcond import penalties as R  # noqa: N812
 from wellcond.regularization import spaces
+from wellcond.regularization.attachment import attachment_of
 
 FORMS = {"single tensor": {"foreach": False}, "foreach": {"foreach": True}, "fused": {"fused": True}}
 
@@ -716,6 +717,63 @@ def test_no_temporary_is_larger_than_a_parameter():
                 optimizer.step()
             assert 0 < largest.entries <= 300_000
             handle.remove()
+
+
+ON_A_DEVICE = {
+    name: getattr(torch.optim, name)
+    for name in ("SGD", "ASGD", "Adagrad", "Adadelta", "RMSprop", "Adam", "AdamW", "NAdam", "RAdam", "Adamax")
+}
+
+
+@pytest.mark.parametrize("space", spaces.SPACES)
+@pytest.mark.parametrize("optimizer_name", ON_A_DEVICE)
+def test_nothing_in_a_step_waits_for_the_device(optimizer_name, space):
+    """On the meta device tensors have no values: whatever reads one, or copies one to the host, raises."""
+
+    def away(t):
+        return t.to("meta") if isinstance(t, torch.Tensor) else t
+
+    with pytest.raises((RuntimeError, NotImplementedError)):
+        float(away(torch.ones(())))
+    with pytest.raises(NotImplementedError):
+        away(torch.ones(2)).cpu()
+    original = ones(4, 4, dtype=torch.float32)
+    original.grad = torch.ones_like(original)
+    build = ON_A_DEVICE[optimizer_name]
+    options = {"lr": torch.tensor(0.1)} if optimizer_name in ("SGD", "Adam", "AdamW") else {"lr": 0.1}
+    twin = build([original], foreach=False, **options)
+    twin.step()
+    for name, penalty in (PENALTIES | {"Power": R.Power(0.1, q=1.5)}).items():
+        for via in ("prox", "gradient"):
+            p = nn.Parameter(away(original.detach()))
+            optimizer = build([p], foreach=False, **options)
+            try:
+                wc.regularize(optimizer, penalty, space=space, via=via)
+            except (TypeError, ValueError):
+                continue  # no such proximal step or gradient: tested elsewhere
+            for group in optimizer.param_groups:
+                group["lr"] = away(group["lr"])
+            p.grad = away(original.grad)
+            optimizer.state[p] = {key: away(value) for key, value in twin.state[original].items()}
+            optimizer.found_inf = optimizer.grad_scale = away(torch.ones(()))
+            attachment = attachment_of(optimizer)
+            attachment.before(optimizer, (optimizer,), {})
+            attachment.after(optimizer, (optimizer,), {})
+            assert p.device.type == "meta", name
+
+
+@pytest.mark.parametrize("build", [wc.optim.SGD, wc.optim.Adagrad, wc.optim.RMSprop, wc.optim.Adam, wc.optim.AdamW])
+def test_nothing_in_a_step_of_one_pass_waits_for_the_device(build):
+    for penalty in (R.L1(0.1), R.L2(0.1), R.MCP(0.1), R.Box(0, 1), R.GroupL1(0.1)):
+        p, q = nn.Parameter(torch.empty(4, 4, device="meta")), nn.Parameter(torch.empty(4, device="meta"))
+        optimizer = build([p, q], lr=0.1, penalty=penalty)
+        for _ in range(3):
+            for x in (p, q):
+                x.grad = torch.empty_like(x)
+                if "step" in optimizer.state[x] and penalty.key:  # torch's own step, of two passes, reads its count
+                    optimizer.state[x]["step"] = optimizer.state[x]["step"].to("meta")
+            optimizer.step()
+        assert p.device.type == "meta"
 
 
 def test_compiled_and_eager_agree_to_rounding():

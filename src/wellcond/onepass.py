@@ -15,8 +15,8 @@ Scalar = float | Tensor
 Update = Callable[[Sequence[Tensor], Sequence[Scalar]], Sequence[Tensor]]
 Kernel = Callable[[list[list[Tensor]], Tensor], None]
 
-# Tensors a call. With one, the call itself (20 μs) costs as much as AdamW on 60,000 parameters; with eight the step is no
-# faster than with four, and takes 12 s to compile in place of 9 (benchmarks/optimizer_step.py).
+# Tensors a call. With one, the call itself (20 μs) costs as much as AdamW on 60,000 parameters; with eight the step is
+# no faster than with four, and takes 12 s to compile in place of 9 (benchmarks/optimizer_step.py).
 BATCH = 4
 # Blocks of 2¹⁷ entries were the fastest of 2¹³ … 2²⁰ with a megabyte of second-level cache a core.
 BLOCK = 2**17
@@ -53,21 +53,22 @@ class OnePass:
             flat = [_flat(rows[i]) for i in members]
             like = flat[0][0]
             if isinstance(scalars, Tensor):
-                chosen = scalars if len(members) == len(rows) else scalars[members]
+                chosen = scalars if len(members) == len(rows) else _some(scalars, members)
                 s = chosen.to(like.device, _precision(like), non_blocking=True)
             else:
                 s = _stack([scalars[i] for i in members], like)
-            kernel = self._kernel(kind, flat[0], s[0]) if compiled else None
+            kernel = self._kernel(kind, flat[0], s[:1]) if compiled else None
             # A size of one would be compiled into the kernel, and so would a layout that is not flat.
             batched = [i for i, row in enumerate(flat) if kernel and row[0].dim() == 1 and row[0].numel() > 1]
-            for i in sorted({*range(len(flat))}.difference(batched)):
-                self._eagerly(flat[i], s[i])
+            alone = sorted({*range(len(flat))}.difference(batched))
+            for i, numbers in zip(alone, _some(s, alone).unbind() if alone else (), strict=True):
+                self._eagerly(flat[i], numbers)
             if kernel and batched:
                 missing = -len(batched) % BATCH
                 # Tensors of its own for each: Dynamo compiles anew where one comes twice.
                 padding = [[t.new_zeros(2) for t in flat[0]] for _ in range(missing)]
                 padded = [flat[i] for i in batched] + padding
-                of_padded = torch.cat([s if len(batched) == len(flat) else s[batched], s[:1].expand(missing, -1)])
+                of_padded = torch.cat([s if not alone else _some(s, batched), s[:1].expand(missing, -1)])
                 for start, of_batch in enumerate(of_padded.split(BATCH)):
                     kernel(padded[start * BATCH : (start + 1) * BATCH], of_batch)
 
@@ -128,6 +129,12 @@ def _write(update: Update, row: Sequence[Tensor], s: Sequence[Scalar]) -> None:
     dtype = _precision(row[0])
     for t, new in zip(row, update([t.to(dtype) for t in row], s), strict=False):
         t.copy_(new)
+
+
+def _some(scalars: Tensor, members: Sequence[int]) -> Tensor:
+    """Some rows; by their views, for an index would be copied to a device."""
+    rows = scalars.unbind()
+    return torch.stack([rows[i] for i in members])
 
 
 def _precision(like: Tensor) -> torch.dtype:
