@@ -20,7 +20,7 @@ def main() -> None:
         sys.exit("no Chromium on this machine (Debian: apt-get install chromium)")
     examples, python = HERE.parent / "examples", Path(sys.executable)
     picture("report", [python.parent / "wellcond", "examine", examples / "digits.py"], "1120,1420", chromium)
-    picture("sparse_digits", [python, examples / "sparse_digits.py"], "920,520", chromium)
+    picture("sparse_digits", [python, examples / "sparse_digits.py"], "920,580", chromium)
 
 
 def picture(name: str, command: list[Path | str], size: str, chromium: str) -> None:

@@ -116,14 +116,17 @@ def plot(results: dict[tuple[str, float], list[Result]]) -> go.Figure:
                 name=f"{way}{f', cut at {CUT:g}' if cut else ''} ({chosen[0][0]:g} … {chosen[-1][0]:g})",
             )
     figure.update_layout(
-        title="Digits: test accuracy against exact zeros, by strength",
+        title="Digits: accuracy against zeros",
         xaxis_title="weights that are exactly zero (%)",
         yaxis_title="test accuracy (%)",
         template="plotly_white",
-        legend={"title": "L1 (strengths, left to right)", "x": 0.02, "y": 0.03},
+        legend={
+            "title": {"text": "L1 (strengths, left to right)", "side": "top"},
+            "orientation": "h",
+            "y": -0.2,
+        },
         margin={"t": 60, "r": 20},
-        width=900,
-        height=500,
+        height=560,
     )
     return figure
 
@@ -143,7 +146,7 @@ def main() -> None:
         for way, strength in track(runs, "training", console=console, transient=True)
     }
     console.print(table(results))
-    plot(results).write_html(given.output, include_plotlyjs=True)
+    plot(results).write_html(given.output, include_plotlyjs=True, config={"responsive": True})
     console.print(f"{seeds} seeds, {epochs} epochs; mean ± standard deviation over seeds. Plot: {given.output}")
 
 
