@@ -465,7 +465,7 @@ REFUSALS = {
         "is a float; return a scalar tensor",
     ),
     "NaN loss": (lambda: Problem(LINEAR, nn.MSELoss(), (X * torch.nan, Y)).loss(), "batch 0 is nan"),
-    "infinite loss": (lambda: Problem(LINEAR, lambda o, t: (o * 1e30).exp().mean(), (X, Y)).loss(), "is inf"),
+    "infinite loss": (lambda: Problem(LINEAR, lambda o, t: (o.abs() * 1e30).exp().mean(), (X, Y)).loss(), "is inf"),
     "detached": (lambda: Problem(LINEAR, lambda o, t: o.detach().mean(), (X, Y)).gradient(), "does not depend"),
     "sparse gradient": (
         lambda: Problem(nn.Embedding(5, 1, sparse=True), nn.MSELoss(), (torch.arange(5), torch.ones(5, 1))).gradient(),
