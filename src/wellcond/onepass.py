@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import types
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -113,9 +114,36 @@ class OnePass:
         return kernel
 
 
-def worth_compiling(parameters: Sequence[Tensor]) -> bool:
-    """Whether there are so many entries that compiling pays."""
-    return sum(p.numel() for p in parameters) >= WORTH_COMPILING
+_KERNELS: dict[Hashable, OnePass] = {}
+
+
+class Passes:
+    """The rows of one step, gathered by the update that is theirs. A kernel is kept for the life of the process.
+
+    Args:
+        compiled: whether the updates are; None for those on so many entries that it pays.
+    """
+
+    def __init__(self, compiled: bool | None):
+        self.compiled = compiled
+        self._gathered: dict[Hashable, tuple[OnePass, list[Sequence[Tensor]], list[Any]]] = {}
+
+    def add(self, key: Hashable, update: Callable[[], Update], rows: Sequence[Sequence[Tensor]], scalars: Any) -> None:
+        """Rows with their scalars, as `OnePass` takes them, for the update of this key, which is built if it is new."""
+        if key not in _KERNELS:
+            _KERNELS[key] = OnePass(update())
+        place = scalars.device if isinstance(scalars, Tensor) else None
+        _, all_rows, all_scalars = self._gathered.setdefault((key, place), (_KERNELS[key], [], []))
+        all_rows.extend(rows)
+        all_scalars.append(scalars)
+
+    def run(self) -> None:
+        """Update them all."""
+        for kernel, rows, scalars in self._gathered.values():
+            entries = sum(row[0].numel() for row in rows)
+            compiled = entries >= WORTH_COMPILING if self.compiled is None else self.compiled
+            together = torch.cat(scalars) if isinstance(scalars[0], Tensor) else [s for some in scalars for s in some]
+            kernel(rows, together, compiled)
 
 
 def where_positive(x: Scalar, new: Tensor, old: Tensor) -> Tensor:

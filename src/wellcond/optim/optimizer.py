@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
@@ -9,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from wellcond.onepass import OnePass, worth_compiling
+from wellcond.onepass import Passes
 from wellcond.optim.updates import Rule, whole_step
 from wellcond.penalties import Penalty
 from wellcond.preconditioners import reading_for
@@ -18,8 +19,6 @@ from wellcond.regularization.application import Application
 from wellcond.regularization.attachment import attachment_of
 from wellcond.regularization.regularize import attach
 from wellcond.regularization.selection import Params, Selection
-
-_KERNELS: dict[object, OnePass] = {}
 
 
 class OnePassOptimizer(Optimizer):
@@ -173,7 +172,7 @@ class OnePassOptimizer(Optimizer):
     def _one_pass(self, application: Application | None) -> None:
         rule, reading = self._rule, reading_for(self)
         inside = (application.penalty, application.space, application.via) if application else None
-        jobs: dict[object, tuple[OnePass, list[list[Tensor]], list[Tensor]]] = {}
+        passes = Passes(self._compile)
         for group in self.param_groups:
             lists: list[list[Tensor]] = [[] for _ in self._lists]
             self._init_group(group, *lists)  # type: ignore[attr-defined]
@@ -191,18 +190,15 @@ class OnePassOptimizer(Optimizer):
                 columns += [reading.penalty_rate(numbers, step), application.penalty.strength or 0.0, held]
             flags = (numbers["maximize"], *rule.flags(numbers))
             key = (type(rule), flags, application and (application.penalty.key, application.space, application.via))
-            if key not in _KERNELS:
-                _KERNELS[key] = OnePass(whole_step(rule, flags, inside))
-            _, rows, scalars = jobs.setdefault((key, step.device), (_KERNELS[key], [], []))
+            rows = []
             for p, g, state in zip(params, grads, states, strict=True):
                 self._widen(p)
                 rows.append([p, *(state[name] for name in names), g])
             # Numbers are filled in where the counts are, so that nothing waits for a copy from the host.
             filled = (c if isinstance(c, Tensor) else torch.full_like(step, c) for c in columns)
-            scalars.append(torch.stack([c.to(step).expand(len(params)) for c in filled], 1))
-        for kernel, rows, scalars in jobs.values():
-            compiled = worth_compiling([row[0] for row in rows]) if self._compile is None else self._compile
-            kernel(rows, torch.cat(scalars), compiled)
+            scalars = torch.stack([c.to(step).expand(len(params)) for c in filled], 1)
+            passes.add(key, functools.partial(whole_step, rule, flags, inside), rows, scalars)
+        passes.run()
 
     def _widen(self, p: Tensor, saved: Mapping[str, Any] | None = None) -> None:
         """Bring the state of p, as `saved` has it if given, to `state_dtype` if that is wider than p's dtype."""

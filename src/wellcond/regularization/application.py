@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,14 +13,13 @@ from torch import Tensor
 from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 
-from wellcond.onepass import OnePass, where_positive, worth_compiling
+from wellcond.onepass import Passes, where_positive
 from wellcond.penalties import L2, NuclearNorm, Penalty
 from wellcond.preconditioners import Reading, in_precision, reading_for, step_number
 from wellcond.regularization import spaces
 from wellcond.regularization.selection import Selection
 
 Group = Mapping[str, Any]
-_KERNELS: dict[object, OnePass] = {}
 
 
 class Application:
@@ -177,7 +177,7 @@ class Application:
     def _prox(self, optimizer: Optimizer, reading: Reading, moved: Sequence[_Moved]) -> None:
         adaptive, skip = self.space != "euclidean", getattr(optimizer, "found_inf", None)
         fused = self.penalty.key is not None and (reading.constants is not None or not adaptive)
-        jobs: dict[object, tuple[OnePass, list[list[Tensor]], list[list[Any]]]] = {}
+        passes = Passes(self.compiled)
         for m in moved:
             state = optimizer.state.get(m.p, {})
             rate = reading.penalty_rate(m.group, step_number(state))
@@ -188,17 +188,14 @@ class Application:
                 continue
             entries = reading.entries(m.group) if adaptive else ()
             constants = tuple(m.group[key] for key in reading.constants or ()) if entries else ()
-            key = (self.penalty.key, self.space, type(reading), constants, entries)
-            if key not in jobs:
-                if key not in _KERNELS:
-                    _KERNELS[key] = OnePass(_update(self.penalty, self.space, reading, m.group, entries))
-                jobs[key] = (_KERNELS[key], [], [])
             factor, eps = reading.correct(state, m.group) if entries else (1.0, 0.0)
-            jobs[key][1].append([m.p.detach(), *(state[e] for e in entries)])
-            jobs[key][2].append([rate, factor, eps, self.penalty.strength or 0.0, 0.0 if skip is None else skip])
-        for kernel, rows, scalars in jobs.values():
-            compiled = worth_compiling([row[0] for row in rows]) if self.compiled is None else self.compiled
-            kernel(rows, scalars, compiled)
+            passes.add(
+                (self.penalty.key, self.space, type(reading), constants, entries),
+                functools.partial(_update, self.penalty, self.space, reading, m.group, entries),
+                [[m.p.detach(), *(state[e] for e in entries)]],
+                [[rate, factor, eps, self.penalty.strength or 0.0, 0.0 if skip is None else skip]],
+            )
+        passes.run()
 
     def _prox_alone(self, optimizer: Optimizer, reading: Reading | None, m: _Moved, rate: Any) -> None:
         """The proximal step of one tensor, or of the rows that its sparse gradient has."""

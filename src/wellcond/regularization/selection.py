@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import fnmatch
-import re
 import weakref
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
@@ -12,15 +11,10 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 
-from wellcond.problem import unwrapped
+from wellcond.problem import kinds, unwrapped
 
 Named = tuple[str, Tensor]
 Params = nn.Module | Iterable[Tensor | str | Named] | Tensor | str | Callable[[Tensor], bool] | None
-
-_BIAS = re.compile(r"(^|[._])bias(_[a-z]+)?$")
-# The loss doesn't depend on the size of what is normalized before use: a penalty takes it to 0, and 0/0.
-_NORMALIZED = re.compile(r"(^|\.)parametrizations\.|_(orig|g|v)$")
-_NORMS = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
 
 
 class Selection:
@@ -106,10 +100,10 @@ class Selection:
                 self.named += zip(group.get("param_names", ()), group["params"], strict=False)
             return
         self.named = [(n, p) for n, p in model.named_parameters(remove_duplicate=False) if id(p) in inside]
-        self.embeddings = [p for p in _of(model, "Embedding", nn.Embedding, nn.EmbeddingBag) if id(p) in inside]
-        norms = [p for p in _of(model, "Norm", *_NORMS) if id(p) in inside]
-        by_name = [p for name, p in self.named if _BIAS.search(name) or _NORMALIZED.search(name)]
-        self._left_out = norms + by_name + self.embeddings
+        self.embeddings = [p for p in kinds.embeddings(model) if id(p) in inside]
+        # A penalty takes the size of what is normalized before use, which the loss doesn't see, to 0, and it to 0/0.
+        others = kinds.normalizations(model) + kinds.biases(model) + kinds.normalized(model)
+        self._left_out = [p for p in others if id(p) in inside] + self.embeddings
 
     def _listed(self, params: Any, optimizer: Optimizer) -> list[Tensor]:
         if isinstance(params, nn.Module):
@@ -150,12 +144,6 @@ class Selection:
                 f"{some}{' …' * (len(self.named) > 8)}"
             )
         return found
-
-
-def _of(model: nn.Module, ending: str, *kinds: type[nn.Module]) -> list[Tensor]:
-    """Parameters of modules of these kinds, or of a name that ends so."""
-    modules = [m for m in model.modules() if isinstance(m, kinds) or type(m).__name__.endswith(ending)]
-    return [p for m in modules for p in m.parameters(recurse=False)]
 
 
 def _matrix(p: Tensor) -> bool:
