@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
@@ -10,6 +11,9 @@ import torch
 from torch import Tensor, fx
 from torch.fx.experimental.proxy_tensor import make_fx
 
+from wellcond.linalg import norm
+from wellcond.parameters import flatten, unflatten
+
 if TYPE_CHECKING:
     from wellcond.curvature.operator import CurvatureOperator
 
@@ -17,109 +21,129 @@ MOST = 8
 """Programs of one operator and problem; batches of further shapes are multiplied without."""
 
 
-def compiled_product(operator: CurvatureOperator, index: int, pieces: Sequence[Tensor]) -> tuple[Tensor, ...] | None:
+def kept_product(operator: CurvatureOperator, index: int, v: Tensor) -> Tensor | None:
+    """The product by what is kept of a compiled program: all that it takes, also outside `problem.evaluating()`."""
+    program = _programs(operator).get(operator.problem.signature(index))
+    if program is None or not program.trusted.get(index):
+        return None
+    constants = operator.problem.already_kept(program.key, index)
+    return None if constants is None else program.finish(constants, v)
+
+
+def compiled_product(operator: CurvatureOperator, index: int, v: Tensor) -> Tensor | None:
     """The product of one batch's matrix by a compiled program, inside `problem.evaluating()`; None where there is none.
 
     The first product of every batch is held against the eager one.
     """
-    problem = operator.problem
-    programs = problem.programs.setdefault(operator.key, {})
-    shape = problem.signature(index)
+    programs, shape = _programs(operator), operator.problem.signature(index)
     if shape not in programs:
-        programs[shape] = _Program.of(operator, index, pieces) if len(programs) < MOST else None
+        programs[shape] = _Program.of(operator, index, v) if len(programs) < MOST else None
     program = programs[shape]
-    return None if program is None else program.product(operator, index, pieces)
+    return None if program is None else program.product(operator, index, v)
+
+
+def _programs(operator: CurvatureOperator) -> dict[Any, _Program | None]:
+    programs: dict[Any, _Program | None] = operator.problem.programs.setdefault(operator.key, {})
+    return programs
 
 
 class _Program:
     """The product of one batch as a pure function of what the modules hold, the batch, and the vector.
 
     Attributes:
-        whole: that function.
-        first: the part of it that the vector does not enter, (held, batch) → what the second needs.
-        second: the rest, linear in the vector.
-        bytes: of what the first part gives the second, beyond its inputs.
+        first: the part of it that the vector does not enter, (held, batch) → constants.
+        second: the rest, (constants, vector) → product.
+        bytes: of the constants, beyond what the modules and the batch hold.
         random: whether it draws random numbers, which only the first part does.
+        trusted: by batch, whether it agrees with the eager product there.
     """
 
-    def __init__(self, whole: fx.GraphModule, vectors: int):
-        self.first, self.second = _split(whole, vectors)
+    def __init__(self, key: Any, whole: fx.GraphModule):
+        self.key = (key, "compiled")
+        self.first, self.second = _split(whole)
         self.random = any(_is_random(node) for node in whole.graph.nodes)
         self.bytes = 0
+        self.trusted: dict[int, bool] = {}
         self._whole, self._second = _compiled(whole), _compiled(self.second)
-        self._trusted: dict[int, bool] = {}
 
     @classmethod
-    def of(cls, operator: CurvatureOperator, index: int, pieces: Sequence[Tensor]) -> _Program | None:
+    def of(cls, operator: CurvatureOperator, index: int, v: Tensor) -> _Program | None:
         """Trace the product of a batch; None, with a warning, where that can't be done."""
         operator._graph(index)  # which refuses, in words, what can't be measured
         held, tensors = operator.problem.inputs(index)
-        inputs = [*held, *tensors, *pieces]
 
-        def product(*inputs: Tensor) -> tuple[Tensor, ...]:
-            end = len(inputs) - len(pieces)
-            with operator.problem.substituting(index, inputs[: len(held)], inputs[len(held) : end]):
-                return operator._batch_product(operator._graph(index), inputs[end:], keep=False)
+        def product(*inputs: Tensor) -> Tensor:
+            with operator.problem.substituting(index, inputs[: len(held)], inputs[len(held) : -1]):
+                pieces = unflatten(inputs[-1], operator.parameters)
+                return flatten(operator._batch_product(operator._graph(index), pieces, keep=False))
 
         try:
-            traced = make_fx(product)(*inputs)
+            traced = make_fx(product)(*held, *tensors, v)
             # Twice: autograd runs in the first, in-place operations become pure in the second.
             with torch.no_grad():
-                pure = make_fx(torch.func.functionalize(traced))(*inputs)
+                pure = make_fx(torch.func.functionalize(traced))(*held, *tensors, v)
         except Exception as error:
-            _warn(f"it can't be traced ({type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''})")
+            _warn(f"it can't be traced ({_first_line(error)})")
             return None
         pure.graph.eliminate_dead_code(_matters)
         pure.recompile()
-        program = cls(pure, len(pieces))
-        program.bytes = _bytes_beyond(program._constants(operator, index), [*held, *tensors])
+        program = cls(operator.key, pure)
+        program.bytes = _bytes_beyond(program.constants(operator, index), [*held, *tensors])
         return program
 
-    def product(self, operator: CurvatureOperator, index: int, pieces: Sequence[Tensor]) -> tuple[Tensor, ...] | None:
-        if self._trusted.get(index) is False:
+    def product(self, operator: CurvatureOperator, index: int, v: Tensor) -> Tensor | None:
+        if self.trusted.get(index) is False:
             return None
         try:
-            parts = self._run(operator, index, pieces)
+            product = self._run(operator, index, v)
         except Exception as error:
-            self._trusted = dict.fromkeys(range(len(operator.problem.batches)), False)
-            _warn(f"it can't be compiled ({type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''})")
+            self.trusted = dict.fromkeys(range(len(operator.problem.batches)), False)
+            _warn(f"it can't be compiled ({_first_line(error)})")
             return None
-        if parts is not None and index not in self._trusted:
-            expected = operator._batch_product(operator._graph(index), pieces, keep=False)
-            self._trusted[index] = _agree(parts, expected)
-            if not self._trusted[index]:
-                _warn(f"on batch {index} it differs from the eager product: its way depends on values")
+        if product is not None and index not in self.trusted:
+            pieces = unflatten(v, operator.parameters)
+            expected = flatten(operator._batch_product(operator._graph(index), pieces, keep=False))
+            allowed = math.sqrt(torch.finfo(v.dtype).eps) * norm(expected)
+            self.trusted[index] = norm(product - expected) <= allowed
+            if not self.trusted[index]:
+                _warn(f"on batch {index} it differs from the eager product: the network's way depends on values")
                 return expected
-        return parts
+        return product
 
-    def _run(self, operator: CurvatureOperator, index: int, pieces: Sequence[Tensor]) -> tuple[Tensor, ...] | None:
-        problem = operator.problem
-        constants = problem.kept(
-            (operator.key, "compiled"), index, lambda: self._constants(operator, index), lambda: self.bytes
-        )
+    def finish(self, constants: Sequence[Tensor], v: Tensor) -> Tensor:
+        """The product from the constants of a batch."""
         with torch.no_grad(), torch.compiler.set_stance("default"):
-            if constants is not None:
-                return self._second(*constants, *pieces)
-            if self.random:  # its numbers would not be those of the eager product
-                return None
-            held, tensors = problem.inputs(index)
-            return self._whole(*held, *tensors, *pieces)
+            product: Tensor = self._second(*constants, v)
+            return product
 
-    def _constants(self, operator: CurvatureOperator, index: int) -> tuple[Tensor, ...]:
+    def constants(self, operator: CurvatureOperator, index: int) -> Sequence[Tensor]:
+        """What a batch's products have in common."""
         held, tensors = operator.problem.inputs(index)
         operator.problem.seed_batch(index)
         with torch.no_grad():
-            return self.first(*held, *tensors)
+            constants: Sequence[Tensor] = self.first(*held, *tensors)
+            return constants
+
+    def _run(self, operator: CurvatureOperator, index: int, v: Tensor) -> Tensor | None:
+        problem = operator.problem
+        constants = problem.kept(self.key, index, lambda: self.constants(operator, index), lambda: self.bytes)
+        if constants is not None:
+            return self.finish(constants, v)
+        if self.random:  # compiled, its numbers would not be those of the eager product
+            return None
+        held, tensors = problem.inputs(index)
+        with torch.no_grad(), torch.compiler.set_stance("default"):
+            product: Tensor = self._whole(*held, *tensors, v)
+            return product
 
 
 def _compiled(program: fx.GraphModule) -> Callable[..., Any]:
     return torch.compile(program, fullgraph=True, dynamic=False)
 
 
-def _split(whole: fx.GraphModule, vectors: int) -> tuple[fx.GraphModule, fx.GraphModule]:
-    """Divide a program at where its last inputs, the vectors, enter."""
-    inputs = [node for node in whole.graph.nodes if node.op == "placeholder"]
-    after = set(inputs[len(inputs) - vectors :])
+def _split(whole: fx.GraphModule) -> tuple[fx.GraphModule, fx.GraphModule]:
+    """Divide a program at where its last input, the vector, enters."""
+    after = {[node for node in whole.graph.nodes if node.op == "placeholder"][-1]}
     for node in whole.graph.nodes:
         if node.op == "output" or any(source in after for source in node.all_input_nodes):
             after.add(node)
@@ -147,17 +171,15 @@ def _is_random(node: fx.Node) -> bool:
     return torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ())
 
 
-def _agree(parts: Sequence[Tensor], expected: Sequence[Tensor]) -> bool:
-    eps = max(torch.finfo(x.dtype).eps for x in expected)
-    error = sum(float((a - b).double().square().sum()) for a, b in zip(parts, expected, strict=True))
-    return error <= eps * sum(float(x.double().square().sum()) for x in expected)
-
-
 def _bytes_beyond(tensors: Sequence[Tensor], known: Sequence[Tensor]) -> int:
     storages = {x.untyped_storage().data_ptr(): x.untyped_storage().nbytes() for x in tensors}
     for x in known:
         storages.pop(x.untyped_storage().data_ptr(), None)
     return sum(storages.values())
+
+
+def _first_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
 
 
 def _warn(why: str) -> None:

@@ -9,15 +9,14 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any, Self
 
-import torch
 from torch import Tensor, nn
 
-from wellcond.curvature.compiled import compiled_product
+from wellcond.curvature.compiled import compiled_product, kept_product
 from wellcond.curvature.preconditioned import Preconditioned
 from wellcond.linalg import SymmetricOperator
 from wellcond.parameters import flatten, unflatten
 from wellcond.preconditioners import Preconditioner
-from wellcond.problem import Problem
+from wellcond.problem import Problem, positions_of
 
 WORTH_KEEPING = 3
 """Products from which on a kept graph pays: it costs 1 gradient to size it, 1 to make it and about 1.5 a product,
@@ -61,11 +60,9 @@ class CurvatureOperator(SymmetricOperator):
         Raises:
             TypeError, ValueError: for what is none of these, or no parameter of this operator.
         """
-        chosen = self.problem.positions_of(which)
-        if strangers := [self.problem.names[i] for i in chosen if i not in self.positions]:
-            raise ValueError(f"{strangers[0]} is not in this block, which has {', '.join(self.names[:8])}")
+        chosen = positions_of(which, self.names, self.parameters)
         block = copy.copy(self)
-        block.positions = tuple(chosen)
+        block.positions = tuple(self.positions[i] for i in chosen)
         block.size, block.products, block.on_product = sum(p.numel() for p in block.parameters), 0, None
         return block
 
@@ -120,23 +117,21 @@ class CurvatureOperator(SymmetricOperator):
         """The product of one batch's matrix with a vector, by parameter."""
 
     def _multiply(self, v: Tensor) -> Tensor:
-        problem = self.problem
-        with problem.evaluating():
-            pieces = unflatten(v, self.parameters)
+        problem, total = self.problem, None
+        with contextlib.ExitStack() as stack:
             for index, weight in enumerate(problem.weights):
-                parts = compiled_product(self, index, pieces) if problem.compile else None
-                parts = parts or self._eager_product(index, pieces)
-                if index == 0:
-                    total = flatten(parts)
-                    if weight != 1:
-                        total *= weight
-                    sums = unflatten(total, self.parameters)
-                else:
-                    torch._foreach_add_(sums, parts, alpha=weight)
-            return total
+                part = kept_product(self, index, v)
+                if part is None:
+                    stack.enter_context(problem.evaluating())
+                    part = compiled_product(self, index, v) if problem.compile else None
+                if part is None:
+                    part = self._eager_product(index, v)
+                total = part.mul_(weight) if total is None else total.add_(part, alpha=weight)
+        assert total is not None
+        return total
 
-    def _eager_product(self, index: int, pieces: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    def _eager_product(self, index: int, v: Tensor) -> Tensor:
         graph = self.problem.kept(self.key, index, partial(self._graph, index))
-        if graph is None:
-            return self._batch_product(self._graph(index), pieces, keep=False)
-        return self._batch_product(graph, pieces, keep=True)
+        keep = graph is not None
+        parts = self._batch_product(graph if keep else self._graph(index), unflatten(v, self.parameters), keep)
+        return flatten(parts)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from wellcond.parameters import flatten
 from wellcond.problem.batches import count_examples, move, read_batches, signature, tensors_of, with_tensors
 from wellcond.problem.isolation import Isolation, random_state, seed_all
-from wellcond.problem.parameters import one_device, positions_of, trainable, unwrapped, working_dtype
+from wellcond.problem.parameters import one_device, trainable, unwrapped, working_dtype
 
 T = TypeVar("T")
 
@@ -131,6 +131,7 @@ class Problem:
         self._sizing = False
         self._kept: dict[Any, Any] = {}
         self._shared: dict[int, Tensor] = {}
+        self._signatures: dict[int, Any] = {}
         self._example_scale: dict[int, int | None] = {}
         self._matrices: dict[Any, Tensor] = {}
         self._kept_bytes = 0.0
@@ -284,9 +285,12 @@ class Problem:
             self._kept_bytes += bytes_
         return self._kept[key, index]
 
-    def positions_of(self, which: Iterable[str | nn.Module | nn.Parameter]) -> list[int]:
-        """Places among `parameters` of those that names, patterns of names, modules or parameters point to."""
-        return positions_of(which, self.names, self.parameters)
+    def already_kept(self, key: Any, index: int) -> Any:
+        """What `kept` holds for a batch; None where it holds nothing."""
+        if (key, index) not in self._kept:
+            return None
+        self._check_unchanged()
+        return self._kept[key, index]
 
     def inputs(self, index: int) -> tuple[list[Tensor], list[Tensor]]:
         """All that an evaluation of a batch depends on, inside `evaluating`: what the modules hold, and the batch."""
@@ -310,7 +314,9 @@ class Problem:
 
     def signature(self, index: int) -> Any:
         """The same for batches that take the same way through the network."""
-        return signature(self.batches[index])
+        if index not in self._signatures:
+            self._signatures[index] = signature(self.batches[index])
+        return self._signatures[index]
 
     def kept_matrix(self, key: Any, build: Callable[[], Tensor]) -> Tensor:
         """What `build` makes, kept for the rest of a `with problem:` block."""

@@ -1,0 +1,178 @@
+"""Compiled products against eager ones."""
+
+from __future__ import annotations
+
+import warnings
+
+import pytest
+import torch
+from torch import nn
+
+from tests.problems import PROBLEMS, make
+from wellcond.curvature import EmpiricalFisher, GaussNewton, Hessian, compiled
+from wellcond.problem import Problem
+
+
+@pytest.fixture
+def uncompiled(monkeypatch):
+    """Traced, divided and held against the eager product as always, but run without the compiler (seconds each)."""
+    monkeypatch.setattr(compiled, "_compiled", lambda program: program)
+
+
+def pair(name: str, **settings) -> tuple[Problem, Problem]:
+    case = make(name)
+    eager = Problem(case.model, case.loss_fn, case.data)
+    return eager, Problem(case.model, case.loss_fn, case.data, compile=True, **settings)
+
+
+def vector(problem: Problem, seed: int = 0) -> torch.Tensor:
+    return torch.randn(problem.size, dtype=problem.dtype, generator=torch.Generator().manual_seed(seed))
+
+
+def programs(operator) -> list:
+    return list(operator.problem.programs[operator.key].values())
+
+
+def close(x: torch.Tensor, y: torch.Tensor) -> bool:
+    return torch.allclose(x, y, rtol=1e-10, atol=1e-13)
+
+
+@pytest.mark.parametrize("name", PROBLEMS)
+@pytest.mark.parametrize("kind", [Hessian, GaussNewton, EmpiricalFisher])
+def test_traced_products_are_the_eager_ones(uncompiled, name, kind):
+    if (name, kind) == ("batch norm", EmpiricalFisher):
+        pytest.skip("no gradient of one example")
+    eager, traced = pair(name)
+    A, B = kind(eager), kind(traced)
+    before = [x.clone() for x in traced.model.state_dict().values()]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        for seed in (0, 1):
+            assert close(B @ vector(traced, seed), A @ vector(eager, seed))
+        with traced:
+            for seed in (2, 3):
+                assert close(B @ vector(traced, seed), A @ vector(eager, seed))
+            assert traced._kept
+    assert not traced._kept
+    trusted = set().union(*(p.trusted.items() for p in programs(B)))
+    assert trusted == {(i, True) for i in range(len(traced.batches))}
+    assert all(torch.equal(x, y) for x, y in zip(before, traced.model.state_dict().values(), strict=True))
+
+
+def test_the_compiler_gives_the_same():
+    eager, fast = pair("uneven batches")
+    A, B = Hessian(eager), Hessian(fast)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        assert close(B @ vector(fast), A @ vector(eager))
+        with fast:
+            for seed in (1, 2):
+                assert close(B @ vector(fast, seed), A @ vector(eager, seed))
+    assert all(set(p.trusted.values()) == {True} for p in programs(B))
+
+
+def test_products_follow_the_parameters(uncompiled):
+    eager, traced = pair("tanh MLP")
+    A, B = Hessian(eager), Hessian(traced)
+    B @ vector(traced)
+    with torch.no_grad():
+        for p in traced.parameters:
+            p.mul_(1.5)
+    assert close(B @ vector(traced), A @ vector(eager))
+    with traced:
+        assert close(B @ vector(traced), A @ vector(eager))
+    with torch.no_grad():
+        traced.parameters[0].zero_()
+    with traced:
+        assert close(B @ vector(traced), A @ vector(eager))
+    assert len(programs(B)) == 1
+
+
+def test_blocks_damping_and_preconditioning_are_compiled_too(uncompiled):
+    eager, traced = pair("ReLU MLP")
+    A, B = Hessian(eager).block("0.*") + 0.1, Hessian(traced).block("0.*") + 0.1
+    v = torch.ones(A.size, dtype=torch.float64)
+    assert close(B @ v, A @ v)
+    assert programs(B)[0].trusted == {0: True}
+
+
+def test_a_random_network_is_compiled_only_where_its_numbers_are_kept(uncompiled):
+    eager, traced = pair("dropout")
+    A, B = Hessian(eager), Hessian(traced)
+    assert close(B @ vector(traced), A @ vector(eager))
+    (program,) = programs(B)
+    assert program.random
+    assert not program.trusted  # nothing compiled was run
+    with traced:
+        assert close(B @ vector(traced), A @ vector(eager))
+    assert program.trusted == {0: True}
+
+
+def test_constants_are_kept_within_the_memory_limit(uncompiled):
+    eager, traced = pair("uneven batches")
+    B = Hessian(traced)
+    B @ vector(traced)
+    sizes = [p.bytes for p in programs(B)]
+    assert all(size > 0 for size in sizes)
+    traced.memory_limit = sizes[0] + sizes[2]
+    with traced:
+        assert close(B @ vector(traced), Hessian(eager) @ vector(eager))
+        assert {index for _, index in traced._kept} == {0, 2}
+
+
+class Turning(nn.Module):
+    """Its way depends on values in a way that tracing sees (`if`) or does not (numpy)."""
+
+    def __init__(self, hidden: bool):
+        super().__init__()
+        self.linear, self.hidden = nn.Linear(3, 2).double(), hidden
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.hidden:
+            return torch.tanh(self.linear(x)) * float(x.detach().numpy().mean())
+        return torch.tanh(self.linear(x)) if x.sum() > 0 else self.linear(x) ** 3
+
+
+@pytest.mark.parametrize(("hidden", "words"), [(False, "can't be traced"), (True, "depends on values")])
+def test_a_network_whose_way_depends_on_values_is_multiplied_eagerly_with_a_warning(uncompiled, hidden, words):
+    torch.manual_seed(0)
+    model = Turning(hidden)
+    data = [(torch.randn(5, 3, dtype=torch.float64) + s, torch.randn(5, 2, dtype=torch.float64)) for s in (1, -1)]
+    eager, traced = Problem(model, nn.MSELoss(), data), Problem(model, nn.MSELoss(), data, compile=True)
+    with pytest.warns(UserWarning, match=words):
+        assert close(Hessian(traced) @ vector(traced), Hessian(eager) @ vector(eager))
+    with traced:
+        for seed in (1, 2):
+            assert close(Hessian(traced) @ vector(traced, seed), Hessian(eager) @ vector(eager, seed))
+
+
+def test_a_program_that_does_not_compile_is_replaced_by_the_eager_product(monkeypatch):
+    def broken(program):
+        def run(*inputs):
+            raise RuntimeError("no compiler\nat all")
+
+        return run
+
+    monkeypatch.setattr(compiled, "_compiled", broken)
+    eager, traced = pair("tanh MLP")
+    with pytest.warns(UserWarning, match=r"can't be compiled \(RuntimeError: no compiler\)"):
+        assert close(Hessian(traced) @ vector(traced), Hessian(eager) @ vector(eager))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        assert close(Hessian(traced) @ vector(traced, 1), Hessian(eager) @ vector(eager, 1))
+
+
+def test_what_cannot_be_measured_is_refused_as_without():
+    case = make("batch norm")
+    problem = Problem(case.model, case.loss_fn, case.data, compile=True)
+    with pytest.raises(ValueError, match="batch norm in train mode"):
+        EmpiricalFisher(problem) @ vector(problem)
+
+
+def test_batches_of_many_shapes_are_not_all_compiled(uncompiled):
+    case = make("tanh MLP")
+    X, y = case.data
+    batches = [(X[:k], y[:k]) for k in range(1, compiled.MOST + 3)]
+    eager, traced = Problem(case.model, case.loss_fn, batches), Problem(case.model, case.loss_fn, batches, compile=True)
+    assert close(Hessian(traced) @ vector(traced), Hessian(eager) @ vector(eager))
+    assert sum(p is not None for p in programs(Hessian(traced))) == compiled.MOST

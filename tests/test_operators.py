@@ -1,0 +1,345 @@
+"""What every operator can do: blocks, damping, diagonals, traces, scipy; and the empirical Fisher matrix."""
+
+from __future__ import annotations
+
+import gc
+import math
+import weakref
+
+import numpy as np
+import pytest
+import scipy.stats
+import torch
+from scipy.sparse.linalg import eigsh
+from torch import nn
+
+from tests.problems import PROBLEMS, SPECTRA, batches_of, make, random_spectrum, train
+from wellcond.curvature import EmpiricalFisher, GaussNewton, Hessian, OutputUnknownError
+from wellcond.linalg import MatrixOperator
+from wellcond.linalg.randomized import student
+from wellcond.parameters import flatten
+from wellcond.preconditioners import Diagonal, preconditioner_of
+from wellcond.problem import Problem
+
+KINDS = (Hessian, GaussNewton, EmpiricalFisher)
+
+
+def problem_of(name: str, **settings) -> Problem:
+    case = make(name)
+    return Problem(case.model, case.loss_fn, case.data, **settings)
+
+
+def scaled(problem: Problem) -> Diagonal:
+    generator = torch.Generator().manual_seed(5)
+    scales = [torch.rand(p.shape, dtype=p.dtype, generator=generator) + 0.1 for p in problem.parameters]
+    return Diagonal(problem.parameters, scales)
+
+
+# -- the empirical Fisher matrix ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", [name for name in PROBLEMS if name not in ("batch norm", "dropout")])
+def test_the_empirical_fisher_is_the_mean_of_outer_products(name):
+    case = make(name)
+    problem = Problem(case.model, case.loss_fn, case.data)
+    gradients = []
+    for x, y in batches_of(case):
+        for i in range(len(y)):
+            loss = case.loss_fn(case.model(x[i : i + 1]), y[i : i + 1])
+            gradients.append(flatten(torch.autograd.grad(loss, list(case.model.parameters()))))
+    G = torch.stack(gradients)
+    assert torch.allclose(EmpiricalFisher(problem).dense(), G.T @ G / len(G), rtol=1e-9, atol=1e-13)
+    assert torch.allclose(G.mean(0), problem.gradient(), rtol=1e-9, atol=1e-13)
+
+
+def test_the_empirical_fisher_of_a_summed_loss_goes_with_its_gradient():
+    case = make("tanh MLP")
+    mean = Problem(case.model, nn.MSELoss(), case.data)
+    total = Problem(case.model, nn.MSELoss(reduction="sum"), case.data)
+    factor = total.loss() / mean.loss()
+    expected = factor**2 * EmpiricalFisher(mean).dense()
+    assert torch.allclose(EmpiricalFisher(total).dense(), expected, rtol=1e-9)
+
+
+def test_the_empirical_fisher_of_a_loss_that_cannot_be_mapped_over_examples():
+    def loss(output, target):
+        each = [
+            (o - t).square().mean() * (1.0 if float(t.sum()) > 0 else 2.0) for o, t in zip(output, target, strict=True)
+        ]
+        return sum(each) / len(each)
+
+    case = make("tanh MLP")
+    problem = Problem(case.model, loss, case.data)
+    F = EmpiricalFisher(problem).dense()
+    weights = torch.where(case.data[1].sum(1) > 0, 1.0, 2.0)
+    rows = []
+    for x, y, w in zip(*case.data, weights, strict=True):
+        value = w * (case.model(x[None]) - y).square().mean()
+        rows.append(flatten(torch.autograd.grad(value, list(case.model.parameters()))))
+    G = torch.stack(rows)
+    assert torch.allclose(F, G.T @ G / len(G), rtol=1e-9, atol=1e-13)
+
+
+def test_no_gradient_of_one_example_under_batch_norm_in_train_mode():
+    with pytest.raises(ValueError, match=r"batch norm in train mode.*mode='eval'"):
+        EmpiricalFisher(problem_of("batch norm")).dense()
+    F = EmpiricalFisher(problem_of("batch norm", mode="eval"))
+    assert F.dense().trace() > 0
+
+
+def test_instance_norm_does_not_mix_examples():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv1d(2, 3, 3), nn.InstanceNorm1d(3), nn.Flatten(), nn.Linear(12, 2)).double()
+    x, y = torch.randn(5, 2, 6, dtype=torch.float64), torch.randint(2, (5,))
+    F = EmpiricalFisher(Problem(model, nn.CrossEntropyLoss(), (x, y))).dense()
+    rows = [
+        flatten(torch.autograd.grad(nn.functional.cross_entropy(model(x[i : i + 1]), y[i : i + 1]), model.parameters()))
+        for i in range(5)
+    ]
+    G = torch.stack(rows)
+    assert torch.allclose(F, G.T @ G / 5, rtol=1e-9, atol=1e-13)
+
+
+def test_a_loss_that_is_no_mean_over_examples_is_refused():
+    case = make("softmax regression")
+    weighted = nn.CrossEntropyLoss(weight=torch.tensor([1.0, 2.0, 3.0], dtype=torch.float64))
+    with pytest.raises(ValueError, match="neither the mean nor the sum"):
+        EmpiricalFisher(Problem(case.model, weighted, case.data)).dense()
+    with pytest.raises(OutputUnknownError, match="loss_fn"):
+        EmpiricalFisher(Problem(case.model, loss=lambda m, b: case.loss_fn(m(b[0]), b[1]), data=case.data))
+
+
+# -- blocks ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["ReLU MLP", "tied weights", "uneven batches", "LSTM"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_block_is_cut_out_of_the_matrix(name, kind):
+    problem = problem_of(name)
+    whole = kind(problem)
+    last = problem.names[-1]
+    block = whole.block(last)
+    where = torch.cat(
+        [torch.full((p.numel(),), n == last) for n, p in zip(problem.names, problem.parameters, strict=True)]
+    )
+    expected = whole.dense()[where][:, where]
+    assert block.names == [last]
+    assert block.shape == (int(where.sum()),) * 2
+    assert torch.allclose(block.dense(), expected, rtol=1e-9, atol=1e-13)
+    assert torch.equal(block.gradient(), problem.gradient()[where])
+    v = torch.ones(block.size, dtype=torch.float64)
+    with problem:
+        assert torch.allclose(block @ v, expected @ v, rtol=1e-9, atol=1e-13)
+        assert torch.allclose(whole @ where.double(), whole.dense() @ where.double(), rtol=1e-9, atol=1e-13)
+
+
+def test_a_block_is_chosen_by_name_pattern_module_or_parameter():
+    problem = problem_of("ReLU MLP")
+    H, model = Hessian(problem), problem.model
+    assert H.block("0.*").names == ["0.weight", "0.bias"]
+    assert H.block("*.bias").names == ["0.bias", "2.bias"]
+    assert H.block(model[2]).names == ["2.weight", "2.bias"]
+    assert H.block(model[2].bias, "0.weight").names == ["0.weight", "2.bias"]
+    assert H.block("0.*").block("*.bias").names == ["0.bias"]
+    for wrong, words in (
+        (("3.*",), "0.weight, 0.bias"),
+        ((nn.Linear(2, 2),), "this Linear has none"),
+        ((), "is named"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            H.block(*wrong)
+    with pytest.raises(TypeError, match="got a int"):
+        H.block(3)
+    with pytest.raises(ValueError, match=r"they are 0\.weight, 0\.bias$"):
+        H.block("0.*").block("2.bias")
+
+
+def test_a_block_is_preconditioned_and_has_its_own_gauss_newton():
+    problem = problem_of("tanh MLP")
+    P = scaled(problem)
+    block = Hessian(problem).block("0.*")
+    D = torch.diag(flatten(P.scales[:2]))
+    z = block.preconditioned(P)
+    assert torch.allclose(z.dense(), D @ block.dense() @ D, rtol=1e-9, atol=1e-13)
+    assert torch.allclose(block.semidefinite().dense(), GaussNewton(problem).block("0.*").dense(), rtol=1e-12)
+    assert torch.allclose(z.semidefinite().dense(), D @ GaussNewton(problem).block("0.*").dense() @ D, rtol=1e-9)
+
+
+# -- damping -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_damping_adds_to_the_diagonal(kind):
+    problem = problem_of("tanh MLP")
+    C, identity = kind(problem), torch.eye(problem.size, dtype=torch.float64)
+    expected = C.dense() + 0.3 * identity
+    D = torch.diag(flatten(scaled(problem).scales))
+    for damped in (C + 0.3, 0.3 + C, (C + 0.1).damped(0.2)):
+        assert torch.allclose(damped.dense(), expected, rtol=1e-12)
+        assert torch.allclose(damped @ identity, expected, rtol=1e-9, atol=1e-13)
+        with problem:
+            assert torch.allclose(damped.dense(), expected, rtol=1e-12)
+        z = damped.preconditioned(scaled(problem))
+        assert torch.allclose(z.dense(), D @ expected @ D, rtol=1e-9, atol=1e-13)
+        assert torch.allclose((z + 1.0).dense(), D @ expected @ D + identity, rtol=1e-9, atol=1e-13)
+    assert torch.allclose(C.dense(), expected - 0.3 * identity, rtol=1e-12, atol=1e-14)
+
+
+def test_damping_and_definiteness():
+    problem = problem_of("tanh MLP")
+    G = GaussNewton(problem)
+    assert (G + 0.1).positive_semidefinite
+    assert not (G + -0.1).positive_semidefinite
+    assert torch.allclose((Hessian(problem) + 0.1).semidefinite().dense(), (G + 0.1).dense())
+    assert (Hessian(problem) + -0.1).semidefinite() is None
+    z = Hessian(problem).preconditioned(scaled(problem))
+    assert torch.allclose((z + 0.1).semidefinite().dense(), z.semidefinite().dense() + 0.1 * torch.eye(problem.size))
+    with pytest.raises(ValueError, match="finite"):
+        G.damped(math.nan)
+    with pytest.raises(TypeError):
+        G + "0.1"
+
+
+def test_products_of_a_damped_operator_are_its_own():
+    A = MatrixOperator(torch.eye(3, dtype=torch.float64))
+    v = torch.ones(3, dtype=torch.float64)
+    damped = A + 1.0
+    assert torch.equal(damped @ v, 2 * v)
+    assert (A.products, damped.products) == (0, 1)
+
+
+# -- traces and diagonals ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_small_traces_and_diagonals_are_exact(kind):
+    problem = problem_of("ReLU MLP")
+    C = kind(problem).preconditioned(scaled(problem))
+    dense = C.dense()
+    trace, diagonal = C.trace(), C.diagonal()
+    assert float(dense.trace()) in trace
+    assert trace.high - trace.low <= 1e-12 * abs(trace.value)
+    assert torch.equal(diagonal.values, dense.diagonal())
+    assert float(diagonal.standard_error.max()) == 0.0
+    assert diagonal.products == problem.size
+
+
+@pytest.mark.parametrize("spectrum", [name for name, values in SPECTRA.items() if len(values) > 100])
+def test_traces_lie_in_their_intervals(spectrum):
+    A = MatrixOperator(random_spectrum(SPECTRA[spectrum]))
+    truth = float(A.matrix.trace())
+    missed = sum(truth not in A.trace(40, seed=seed, confidence=0.95) for seed in range(100))
+    # 5 of 100 are expected to be missed; 15 or more happen by chance with a probability of 4e-5.
+    assert missed < 15
+    assert A.products == 4000
+
+
+def test_a_low_rank_trace_is_exact():
+    trace = MatrixOperator(random_spectrum(SPECTRA["rank one"])).trace(20)
+    assert trace.value == pytest.approx(3.0, rel=1e-12)
+    assert trace.high - trace.low < 1e-10
+
+
+@pytest.mark.parametrize("spectrum", ["indefinite", "planted spike", "graded over 1e12"])
+def test_diagonals_are_unbiased_and_know_their_error(spectrum):
+    A = MatrixOperator(random_spectrum(SPECTRA[spectrum]))
+    estimates = [A.diagonal(40, seed=seed) for seed in range(60)]
+    errors = torch.stack([(e.values - A.matrix.diagonal()) / e.standard_error for e in estimates])
+    # Student's t of 19 degrees of freedom has a standard deviation of 1.06; 120 × 60 draws.
+    assert float(errors.std()) == pytest.approx(1.06, abs=0.1)
+    assert abs(float(errors.mean())) < 0.1
+    assert all(e.products == 40 for e in estimates)
+
+
+def test_students_quantile():
+    for confidence in (0.9, 0.95, 0.997):
+        for freedom in (9, 10, 30, 100):
+            assert student(confidence, freedom) == pytest.approx(
+                scipy.stats.t.ppf((1 + confidence) / 2, freedom), rel=1e-3
+            )
+
+
+def test_too_few_products_for_an_error_are_refused():
+    A = MatrixOperator(torch.eye(50, dtype=torch.float64))
+    for estimate in (A.trace, A.diagonal):
+        with pytest.raises(ValueError, match="at least 20"):
+            estimate(19)
+
+
+def test_estimates_of_a_matrix_that_is_not_finite_are_refused():
+    A = MatrixOperator(torch.full((50, 50), math.inf, dtype=torch.float64))
+    with pytest.raises(FloatingPointError, match="not finite"):
+        A.trace(20)
+
+
+def test_estimates_in_float32():
+    matrix = random_spectrum(SPECTRA["indefinite"]).float()
+    A = MatrixOperator(matrix)
+    trace, diagonal = A.trace(60), A.diagonal(60)
+    assert float(matrix.double().trace()) in trace
+    assert diagonal.values.dtype == torch.float32
+
+
+# -- scipy, precision, memory ------------------------------------------------------------------------------------
+
+
+def test_scipy_takes_the_operator():
+    case = make("tanh MLP")
+    optimizer = torch.optim.Adam(case.model.parameters())
+    train(case, optimizer, 5)
+    H = Hessian(Problem(case.model, case.loss_fn, case.data)).preconditioned(preconditioner_of(optimizer)) + 0.5
+    A, dense = H.to_scipy(), H.dense().numpy()
+    assert A.dtype == np.float64
+    assert np.allclose(A @ np.eye(H.size), dense)
+    assert np.allclose(A.T @ np.ones(H.size), dense.T @ np.ones(H.size))
+    v0 = np.ones(H.size)
+    assert np.allclose(eigsh(A, 2, which="LA", v0=v0)[0], np.linalg.eigvalsh(dense)[[-2, -1]])
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_network_in_half_precision_is_measured_in_float32(dtype):
+    torch.manual_seed(0)
+    half = nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 2)).to(dtype)
+    single = nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 2))
+    single.load_state_dict(half.state_dict())
+    X, y = torch.randn(20, 4).to(dtype), torch.randn(20, 2).to(dtype)
+    measured = Problem(half, nn.MSELoss(), (X, y))
+    assert measured.dtype == torch.float32
+    expected = Hessian(Problem(single, nn.MSELoss(), (X.float(), y.float()))).dense()
+    assert torch.equal(Hessian(measured).dense(), expected)
+    assert all(p.dtype == dtype for p in half.parameters())
+
+
+def test_leaving_the_block_frees_the_graphs():
+    problem = problem_of("uneven batches")
+    H, G = Hessian(problem), GaussNewton(problem)
+    with problem:
+        for operator in (H, G, H.block("0.*")):
+            operator @ torch.ones(operator.size, dtype=torch.float64)
+        kept = [weakref.ref(x) for graph in problem._kept.values() for x in _tensors(graph)]
+        assert kept
+        assert all(x() is not None for x in kept)
+    gc.collect()
+    assert all(x() is None for x in kept)
+
+
+def _tensors(graph) -> list[torch.Tensor]:
+    if isinstance(graph, torch.Tensor):
+        return [graph]
+    parts = graph if isinstance(graph, tuple | list) else vars(graph).values() if hasattr(graph, "__dict__") else []
+    return [x for part in parts for x in _tensors(part)]
+
+
+def test_graphs_are_kept_where_many_products_come(monkeypatch):
+    problem = problem_of("tanh MLP")
+    H = Hessian(problem)
+    made = []
+    build = Hessian._graph
+    monkeypatch.setattr(Hessian, "_graph", lambda self, index: made.append(index) or build(self, index))
+    V = torch.eye(problem.size, dtype=torch.float64)
+    H @ V[:, :2]
+    assert len(made) == 2
+    made.clear()
+    H @ V[:, :12]
+    assert len(made) == 2  # one to see its size, one to keep
+    assert not problem._kept
