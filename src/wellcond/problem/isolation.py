@@ -6,7 +6,7 @@ import contextlib
 import copy
 import random
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -59,6 +59,9 @@ class Isolation:
         mode: "train" or "eval", what is measured. In "train", a model that is in train mode keeps the flags of its
             parts, so that a frozen batch norm stays frozen; one in eval mode is put into train mode whole.
         dtype: floating-point buffers and parameters are converted to it; None leaves them.
+
+    Attributes:
+        values: what the leaves of the measured parameters are copies of; the parameters themselves unless set.
     """
 
     def __init__(self, roots: list[nn.Module], measured: list[nn.Parameter], mode: str, dtype: torch.dtype | None):
@@ -67,6 +70,7 @@ class Isolation:
             m: (mode == "train" and (m.training or not root.training)) for root in roots for m in root.modules()
         }
         self.measured, self.dtype = measured, dtype
+        self.values: Sequence[Tensor] = measured
         self._saved: list[tuple[nn.Module, dict[str, Any], dict[str, Any], dict[str, Any], dict[str, Any]]] = []
 
     @contextlib.contextmanager
@@ -106,7 +110,10 @@ class Isolation:
         Copies, because a forward pass may write into them: batch norm its statistics, a renormed embedding its
         weight.
         """
-        copies: dict[int, Any] = {id(p): self._convert(p.detach()).clone().requires_grad_() for p in self.measured}
+        copies: dict[int, Any] = {
+            id(p): self._convert(x.detach()).clone().requires_grad_()
+            for p, x in zip(self.measured, self.values, strict=True)
+        }
 
         def copy_of(x: Any) -> Any:
             if id(x) not in copies:

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from wellcond.parameters import flatten
+from wellcond.parameters import flatten, unflatten
 from wellcond.problem.batches import count_examples, move, read_batches, tensors_of
 from wellcond.problem.isolation import Isolation, random_state, seed_all
 from wellcond.problem.parameters import one_device, trainable, unwrapped, working_dtype
@@ -32,6 +32,10 @@ _TWICE = {
     "alignment sum with torch.logsumexp",
     "cudnn": "a cuDNN kernel has no second derivative; measure with torch.backends.cudnn.enabled = False",
 }
+
+
+class LossNotFiniteError(ValueError):
+    """The loss is infinite or not a number."""
 
 
 class Problem:
@@ -166,6 +170,23 @@ class Problem:
             raise ValueError(f"the gradient of {bad} is not finite; lower the learning rate or look for the overflow")
         return gradient
 
+    @contextlib.contextmanager
+    def moved(self, displacement: Tensor) -> Iterator[None]:
+        """Inside, everything is evaluated at p + displacement; the model's parameters stay as they are.
+
+        Args:
+            displacement: (n,), in `dtype`, by which the sum is taken too.
+        """
+        before, depth = self._isolation.values, self._depth
+        pieces = unflatten(displacement.to(self.dtype), self.parameters)
+        moved = [x.detach().to(self.dtype) + d for x, d in zip(before, pieces, strict=True)]
+        # What `with problem:` keeps belongs to the parameters themselves.
+        self._isolation.values, self._depth = moved, 0
+        try:
+            yield
+        finally:
+            self._isolation.values, self._depth = before, depth
+
     # -- evaluation, for the rooms above -------------------------------------------------------------------------
 
     @contextlib.contextmanager
@@ -215,7 +236,7 @@ class Problem:
                 "examples"
             )
         if not math.isfinite(float(value.detach())):
-            raise ValueError(
+            raise LossNotFiniteError(
                 f"the loss of batch {index} is {float(value.detach())}; the curvature exists only where the loss is "
                 "finite: check the inputs, or measure at an earlier checkpoint"
             )
