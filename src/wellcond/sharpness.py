@@ -85,7 +85,9 @@ def critical_sharpness(problem: Problem, optimizer: Any, *, passes: int = PASSES
     """
     optimizer = unwrapped_optimizer(optimizer)
     if passes < 7:
-        raise ValueError(f"got passes={passes}; one at the start, two to bracket and four for the curvature are the least")
+        raise ValueError(
+            f"got passes={passes}; one at the start, two to bracket and four for the curvature are the least"
+        )
     if any(group.get("maximize") for group in optimizer.param_groups):
         raise ValueError("the optimizer maximizes; give it the negative loss and maximize=False to be measured")
     gradient = problem.gradient()
@@ -138,7 +140,9 @@ def next_step(problem: Problem, optimizer: Optimizer, gradient: Tensor) -> tuple
 
     def displacement() -> Tensor:
         pieces = [
-            torch.zeros_like(p, dtype=problem.dtype) if q is None else q.detach().to(problem.dtype) - p.to(problem.dtype)
+            torch.zeros_like(p, dtype=problem.dtype)
+            if q is None
+            else q.detach().to(problem.dtype) - p.to(problem.dtype)
             for p, q in zip(problem.parameters, measured, strict=True)
         ]
         return flatten(pieces)

@@ -15,8 +15,8 @@ from wellcond.preconditioners import Diagonal, preconditioner_of, reading_of, st
 from wellcond.problem import Problem
 
 TARGET = 0.5
-"""The edge ratio that a suggested rate has: curvature may double before the step becomes unstable. Gradient descent's rate
-is then 1/λ_max, at which a step along the steepest direction ends in that direction's minimum."""
+"""The edge ratio that a suggested rate has: curvature may double before the step becomes unstable. Gradient descent's
+rate is then 1/λ_max, at which a step along the steepest direction ends in that direction's minimum."""
 
 
 @dataclass(frozen=True)
@@ -144,8 +144,12 @@ def suggest_learning_rate(
     optimizer that adapts changes P after a change of its rate, and so the edge.
 
     Args:
-        problem, optimizer, curvature, max_products, seed: as for `edge_ratio`.
+        problem: the loss and the data.
+        optimizer: as for `edge_ratio`.
         target: the edge ratio to have, above 0 and below 1.
+        curvature: the Hessian of the problem unless given.
+        max_products: to spend on λ_max.
+        seed: of the Lanczos start.
 
     Raises:
         TypeError, ValueError: as `edge_ratio`, and for a target out of range.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -14,8 +16,8 @@ DENSE_LIMIT = 2000
 """Up to this many parameters the matrix is formed."""
 
 FLOOR = 1e-4
-"""Entries under this fraction of the largest are raised to it: P would send parameters with next to no curvature far out
-of the region where a quadratic says anything."""
+"""Entries under this fraction of the largest are raised to it: P would send parameters with next to no curvature far
+out of the region where a quadratic says anything."""
 
 
 def jacobi(curvature: CurvatureOperator, *, floor: float = FLOOR, probes: int = 100, seed: int = 0) -> Diagonal:
@@ -33,7 +35,7 @@ def jacobi(curvature: CurvatureOperator, *, floor: float = FLOOR, probes: int = 
     if curvature.size <= DENSE_LIMIT:
         diagonal = curvature.dense().diagonal()
     else:
-        diagonal = sum(v * curvature.matvec(v) for v in _signs(curvature, probes, seed)) / probes
+        diagonal = _sampled(curvature, probes, seed, torch.mul)
     return _inverse_root(curvature, diagonal.abs(), floor)
 
 
@@ -51,15 +53,20 @@ def row_scaling(curvature: CurvatureOperator, *, floor: float = FLOOR, probes: i
     if curvature.size <= DENSE_LIMIT:
         norms = torch.linalg.vector_norm(curvature.dense(), dim=1)
     else:
-        norms = (sum(curvature.matvec(v).square() for v in _signs(curvature, probes, seed)) / probes).sqrt()
+        norms = _sampled(curvature, probes, seed, lambda _, Cv: Cv.square()).sqrt()
     return _inverse_root(curvature, norms, floor)
 
 
-def _signs(curvature: CurvatureOperator, probes: int, seed: int) -> list[Tensor]:
+def _sampled(curvature: CurvatureOperator, probes: int, seed: int, f: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+    """The mean of f(v, Cv) over random signs v, (n,)."""
     if probes < 1:
         raise ValueError(f"got probes={probes}; at least one random product is needed")
     directions = RandomDirections(curvature.size, curvature.dtype, curvature.device, seed)
-    return [torch.where(directions.draw() < 0, -1.0, 1.0).to(curvature.dtype) for _ in range(probes)]
+    total = torch.zeros(curvature.size, dtype=curvature.dtype, device=curvature.device)
+    for _ in range(probes):
+        v = directions.draw().sign()
+        total += f(v, curvature.matvec(v))
+    return total / probes
 
 
 def _inverse_root(curvature: CurvatureOperator, sizes: Tensor, floor: float) -> Diagonal:

@@ -72,7 +72,9 @@ def runs_of(candidates: Mapping[str, Any]) -> list[Run]:
     if not isinstance(candidates, Mapping):
         raise TypeError(f"the candidates are a {type(candidates).__name__}; give a dict, name → preconditioner or None")
     if not candidates:
-        raise ValueError('there is no candidate to forecast; give a dict such as {"as it is": optimizer, "plain": None}')
+        raise ValueError(
+            'there is no candidate to forecast; give a dict such as {"as it is": optimizer, "plain": None}'
+        )
     runs = []
     for name, given in candidates.items():
         candidate = _candidate(str(name), given)

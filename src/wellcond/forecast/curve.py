@@ -106,7 +106,10 @@ class Forecast:
             rows.append((name, number(c.learning_rate), beta, number(c.edge_ratio), loss, trusted, ", ".join(notes)))
         widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
         lines = [
-            "  ".join(cell.ljust(w) if i in (0, 6) else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths)))
+            "  ".join(
+                cell.ljust(w) if i in (0, 6) else cell.rjust(w)
+                for i, (cell, w) in enumerate(zip(row, widths, strict=True))
+            )
             for row in rows
         ]
         head = f"loss now {number(self.loss)}; quadratic model with {self.curvature}, {self.products} products"

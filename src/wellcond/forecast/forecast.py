@@ -13,14 +13,14 @@ from torch import Tensor
 from wellcond.curvature import CurvatureOperator, GaussNewton, Hessian, OutputUnknownError, Preconditioned
 from wellcond.forecast.candidate import Run, runs_of
 from wellcond.forecast.curve import Curve, Forecast
-from wellcond.linalg import Estimate, Lanczos, Quadrature, eigenvalues, norm
+from wellcond.linalg import Estimate, Lanczos, eigenvalues, norm
 from wellcond.parameters import flatten, unflatten
 from wellcond.preconditioners import Momentum, Preconditioner
 from wellcond.problem import LossNotFiniteError, Problem
 
 TOLERANCE = 0.1
-"""A curve is trusted while a true loss at the predicted parameters differs from the predicted one by at most this fraction
-of the largest change predicted so far."""
+"""A curve is trusted while a true loss at the predicted parameters differs from the predicted one by at most this
+fraction of the largest change predicted so far."""
 
 
 def forecast(
@@ -59,12 +59,13 @@ def forecast(
     Source: theory, section 6.
 
     >>> import torch, wellcond as wc
+    >>> from wellcond.curvature.scaling import jacobi
     >>> from wellcond.forecast import forecast
     >>> _ = torch.manual_seed(0)
     >>> X = torch.randn(50, 3, dtype=torch.float64) * torch.tensor([1.0, 1.0, 10.0])
     >>> model = torch.nn.Linear(3, 1).double()
     >>> problem = wc.Problem(model, torch.nn.MSELoss(), (X, X.sum(1, keepdim=True)))
-    >>> f = forecast(problem, {"plain": None, "Jacobi": wc.jacobi(wc.GaussNewton(problem))})
+    >>> f = forecast(problem, {"plain": None, "Jacobi": jacobi(wc.GaussNewton(problem))})
     >>> f.ranking()
     ['Jacobi', 'plain']
     """
@@ -74,7 +75,9 @@ def forecast(
     with problem:
         start, gradient = problem.loss(), problem.gradient()
         if not float(gradient.abs().max()) > 0:
-            raise ValueError("the gradient is zero: nothing is predicted to move; measure before the minimum is reached")
+            raise ValueError(
+                "the gradient is zero: nothing is predicted to move; measure before the minimum is reached"
+            )
         operator = curvature or _curvature(problem)
         models: dict[int, _Model] = {}
         curves, passes = {}, 1
@@ -154,7 +157,8 @@ class _Model:
         if isinstance(operator, Preconditioned):
             gradient = flatten(operator.P.adjoint(unflatten(gradient, curvature.problem.parameters)))
         run = Lanczos(operator, gradient).extend(steps)
-        return cls(operator, run, *torch.linalg.eigh(run.tridiagonal()), norm(gradient), seed)
+        nodes, vectors = torch.linalg.eigh(run.tridiagonal())
+        return cls(operator, run, nodes, vectors, norm(gradient), seed)
 
     @property
     def products(self) -> int:
@@ -186,7 +190,9 @@ def _curve(run: Run, model: _Model, start: float, steps: int) -> tuple[Curve, An
     if rate is None:
         top = model.largest()
         if not top.value > 0:
-            raise ValueError(f"{run.name}: λ_max is {top}, no rate follows from it; give a Candidate with a learning_rate")
+            raise ValueError(
+                f"{run.name}: λ_max is {top}, no rate follows from it; give a Candidate with a learning_rate"
+            )
         rate = 1 / max(top.value, float(model.nodes[-1]))
     steepest = max(float(model.nodes[-1]), model.top.value if model.top else -math.inf)
     f = displacements(model.nodes, rate, run.momentum, steps)
