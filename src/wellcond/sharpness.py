@@ -217,7 +217,7 @@ class _Line:
                 break
             root = _root(known)
             if math.isinf(high):
-                c = min(max(2 * low, 1.05 * root), 100 * low) if root > low else 16 * low
+                c = min(max(2 * low, (1 + 0.5 * CLOSE) * root), 1000 * low) if root > low else 16 * low
             elif not low < root < high:
                 c = math.sqrt(low * high) if low else high / 16
             else:
