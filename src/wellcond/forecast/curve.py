@@ -144,7 +144,12 @@ class Forecast:
             ax.plot(steps[end:], losses[end:], color=line.get_color(), linestyle=":", linewidth=1.4)
             seen = {n: x for n, x in c.true_losses.items() if math.isfinite(x)}
             ax.plot(list(seen), list(seen.values()), "o", color=line.get_color(), fillstyle="none", markersize=5)
-        ax.set(xlabel="step", ylabel="loss", xlim=(0, self.steps), ylim=(lowest - 0.05 * span, self.loss + 0.25 * span))
+        ax.set(
+            xlabel="step",
+            ylabel="loss",
+            xlim=(0, 1.01 * self.steps),
+            ylim=(lowest - 0.05 * span, self.loss + 0.25 * span),
+        )
         ax.set_title("Predicted loss (dotted: beyond what may be trusted; ○: true loss there)", fontsize="medium")
         ax.legend(frameon=False)
         return ax

@@ -196,7 +196,7 @@ def _curve(run: Run, model: _Model, start: float, steps: int) -> tuple[Curve, An
         rate = 1 / max(top.value, float(model.nodes[-1]))
     steepest = max(float(model.nodes[-1]), model.top.value if model.top else -math.inf)
     f = displacements(model.nodes, rate, run.momentum, steps)
-    losses = start - (f - model.nodes * f.square() / 2) @ model.weights
+    losses = (start - (f - model.nodes * f.square() / 2) @ model.weights).nan_to_num(math.inf, math.inf, -math.inf)
     negative = model.nodes < -10 * model.run.rounding
     share = float(model.weights[negative].sum() / model.weights.sum())
     curve = Curve(
@@ -230,6 +230,8 @@ class _Trust:
     def _holds(self, n: int) -> bool:
         losses = self.predicted.losses
         start = float(losses[0])
+        if not math.isfinite(float(losses[n])):
+            return False
         move = self.displaced(n)
         try:
             with self.problem.moved(move):
