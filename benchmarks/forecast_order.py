@@ -2,7 +2,7 @@
 
 Three small networks on scikit-learn's data, at an early and a later point of Adam training, five seeds each. At each
 point five preconditioners are forecast for 30 steps and then trained with for 30 steps, on the same data at the same
-rate, 1/λ_max(PᵀGP). Every pair of preconditioners is a question: which of the two has the lower loss? Prints the tables
+rate, 1/λ_max(PᵀHP). Every pair of preconditioners is a question: which of the two has the lower loss? Prints the tables
 of docs/forecast.md.
 
     python benchmarks/forecast_order.py [--quick]

@@ -35,7 +35,8 @@ class CriticalSharpness:
             steps decide which curvatures it is a mean of.
         critical_learning_rate: η_c, the lr (of the first group, others in proportion) with which the next step would
             leave the loss as it is, and any larger one raise it; "at least" where the loss fell as far as was looked.
-        curvature: dᵀHd/‖d‖².
+        curvature: dᵀHd/‖d‖², from second differences of the loss. In a piecewise linear network they see the kinks
+            within their reach, which H at p does not.
         slope: ∇Lᵀd, the derivative of the loss along the step at the present lr; negative where it descends.
         learning_rate: the present lr.
         loss: L(p).
@@ -247,7 +248,7 @@ class _Line:
         odd = 8 * (one - other) - (two - further) - 12 * self.slope * h
         noise = max(self.noise, abs(odd) / math.sqrt(130))
         value = (4 * near - far) / 3
-        half = abs(far - near) + 3 * 3.2 * noise / h**2
+        half = 3 * abs(far - near) + 3 * 3.2 * noise / h**2
         how = f"differences of the loss over {number(h)} and {number(2 * h)} steps, 4 forward passes"
         return Estimate(value, value - half, value + half, how, CONFIDENCE)
 

@@ -21,7 +21,7 @@ class Candidate:
 
     Args:
         P: the preconditioner; None for plain gradient descent.
-        learning_rate: α, one or several; None for 1/λ_max(PᵀCP).
+        learning_rate: α, one or several; None for 1/λ_max(PᵀHP).
         momentum: β of heavy ball, 0 ≤ β < 1, or a `Momentum`, one or several.
     """
 
