@@ -158,11 +158,26 @@ def report(cases: list[Case]) -> None:
             print(f"| {c.where} | {c.seed} | {c.right()} | {' | '.join(orders)} |")
 
 
+def picture(path: str) -> None:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    *_, (_, problem, P) = points(digits, 0)
+    others = {"heavy ball": Candidate(None, momentum=0.9), "too fast": Candidate(None, learning_rate=0.7)}
+    figure = forecast(problem, {name: P[name] for name in NAMES if name != "RMSProp"} | others).plot().figure
+    figure.savefig(path, dpi=110)
+
+
 def main() -> None:
     arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     arguments.add_argument("--quick", action="store_true", help="one seed instead of five")
-    seeds = 1 if arguments.parse_args().quick else 5
+    arguments.add_argument("--picture", metavar="FILE", help="only draw the curves of digits, later, seed 0")
+    chosen = arguments.parse_args()
     torch.set_num_threads(1)
+    if chosen.picture:
+        picture(chosen.picture)
+        return
+    seeds = 1 if chosen.quick else 5
     cases = [
         measured(f"{build.__name__.replace('_', ' ')} | {point}", seed, problem, P)
         for build in (digits, breast_cancer, diabetes)

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from wellcond.linalg import number
 from wellcond.preconditioners import Diagonal, Momentum, Preconditioner, preconditioner_of, steps_of
@@ -26,8 +25,8 @@ class Candidate:
     """
 
     P: Preconditioner | None = None
-    learning_rate: float | Sequence[float] | None = None
-    momentum: float | Momentum | Sequence[float | Momentum] = 0.0
+    learning_rate: float | Iterable[float] | None = None
+    momentum: float | Momentum | Iterable[float | Momentum] = 0.0
 
     def __post_init__(self) -> None:
         if self.P is not None and not isinstance(self.P, Preconditioner):
@@ -44,13 +43,12 @@ class Candidate:
     @property
     def rates(self) -> list[float | None]:
         """The learning rates, as a list."""
-        rate = self.learning_rate
-        return [float(x) for x in rate] if isinstance(rate, Sequence | Tensor) else [rate]
+        return [rate if rate is None else float(rate) for rate in _several(self.learning_rate)]
 
     @property
     def momenta(self) -> list[float | Momentum]:
         """The momenta, as a list."""
-        return list(self.momentum) if isinstance(self.momentum, Sequence) else [self.momentum]
+        return _several(self.momentum)
 
 
 @dataclass(frozen=True)
@@ -88,6 +86,11 @@ def runs_of(candidates: Mapping[str, Any]) -> list[Run]:
         if names.count(name) > 1:
             raise ValueError(f"two curves would be called {name!r}; give candidates, rates and momenta that differ")
     return runs
+
+
+def _several(x: Any) -> list[Any]:
+    one = not isinstance(x, Iterable) or getattr(x, "ndim", None) == 0  # a 0-dim tensor is one number
+    return [x] if one else list(x)
 
 
 def _candidate(name: str, given: Any) -> Candidate:
