@@ -79,19 +79,18 @@ def forecast(
                 "the gradient is zero: nothing is predicted to move; measure before the minimum is reached"
             )
         model_of, H = curvature or _curvature(problem), Hessian(problem)
-        models: dict[int, _Model] = {}
-        curves, passes = {}, 1
-        for run in runs:
-            if id(run.P) not in models:
-                models[id(run.P)] = _Model.of(model_of, H, run.P, gradient, min(steps, max_products), seed)
-            model = models[id(run.P)]
-            curve, displaced = _curve(run, model, start, steps)
-            if check:
-                trust = _Trust(problem, curve, displaced, tolerance)
-                curve = trust.curve()
-                passes += len(trust.seen)
-            curves[run.name] = curve
-    products = sum(model.products for model in models.values())
+        found, products, passes = {}, 0, 1
+        for P in {id(run.P): run.P for run in runs}.values():  # one basis of long vectors at a time
+            model = _Model.of(model_of, H, P, gradient, min(steps, max_products), seed)
+            products += model.products
+            for run in (run for run in runs if run.P is P):
+                curve, displaced = _curve(run, model, start, steps)
+                if check:
+                    trust = _Trust(problem, curve, displaced, tolerance)
+                    curve = trust.curve()
+                    passes += len(trust.seen)
+                found[run.name] = curve
+    curves = {run.name: found[run.name] for run in runs}
     return Forecast(curves, start, steps, type(model_of).__name__, products, passes)
 
 
