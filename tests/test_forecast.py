@@ -268,6 +268,16 @@ def test_a_trace_is_not_left_and_large_steps_overflow_quietly():
     assert f.best.name == "plain, lr 0.1"
 
 
+def test_float32_and_several_batches():
+    case = make("uneven batches")
+    exact = forecast(Problem(case.model, case.loss_fn, case.data), {"it": Candidate(None, 0.1, 0.5)}, steps=15)["it"]
+    model = copy.deepcopy(case.model).float()
+    batches = [(x.float(), y.float()) for x, y in case.data]
+    rough = forecast(Problem(model, case.loss_fn, batches), {"it": Candidate(None, 0.1, 0.5)}, steps=15)["it"]
+    torch.testing.assert_close(rough.losses, exact.losses, rtol=1e-4, atol=0)
+    assert rough.trusted_steps == exact.trusted_steps
+
+
 def test_ranking_and_table():
     problem, P = least_squares()
     f = forecast(problem, {"plain": None, "Jacobi": jacobi(GaussNewton(problem)), "P": P, "wild": Candidate(None, 1.0)})
