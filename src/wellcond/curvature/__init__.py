@@ -6,3 +6,5 @@ from wellcond.curvature.gauss_newton import OutputUnknownError as OutputUnknownE
 from wellcond.curvature.hessian import Hessian as Hessian
 from wellcond.curvature.operator import CurvatureOperator as CurvatureOperator
 from wellcond.curvature.preconditioned import Preconditioned as Preconditioned
+from wellcond.curvature.scaling import jacobi as jacobi
+from wellcond.curvature.scaling import row_scaling as row_scaling

@@ -6,6 +6,7 @@ from wellcond.linalg.estimate import CONFIDENCE as CONFIDENCE
 from wellcond.linalg.estimate import Estimate as Estimate
 from wellcond.linalg.estimate import number as number
 from wellcond.linalg.lanczos import Lanczos as Lanczos
+from wellcond.linalg.operator import DENSE_LIMIT as DENSE_LIMIT
 from wellcond.linalg.operator import MatrixOperator as MatrixOperator
 from wellcond.linalg.operator import SymmetricOperator as SymmetricOperator
 from wellcond.linalg.quadrature import GradientQuadrature as GradientQuadrature
@@ -14,6 +15,7 @@ from wellcond.linalg.quadrature import Quadrature as Quadrature
 from wellcond.linalg.quadrature import SpectralTails as SpectralTails
 from wellcond.linalg.quadrature import probe as probe
 from wellcond.linalg.quadrature import trace as trace
+from wellcond.linalg.randomized import DiagonalEstimate as DiagonalEstimate
 from wellcond.linalg.spectrum import Effort as Effort
 from wellcond.linalg.spectrum import SampledSpectrum as SampledSpectrum
 from wellcond.linalg.spectrum import WholeSpectrum as WholeSpectrum

@@ -1,6 +1,7 @@
 """Changes of variables p = Pz, and reading P off an optimizer."""
 
 import wellcond.preconditioners.torch_optimizers  # noqa: F401  (registers them)
+from wellcond.preconditioners.momentum import Momentum as Momentum
 from wellcond.preconditioners.optimizers import in_precision as in_precision
 from wellcond.preconditioners.optimizers import preconditioner_of as preconditioner_of
 from wellcond.preconditioners.optimizers import reading_of as reading_of

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from wellcond.preconditioners.momentum import Momentum
 from wellcond.preconditioners.preconditioner import Diagonal
 from wellcond.preconditioners.reading import Group, Reading, State, reading_for, step_number, unwrapped_optimizer
 
@@ -136,6 +137,8 @@ class Step:
         learning_rate: lr of its group, as it stands.
         correction: α over lr in the last step.
         bound: of α·λ_max(PᵀHP), theory section 2.3.
+        momentum: the recursion that the bound is that of.
+        coupled, decoupled: weight decay τ, in the gradient and beside it.
         root_v: √v, of the parameter's shape, float64; None where there is none (yet).
     """
 
@@ -143,6 +146,9 @@ class Step:
     learning_rate: float
     correction: float
     bound: float
+    momentum: Momentum
+    coupled: float
+    decoupled: float
     root_v: Tensor | None
 
 
@@ -155,6 +161,8 @@ def steps_of(optimizer: Any) -> list[Step]:
             float(group["lr"]),
             float(reading.correction(state, group)) if state else 1.0,
             float(reading.bound(state, group)),
+            reading.momentum(state, group),
+            *reading.decay(state, group),
             reading.root_v(state, group),
         )
         for p, state, group in _entries(optimizer, reading)

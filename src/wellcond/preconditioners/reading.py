@@ -8,6 +8,8 @@ from typing import Any, TypeVar
 from torch import Tensor
 from torch.optim import Optimizer
 
+from wellcond.preconditioners.momentum import Momentum
+
 Scalar = float | Tensor
 State = Mapping[str, Any]
 Group = Mapping[str, Any]
@@ -70,7 +72,16 @@ class Reading:
 
     def bound(self, state: State, group: Group) -> float:
         """What α·λ_max(PᵀHP) must stay under for the iteration with P frozen to be stable (theory, section 2.3)."""
-        return 2.0
+        return self.momentum(state, group).bound
+
+    def momentum(self, state: State, group: Group) -> Momentum:
+        """What becomes of the gradient beside scaling it; none."""
+        return Momentum()
+
+    def decay(self, state: State, group: Group) -> tuple[float, float]:
+        """(coupled, decoupled) weight decay: τ whose τp is added to the gradient, and τ for which p loses lr·τp."""
+        tau = float(group.get("weight_decay", 0.0))
+        return (0.0, tau) if group.get("decoupled_weight_decay") else (tau, 0.0)
 
     def penalty_rate(self, group: Group, step: Scalar) -> Scalar:
         """α_pen, the step of a penalty in the optimizer's `step`-th step, from 1 (theory, section 4.7)."""
@@ -102,6 +113,9 @@ class _Function(Reading):
 
     def stepped(self, state: State) -> bool:
         return True  # it may keep no state at all
+
+    def decay(self, state: State, group: Group) -> tuple[float, float]:
+        return super().decay(state, group) if "decoupled_weight_decay" in group else (0.0, 0.0)  # which, nobody said
 
 
 _READINGS: dict[type[Optimizer], Reading] = {}

@@ -7,6 +7,7 @@ import math
 import torch
 from torch import Tensor
 
+from wellcond.preconditioners.momentum import Momentum
 from wellcond.preconditioners.reading import Group, Reading, Scalar, State, reads, step_number
 
 
@@ -14,13 +15,10 @@ from wellcond.preconditioners.reading import Group, Reading, Scalar, State, read
 class _SGD(Reading):
     needs_a_step = False
 
-    def bound(self, state: State, group: Group) -> float:
-        beta, dampening = group["momentum"], group["dampening"]
+    def momentum(self, state: State, group: Group) -> Momentum:
         if group["nesterov"]:
-            return (2 + 2 * beta) / (1 + 2 * beta)
-        if not beta:
-            return 2.0
-        return (2 + 2 * beta) / (1 - dampening) if dampening < 1 else math.inf
+            return Momentum.nesterov(group["momentum"])
+        return Momentum.heavy_ball(group["momentum"], group["dampening"])
 
     def penalty_rate(self, group: Group, step: Scalar) -> Scalar:
         if not group["momentum"]:
@@ -32,6 +30,10 @@ class _SGD(Reading):
 class _ASGD(Reading):
     def correction(self, state: State, group: Group) -> Scalar:
         return (1 + group["lambd"] * group["lr"] * (step_number(state) - 1)) ** -group["alpha"]
+
+    def decay(self, state: State, group: Group) -> tuple[float, float]:
+        rate = float(self.correction(state, group)) if state else 1.0
+        return float(group["weight_decay"]), float(group["lambd"]) * rate
 
     def penalty_rate(self, group: Group, step: Scalar) -> Scalar:
         return group["lr"] * (1 + group["lambd"] * group["lr"] * (step - 1)) ** -group["alpha"]
@@ -64,8 +66,8 @@ class _RMSprop(Reading):
             return (state["square_avg"] - state["grad_avg"].square()).sqrt()
         return state["square_avg"].sqrt()
 
-    def bound(self, state: State, group: Group) -> float:
-        return 2 + 2 * group["momentum"]
+    def momentum(self, state: State, group: Group) -> Momentum:
+        return Momentum.heavy_ball(group["momentum"])
 
     def penalty_rate(self, group: Group, step: Scalar) -> Scalar:
         return group["lr"] / (1 - group["momentum"])
@@ -77,9 +79,8 @@ class _AveragedMomentum(Reading):
     def correction(self, state: State, group: Group) -> Scalar:
         return 1 / (1 - group["betas"][0] ** step_number(state))
 
-    def bound(self, state: State, group: Group) -> float:
-        beta = float(group["betas"][0])
-        return (2 + 2 * beta) / (1 - beta)
+    def momentum(self, state: State, group: Group) -> Momentum:
+        return Momentum.average(float(group["betas"][0]))
 
 
 class _SecondMoment(_AveragedMomentum):
@@ -118,15 +119,15 @@ class _SparseAdam(_SecondMoment):
 @reads(torch.optim.NAdam)
 class _NAdam(_SecondMoment):
     def correction(self, state: State, group: Group) -> Scalar:
-        return 1.0  # it is in the bound
+        return 1.0  # it is in a and b
 
-    def bound(self, state: State, group: Group) -> float:
+    def momentum(self, state: State, group: Group) -> Momentum:
         # The update is A·g + B·m of the step just taken; the limits of A and B where there was none.
         beta, decay = float(group["betas"][0]), group["momentum_decay"]
         step, product = (float(step_number(state)), float(state["mu_product"])) if state else (math.inf, 0.0)
         mu, following = (beta * (1 - 0.5 * 0.96 ** (t * decay)) if t < math.inf else beta for t in (step, step + 1))
         A, B = (1 - mu) / (1 - product), following / (1 - product * following)
-        return 2 * (1 + beta) / (A * (1 + beta) + B * (1 - beta))
+        return Momentum(beta, 1 - beta, A, B)
 
 
 @reads(torch.optim.RAdam)

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from wellcond.parameters import flatten
+from wellcond.parameters import flatten, unflatten
 from wellcond.problem.batches import count_examples, move, read_batches, signature, tensors_of, with_tensors
 from wellcond.problem.isolation import Isolation, random_state, seed_all
 from wellcond.problem.parameters import one_device, trainable, unwrapped, working_dtype
@@ -33,6 +33,10 @@ _TWICE = {
     "alignment sum with torch.logsumexp",
     "cudnn": "a cuDNN kernel has no second derivative; measure with torch.backends.cudnn.enabled = False",
 }
+
+
+class LossNotFiniteError(ValueError):
+    """The loss is infinite or not a number."""
 
 
 class Problem:
@@ -138,6 +142,7 @@ class Problem:
         self._bytes_per_example: dict[Any, float] = {}
         self._versions: list[tuple[int, int]] = []
         self._inside = False
+        self._moved: dict[int, Tensor] = {}
         self._given: tuple[dict[int, Tensor], Any] | None = None
         self.programs: dict[Any, Any] = {}
         self.leaves: list[Tensor] = []
@@ -177,6 +182,23 @@ class Problem:
             raise ValueError(f"the gradient of {bad} is not finite; lower the learning rate or look for the overflow")
         return gradient
 
+    @contextlib.contextmanager
+    def moved(self, displacement: Tensor) -> Iterator[None]:
+        """Inside, everything is evaluated at p + displacement; the model's parameters stay as they are.
+
+        Args:
+            displacement: (n,), in `dtype`, by which the sum is taken too.
+        """
+        before, depth = self._moved, self._depth
+        pieces = unflatten(displacement.to(self.dtype), self.parameters)
+        starts = [before.get(id(p), p).detach().to(self.dtype) for p in self.parameters]
+        # What `with problem:` keeps belongs to the parameters themselves.
+        self._moved, self._depth = {id(p): x + d for p, x, d in zip(self.parameters, starts, pieces, strict=True)}, 0
+        try:
+            yield
+        finally:
+            self._moved, self._depth = before, depth
+
     # -- evaluation, for the rooms above -------------------------------------------------------------------------
 
     @contextlib.contextmanager
@@ -196,7 +218,7 @@ class Problem:
                 if self._is_tiny():
                     torch.set_num_threads(1)
                 # For layers that run again in a backward pass; inside `with problem:` the parameters stay as they are.
-                self.leaves = self._isolation.renew(shared=self._shared if self._depth else None)
+                self.leaves = self._isolation.renew(self._moved, self._shared if self._depth else None)
                 yield
         except (RuntimeError, ValueError) as error:
             remedy = _remedy(str(error))
@@ -227,7 +249,7 @@ class Problem:
                 "examples"
             )
         if self._given is None and not math.isfinite(float(value.detach())):
-            raise ValueError(
+            raise LossNotFiniteError(
                 f"the loss of batch {index} is {float(value.detach())}; the curvature exists only where the loss is "
                 "finite: check the inputs, or measure at an earlier checkpoint"
             )
@@ -287,7 +309,7 @@ class Problem:
 
     def already_kept(self, key: Any, index: int) -> Any:
         """What `kept` holds for a batch; None where it holds nothing."""
-        if (key, index) not in self._kept:
+        if not self._depth or (key, index) not in self._kept:
             return None
         self._check_unchanged()
         return self._kept[key, index]
@@ -295,7 +317,8 @@ class Problem:
     def inputs(self, index: int) -> tuple[list[Tensor], list[Tensor]]:
         """All that an evaluation of a batch depends on, inside `evaluating`: what the modules hold, and the batch."""
         batch = move(self.batches[index], self.device, self._conversion)
-        return [self._isolation.convert(x) for x in self._isolation.held()], list(tensors_of(batch))
+        held = [self._moved.get(id(x), x) for x in self._isolation.held()]
+        return [self._isolation.convert(x) for x in held], list(tensors_of(batch))
 
     @contextlib.contextmanager
     def substituting(self, index: int, held: Sequence[Tensor], tensors: Sequence[Tensor]) -> Iterator[None]:
@@ -396,7 +419,7 @@ class Problem:
         if self._given is not None:
             self.leaves = self._isolation.renew(self._given[0])
             return self._given[1]
-        self.leaves = self._isolation.renew()
+        self.leaves = self._isolation.renew(self._moved)
         batch = move(self.batches[index], self.device, self._conversion)
         inputs = batch[0] if self.whole_loss is None else batch
         self._input_storages = {t.untyped_storage().data_ptr() for t in tensors_of(inputs)}

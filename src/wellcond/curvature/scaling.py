@@ -1,0 +1,64 @@
+"""The classical diagonal preconditioners, made from a curvature matrix."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from wellcond.curvature.operator import CurvatureOperator
+from wellcond.linalg import DENSE_LIMIT, RandomDirections
+from wellcond.parameters import unflatten
+from wellcond.preconditioners import Diagonal
+
+FLOOR = 1e-4
+"""Entries under this fraction of the largest are raised to it: P would send parameters with next to no curvature far
+out of the region where a quadratic says anything."""
+
+
+def jacobi(curvature: CurvatureOperator, *, floor: float = FLOOR, products: int = 120, seed: int = 0) -> Diagonal:
+    """P = |diag C|^(−1/2): PᵀCP then has a unit diagonal, within a factor n of the best that a diagonal can do.
+
+    Args:
+        curvature: C, of a problem; Gauss-Newton, or a Hessian by the absolute values of its diagonal.
+        floor: entries under this fraction of the largest are raised to it, 0 < floor ≤ 1.
+        products: for the diagonal above 2,000 parameters; it is then an estimate.
+        seed: of the random directions.
+
+    Source: theory, section 3.2; van der Sluis 1969.
+    """
+    small = curvature.size <= DENSE_LIMIT
+    diagonal = curvature.diagonal(None if small else products, seed=seed).values
+    return _inverse_root(curvature, diagonal.abs(), floor)
+
+
+def row_scaling(curvature: CurvatureOperator, *, floor: float = FLOOR, products: int = 120, seed: int = 0) -> Diagonal:
+    """P = diag(norms of the rows of C)^(−1/2): P²C then has rows of equal norm. What Adam's √v is said to measure.
+
+    Args:
+        curvature: C, of a problem.
+        floor: norms under this fraction of the largest are raised to it, 0 < floor ≤ 1.
+        products: random ones, for the norms above 2,000 parameters; they are then estimates.
+        seed: of the random directions.
+
+    Source: theory, section 3.2; van der Sluis 1969.
+    """
+    if curvature.size <= DENSE_LIMIT:
+        return _inverse_root(curvature, torch.linalg.vector_norm(curvature.dense(), dim=1), floor)
+    if products < 1:
+        raise ValueError(f"got products={products}; at least one random product is needed")
+    directions = RandomDirections(curvature.size, curvature.dtype, curvature.device, seed)
+    squares = torch.zeros(curvature.size, dtype=curvature.dtype, device=curvature.device)
+    with curvature.keeping(products):
+        for _ in range(products):
+            squares += curvature.matvec(directions.draw()).square()
+    return _inverse_root(curvature, (squares * (curvature.size / products)).sqrt(), floor)
+
+
+def _inverse_root(curvature: CurvatureOperator, sizes: Tensor, floor: float) -> Diagonal:
+    if not 0 < floor <= 1:
+        raise ValueError(f"got floor={floor}; it is a fraction of the largest entry, above 0 and at most 1")
+    largest = sizes.max()
+    if not bool(torch.isfinite(largest) & (largest > 0)):
+        raise ValueError(f"the largest entry of the curvature is {float(largest)}; there is nothing to scale by")
+    parameters = curvature.parameters
+    return Diagonal(parameters, unflatten(sizes.clamp_min(floor * largest).rsqrt(), parameters))

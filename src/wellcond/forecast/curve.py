@@ -1,0 +1,155 @@
+"""Predicted loss curves: what they say, how far they may be trusted, and how they look."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from torch import Tensor
+
+from wellcond.linalg import number
+from wellcond.preconditioners import Momentum
+
+
+@dataclass(frozen=True)
+class Curve:
+    """The predicted losses of one candidate.
+
+    Attributes:
+        name: the candidate's, with rate and momentum where it has several.
+        losses: (steps + 1,), float64 on the CPU; the first is the loss now.
+        learning_rate: α.
+        momentum: the recursion that was followed.
+        edge_ratio: α times the steepest curvature seen, over the stability bound.
+        exact_steps: on a quadratic the curve is exact up to here.
+        trusted_steps: up to here the true loss at the predicted parameters agrees with the prediction; None where that
+            was not checked.
+        true_losses: step → true loss at the parameters predicted for it, where it was evaluated.
+        negative_share: of the squared gradient on negative curvature, along which the quadratic model falls for ever.
+    """
+
+    name: str
+    losses: Tensor
+    learning_rate: float
+    momentum: Momentum
+    edge_ratio: float
+    exact_steps: int
+    negative_share: float
+    trusted_steps: int | None = None
+    true_losses: Mapping[int, float] = field(default_factory=dict)
+
+    @property
+    def diverges(self) -> bool:
+        """Whether the step is unstable along some direction: what is predicted grows without end."""
+        return self.edge_ratio > 1 + 1e-9
+
+    def checked(self, trusted_steps: int, true_losses: Mapping[int, float]) -> Curve:
+        """This curve, with what the true losses said."""
+        return replace(self, trusted_steps=trusted_steps, true_losses=true_losses)
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """Predicted loss curves of several candidates from the same parameters.
+
+    Attributes:
+        curves: by name.
+        loss: now.
+        steps: how far they go.
+        curvature: the matrix of the quadratic model.
+        products: matrix-vector products spent on it.
+        forward_passes: evaluations of the loss.
+    """
+
+    curves: dict[str, Curve]
+    loss: float
+    steps: int
+    curvature: str
+    products: int
+    forward_passes: int
+
+    def __getitem__(self, name: str) -> Curve:
+        if name not in self.curves:
+            raise KeyError(f"there is no curve {name!r}; there are {', '.join(self.curves)}")
+        return self.curves[name]
+
+    def ranking(self, at: int | None = None) -> list[str]:
+        """Names by the loss predicted at a step, the lowest first; those that diverge come last.
+
+        Args:
+            at: the step, 1 to `steps`; the last unless given.
+        """
+        at = self.steps if at is None else at
+        if not 1 <= at <= self.steps:
+            raise ValueError(f"got at={at}; the curves go from step 1 to {self.steps}")
+        return sorted(self.curves, key=lambda name: (self[name].diverges, float(self[name].losses[at])))
+
+    @property
+    def best(self) -> Curve:
+        """The first of the ranking at the last step."""
+        return self[self.ranking()[0]]
+
+    def __str__(self) -> str:
+        """A table: the curves in the order of their ranking."""
+        last = f"loss at {self.steps}"
+        rows = [("", "learning rate", "β", "edge ratio", last, "trusted up to", "")]
+        for name in self.ranking():
+            c = self[name]
+            trusted = "not checked" if c.trusted_steps is None else f"step {c.trusted_steps}"
+            notes = ["diverges"] if c.diverges else []
+            if c.negative_share:
+                notes.append(f"{100 * c.negative_share:.2g} % of the gradient on negative curvature")
+            loss = "–" if c.diverges else number(float(c.losses[-1]))
+            beta = number(c.momentum.beta)
+            rows.append((name, number(c.learning_rate), beta, number(c.edge_ratio), loss, trusted, ", ".join(notes)))
+        widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+        lines = [
+            "  ".join(
+                cell.ljust(w) if i in (0, 6) else cell.rjust(w)
+                for i, (cell, w) in enumerate(zip(row, widths, strict=True))
+            )
+            for row in rows
+        ]
+        head = f"loss now {number(self.loss)}; quadratic model with {self.curvature}, {self.products} products"
+        return "\n".join([head, *(line.rstrip() for line in lines)])
+
+    def plot(self, ax: Any = None) -> Any:
+        """Draw the curves: solid while trusted, dotted beyond, with the true losses that were evaluated as circles.
+
+        Args:
+            ax: matplotlib axes; new ones unless given.
+
+        Returns:
+            The axes.
+
+        Raises:
+            ModuleNotFoundError: without matplotlib (`pip install wellcond[plot]`).
+        """
+        if ax is None:
+            try:
+                from matplotlib import pyplot
+            except ModuleNotFoundError as error:
+                raise ModuleNotFoundError("plots need matplotlib: pip install 'wellcond[plot]'") from error
+            _, ax = pyplot.subplots(figsize=(7, 4.2), layout="constrained")
+        lowest = min(float(c.losses.min()) for c in self.curves.values() if not c.diverges or len(self.curves) == 1)
+        span = max(self.loss - lowest, 1e-12 * abs(self.loss), 1e-300)
+        for name in self.ranking():
+            c = self[name]
+            steps, losses = range(self.steps + 1), c.losses.tolist()
+            end = self.steps if c.trusted_steps is None else c.trusted_steps
+            label = f"{name} (diverges)" if c.diverges else name
+            (line,) = ax.plot(steps[: end + 1], losses[: end + 1], label=label, linewidth=1.8)
+            ax.plot(steps[end:], losses[end:], color=line.get_color(), linestyle=":", linewidth=1.4)
+            seen = {n: x for n, x in c.true_losses.items() if math.isfinite(x)}
+            ax.plot(list(seen), list(seen.values()), "o", color=line.get_color(), fillstyle="none", markersize=5)
+        ax.set(
+            xlabel="step",
+            ylabel="loss",
+            xlim=(0, 1.01 * self.steps),
+            ylim=(lowest - 0.05 * span, self.loss + 0.25 * span),
+        )
+        ax.set_title("Predicted loss (dotted: beyond what may be trusted; ○: true loss there)", fontsize="medium")
+        ax.legend(frameon=False)
+        return ax
