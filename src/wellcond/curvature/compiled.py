@@ -106,7 +106,11 @@ class _Program:
             allowed = math.sqrt(torch.finfo(v.dtype).eps) * norm(expected)
             self.trusted[index] = norm(product - expected) <= allowed
             if not self.trusted[index]:
-                _warn(f"on batch {index} it differs from the eager product: the network's way depends on values")
+                _warn(
+                    "it draws other random numbers than the eager product (measure with mode='eval' to have none)"
+                    if self.random
+                    else "it differs from the eager product: the network's way depends on values"
+                )
                 return expected
         return product
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from wellcond.parameters import flatten, unflatten
 from wellcond.problem.batches import count_examples, move, read_batches, signature, tensors_of, with_tensors
+from wellcond.problem.heap import heap_kept
 from wellcond.problem.isolation import Isolation, random_state, seed_all
 from wellcond.problem.parameters import one_device, trainable, unwrapped, working_dtype
 
@@ -131,6 +132,7 @@ class Problem:
         self.unreached: list[str] = []
         self.loss_dtype = self.dtype
         self._depth = 0
+        self._block = contextlib.ExitStack()
         self._tiny: bool | None = None
         self._sizing = False
         self._kept: dict[Any, Any] = {}
@@ -217,8 +219,6 @@ class Problem:
             with random_state(self.seed, self.device), self._isolation.entered(self.device):
                 if self._is_tiny():
                     torch.set_num_threads(1)
-                # For layers that run again in a backward pass; inside `with problem:` the parameters stay as they are.
-                self.leaves = self._isolation.renew(self._moved, self._shared if self._depth else None)
                 yield
         except (RuntimeError, ValueError) as error:
             remedy = _remedy(str(error))
@@ -305,6 +305,9 @@ class Problem:
                 return None
             self._kept[key, index] = build()
             self._kept_bytes += bytes_
+        elif not self.leaves:
+            # For layers that run again in a backward pass; inside `with problem:` the parameters stay as they are.
+            self.leaves = self._isolation.renew(self._moved, self._shared)
         return self._kept[key, index]
 
     def already_kept(self, key: Any, index: int) -> Any:
@@ -377,6 +380,8 @@ class Problem:
     def __enter__(self) -> Problem:
         if not self._depth:
             self._versions = self._current_versions()
+            if self.device.type == "cpu":
+                self._block.enter_context(heap_kept())
         self._depth += 1
         return self
 
@@ -387,6 +392,7 @@ class Problem:
             self._shared.clear()
             self._matrices.clear()
             self._kept_bytes = 0.0
+            self._block.close()
 
     def __repr__(self) -> str:
         return (
