@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+import wellcond as wc
 from wellcond.preconditioners import supported
 
 ROOT = Path(__file__).parents[1]
@@ -47,6 +48,23 @@ def test_the_penalties_of_the_readme_and_their_page_run():
 
     exec(third, names | {"MyOptimizer": MyOptimizer})
     assert "MyOptimizer" in supported()
+
+
+@pytest.mark.parametrize("page", ["curvature", "forecast", "stability"])
+def test_the_examples_of_a_page_run(page):
+    torch.manual_seed(0)
+    names: dict = {}
+    exec(BLOCKS[0], names)
+    names |= {
+        "data": (names["X"], names["y"]),
+        "problem": wc.Problem(names["model"], names["loss_fn"], (names["X"], names["y"])),
+    }
+    size = names["problem"].size
+    names |= {"v": torch.ones(size), "V": torch.ones(size, 2)}
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / f"{page}.md").read_text(encoding="utf-8"), re.DOTALL)
+    assert blocks
+    for block in blocks:
+        exec(block, names)
 
 
 @pytest.mark.parametrize("page", ["README.md", *(f"docs/{p.name}" for p in (ROOT / "docs").glob("*.md"))])
