@@ -11,11 +11,7 @@ from torch import Tensor
 from wellcond.linalg.estimate import CONFIDENCE, Estimate
 from wellcond.linalg.lanczos import Lanczos
 from wellcond.linalg.operator import SymmetricOperator
-from wellcond.linalg.vectors import RandomDirections
-
-MINIMUM_STEPS = 20
-"""By default no run that stops earlier is believed, however small its residuals: a residual says that some
-eigenvalue is near, not that it is the largest (theory, section 2.4)."""
+from wellcond.linalg.vectors import RandomDirections, norm
 
 EVALUATION = 32.0
 """Roundings, relative to the largest eigenvalue, by which a matrix evaluated in floating point may differ from the
@@ -48,6 +44,7 @@ class Eigenvalues:
     values: Tensor
     error_bounds: Tensor
     vectors: Tensor
+    missed: Tensor
     converged: Tensor
     products: int
     lower: float
@@ -77,111 +74,148 @@ def eigenvalues(
     which: str = "largest",
     tol: float = 1e-3,
     *,
-    min_products: int = MINIMUM_STEPS,
-    max_products: int = 300,
-    seed: int = 0,
+    verify: bool = True,
     confidence: float = CONFIDENCE,
+    start: Tensor | None = None,
+    min_products: int = 1,
+    max_products: int | None = None,
+    max_basis: int | None = None,
+    seed: int = 0,
 ) -> Eigenvalues:
-    """Extreme eigenvalues by Lanczos with full reorthogonalization from a random start.
-
-    A repeated eigenvalue is listed once, unless the Krylov space is exhausted and the run goes on beyond it.
-
-    Args:
-        operator: symmetric, n × n.
-        k: how many at each end asked for, 1 ≤ k ≤ n.
-        which: "largest" or "smallest" (algebraic), "both" (k at each end), or "magnitude".
-        tol: stop when every residual bound is at most `tol` times the largest |eigenvalue| seen.
-        min_products: take at least so many Lanczos steps; more of them tighten `lower` and `upper`.
-        max_products: stop at this many steps in any case; `converged` says which bounds are met.
-        seed: of the random start.
-        confidence: probability for `upper` and `lower` together.
-
-    Raises:
-        ValueError: if k, which, tol or max_products make no sense.
-
-    Source: Kuczyński and Woźniakowski, "Estimating the largest eigenvalue by the power and Lanczos algorithms with a
-    random start", SIAM J. Matrix Anal. Appl. 13 (1992), theorem 4.2, for the probability.
-
-    >>> import torch
-    >>> from wellcond.linalg import MatrixOperator
-    >>> e = eigenvalues(MatrixOperator(torch.diag(torch.arange(1.0, 101.0, dtype=torch.float64))), k=2)
-    >>> [round(v, 2) for v in e.values.tolist()]
-    [100.0, 99.0]
-    """
+    """Extreme eigenvalues."""
     n = operator.size
-    if which not in ("largest", "smallest", "both", "magnitude"):
-        raise ValueError(f'got which={which!r}; it is "largest", "smallest", "both" or "magnitude"')
-    if not 1 <= k <= n:
-        raise ValueError(f"got k={k}; an operator of size {n} has 1 to {n} eigenvalues to ask for")
-    if not tol > 0 or not 0 < confidence < 1:
-        raise ValueError(f"got tol={tol}, confidence={confidence}; both are above 0, a confidence below 1")
-    if max_products < _count(n, k, which):
-        raise ValueError(f"got max_products={max_products}, too few for {_count(n, k, which)} eigenvalues")
-
+    wanted = _Wanted(which, k, n)
+    count = wanted.count
+    capacity = max(max_basis or max(3 * count + 20, 60), min_products)
+    max_products = max_products or max(300, 20 * count)
     directions = RandomDirections(n, operator.dtype, operator.device, seed)
-    run = Lanczos(operator, directions.draw(), restart=directions)
-    checks = 0
+    v, share = directions.draw(), 1.0
+    if start is not None:
+        v, share = _mixed(start, v, directions)
+    run = Lanczos(operator, v, restart=directions, capacity=capacity, share=share)
     while True:
-        steps = max(min_products - run.steps, 1 + run.steps // 10)
+        steps = max(min_products - run.steps, 1 + run.unseen[-1].steps // 10)
         run.extend(min(steps, max_products - run.steps))
-        checks += 1
-        theta, S = torch.linalg.eigh(run.tridiagonal())
-        chosen = _choose(theta, k, which)
-        residuals = run.residual * S[-1, chosen].abs()
+        theta, S, bounds = run.ritz()
         scale = float(theta.abs().max())
-        enough = len(chosen) == _count(n, k, which) and float(residuals.max()) <= tol * scale
-        if run.finished or run.steps >= max_products or enough:
+        chosen = wanted.choose(theta)
+        margins = bounds[chosen].clamp_min(tol * scale)
+        claims = wanted.claims(theta[chosen], margins)
+        missed = [run_missed(run, claim) for claim in claims]
+        if run.finished or run.steps >= max_products:
             break
-
+        if len(chosen) == count and run.steps >= min_products and float(bounds[chosen].max()) <= tol * scale:
+            if not verify or max(missed) <= 1 - confidence:
+                break
+            doubtful = [c for c, p in zip(claims, missed, strict=True) if p > 1 - confidence]
+            hopeless = any(run.unseen[-1].beyond(x, end, position) == math.inf for c in doubtful for end, position, x in c)
+            if hopeless and (float(bounds[chosen].max()) <= LOCK * tol * scale or run.residual == 0):
+                gaps = torch.stack([end * (x - theta) for c in claims for end, _, x in c]).min(0).values
+                room = (capacity - count) // 3
+                extra = (bounds.square() <= 0.02 * tol * scale * gaps) & (gaps > 0)
+                extra[chosen] = False
+                extra = extra.nonzero().flatten()
+                extra = extra[gaps[extra].argsort()][:room]
+                if DEBUG: print('  lock at', run.steps, 'chosen', theta[chosen].tolist(), 'extra', theta[extra].tolist())
+                run.lock(torch.cat([chosen, extra]))
+                continue
+        if run.full:
+            if run.residual == 0:
+                run.lock(chosen)
+            else:
+                if DEBUG: print('  restart at', run.steps)
+                mine = theta_phase = torch.linalg.eigvalsh(run._T[run.locked:run.dimension, run.locked:run.dimension])
+                m = len(mine)
+                keep = int(KEEP * m) if run.locked else min(count + int(KEEP * (m - count)), m - 2)
+                run.restart_thick(wanted.nearest(mine, max(1, keep)))
     vectors = run.basis.T @ S[:, chosen].to(run.basis)
     rounding = run.rounding + EVALUATION * torch.finfo(operator.dtype).eps * scale
-    bounds = residuals + rounding
-    # Stopping at the j-th look, which depends on what was seen: a share 6/(πj)² of the failures for each look.
-    missed = _missed(run, theta, (1 - confidence) * 6 / (math.pi * checks) ** 2)
+    bounds = bounds[chosen] + rounding
+    exact = run.dimension == n
+    failure = (1 - confidence) / 2
+    low, high = float(theta[0]), float(theta[-1])
+    if not exact:
+        low = max(p.bound(low, -1, failure / _looks(f)) for f, p in enumerate(run.unseen) if p.steps)
+        high = min(p.bound(high, 1, failure / _looks(f)) for f, p in enumerate(run.unseen) if p.steps)
     return Eigenvalues(
         values=theta[chosen],
         error_bounds=bounds,
+        missed=torch.tensor(missed, dtype=torch.float64),
         vectors=vectors,
         converged=bounds <= tol * scale,
         products=run.steps,
-        lower=float(theta[0]) - missed - rounding,
-        upper=float(theta[-1]) + missed + rounding,
+        lower=low - rounding,
+        upper=high + rounding,
         rounding=rounding,
-        confidence=1.0 if run.steps == n else confidence,
+        confidence=1.0 if exact else confidence,
         run=run,
     )
 
+DEBUG = False
+KEEP = 0.5
+LOCK = 0.1
 
-def _count(n: int, k: int, which: str) -> int:
-    return min(2 * k, n) if which == "both" else k
-
-
-def _choose(theta: Tensor, k: int, which: str) -> Tensor:
-    """Indices of the wanted Ritz values (theta rises), in the documented order."""
-    m = len(theta)
-    rising, falling = torch.arange(m), torch.arange(m).flip(0)
-    if which == "largest":
-        return falling[:k]
-    if which == "smallest":
-        return rising[:k]
-    if which == "magnitude":
-        return theta.abs().argsort(descending=True)[:k]
-    top = falling[: min(k, m)]
-    return torch.cat([top, rising[: min(k, m - len(top))]])
+def _looks(phase: int) -> float:
+    return (phase + 1) * (phase + 2)
 
 
-def _missed(run: Lanczos, theta: Tensor, failure: float) -> float:
-    """How far beyond either extreme Ritz value an eigenvalue may lie, but for the probability `failure`.
-
-    A random start misses the top of the spectrum by more than η·(λ_max − λ_min) with a probability of at most
-    1.648·√n·exp(−√η(2m−1)). Either end falls short by η times the true spread, which is therefore at most the spread
-    of the Ritz values over 1 − 2η. In an exhausted space an eigenvalue can hide only behind a start that is almost
-    orthogonal to its eigenvector, by less than failure/√n with a probability of at most `failure`.
-    """
-    n, spread = run.operator.size, float(theta[-1] - theta[0])
-    if run.steps == n:
+def run_missed(run, claim):
+    if run.dimension == run.operator.size:
         return 0.0
-    if run.exhausted:
-        return run.rounding * math.sqrt(n) / failure
-    eta = (math.log(2 * 1.648 * math.sqrt(n) / failure) / (2 * run.steps - 1)) ** 2
-    return eta * spread / (1 - 2 * eta) if eta < 0.5 else math.inf
+    worst = 0.0
+    for end, position, x in claim:
+        worst = max(worst, min(_looks(f) * p.beyond(x, end, position) for f, p in enumerate(run.unseen) if p.steps))
+    return min(1.0, len(claim) * worst)
+
+
+@dataclass(frozen=True)
+class _Wanted:
+    which: str
+    k: int
+    n: int
+
+    @property
+    def count(self):
+        return min(2 * self.k, self.n) if self.which == "both" else self.k
+
+    def choose(self, theta):
+        m, k = len(theta), self.k
+        rising, falling = torch.arange(m), torch.arange(m).flip(0)
+        if self.which == "largest":
+            return falling[:k]
+        if self.which == "smallest":
+            return rising[:k]
+        if self.which == "magnitude":
+            return theta.abs().argsort(descending=True)[:k]
+        top = falling[: min(k, m)]
+        return torch.cat([top, rising[: min(k, m - len(top))]])
+
+    def nearest(self, theta, count):
+        if self.which == "both":
+            return torch.cat([torch.arange(count // 2), torch.arange(len(theta) - (count - count // 2), len(theta))])
+        return _Wanted(self.which, count, self.n).choose(theta)
+
+    def claims(self, values, margins):
+        out = []
+        v, m = values.tolist(), margins.tolist()
+        for i in range(len(v)):
+            if self.which == "magnitude":
+                rho = abs(v[i]) + m[i]
+                pos = sum(x > 0 for x in v[:i])
+                out.append([(1, pos, rho), (-1, i - pos, -rho)])
+            elif self.which == "largest" or (self.which == "both" and i < self.k):
+                out.append([(1, i, v[i] + m[i])])
+            else:
+                out.append([(-1, i - self.k if self.which == "both" else i, v[i] - m[i])])
+        return out
+
+
+def _mixed(start, w, directions):
+    V = start.reshape(directions.size, -1)
+    y = (V / V.norm(dim=0)) @ (0.5 + torch.rand(V.shape[1], generator=torch.Generator().manual_seed(0), dtype=torch.float64)).to(V)
+    y = y / norm(y)
+    v = y + SIGMA * w
+    length = norm(v)
+    return v / length, SIGMA / length
+
+SIGMA = 0.1

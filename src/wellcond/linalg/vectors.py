@@ -36,11 +36,27 @@ def inner(x: Tensor, y: Tensor) -> Tensor:
 
 def norm(x: Tensor) -> float:
     """Euclidean norm of a long vector; its squares neither overflow nor underflow."""
+    length = math.sqrt(float(inner(x, x)))
+    if 1e-15 < length < 1e15:
+        return length
     largest = float(x.abs().max())
     if largest == 0 or not math.isfinite(largest):
         return largest
     scaled = x / largest
     return largest * math.sqrt(float(inner(scaled, scaled)))
+
+
+def rotate(rows: Tensor, S: Tensor) -> None:
+    """Put Sᵀ·rows in the place of the first rows, with a copy of no more than some columns at a time.
+
+    Args:
+        rows: (m, n), overwritten.
+        S: (m, k), k ≤ m, in any dtype and on any device.
+    """
+    St = S.T.to(rows)
+    for start in range(0, rows.shape[1], LONG):
+        part = rows[:, start : start + LONG]
+        part[: len(St)] = St @ part
 
 
 class RandomDirections:
