@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field
 
 import torch
@@ -11,40 +10,60 @@ from torch import Tensor
 from wellcond.linalg.estimate import CONFIDENCE, Estimate
 from wellcond.linalg.lanczos import Lanczos
 from wellcond.linalg.operator import SymmetricOperator
-from wellcond.linalg.vectors import RandomDirections, norm
+from wellcond.linalg.unseen import Unseen
+from wellcond.linalg.vectors import RandomDirections, inner, norm
+from wellcond.linalg.wanted import Claim, Wanted
 
 EVALUATION = 32.0
 """Roundings, relative to the largest eigenvalue, by which a matrix evaluated in floating point may differ from the
 exact one and still be symmetric: networks on raw inputs in float32 came to 14."""
+
+SHARE = 0.3
+"""Of the random direction in a start that is a user's guess. From 0.01 to 1 the products differed by two or three."""
+
+KEPT = 0.4
+"""Of the Ritz vectors a thick restart keeps so many beyond the wanted ones. From 0.2 to 0.8 the products differed by
+2 %, and those of an unbounded basis by 3 %."""
+
+
+SMALL = 300
+"""Up to this size the basis may by default grow to the whole space."""
 
 
 @dataclass(frozen=True)
 class Eigenvalues:
     """Some eigenvalues of a symmetric operator and two kinds of statement about them (theory, section 2.4).
 
-    *Proved*: within `error_bounds[i]` of `values[i]` lies an eigenvalue. *With probability* `confidence` over the
-    random start: no eigenvalue is above `upper`, none below `lower`. The second kind is what says that the largest
-    was found.
+    *Proved*: within `error_bounds[i]` of `values[i]` lies an eigenvalue. *With a probability* over the random
+    directions: it is the one asked for (`missed`), and no eigenvalue is outside `lower` to `upper`.
+
+    `missed[i]` is a probability in the sense of a p-value: whatever the matrix, of all seeds a share of at most p
+    misses an eigenvalue and states a `missed` of at most p, for every p, no matter when a run stops. The statements
+    about all values at one end hold together with that probability. A value is missed where an eigenvalue that
+    belongs before it lies further out than it, by more than the larger of tol·|λ|max and its error bound, and
+    `rounding`. (Nearer in it cannot be: Ritz values don't exceed eigenvalues, counted from either end.)
 
     Attributes:
         values: (k,), in the order that `which` names: "largest" falling, "smallest" rising, "magnitude" falling in
             absolute value, "both" the k largest falling and then the k smallest rising.
         error_bounds: (k,), in the unit of the values: the residual norm ‖Au − θu‖ by the Lanczos relation, and the
             measured rounding of the products.
+        missed: (k,), at most the probability that the i-th value is not the i-th eigenvalue.
         vectors: (n, k), orthonormal columns.
-        converged: (k,), whether the bound is within the tolerance asked for.
+        converged: (k,), whether the error bound is within the tolerance asked for.
         products: matrix-vector products spent.
         lower, upper: bounds of the whole spectrum.
         rounding: how far rounding may move a value: what the run measured, and what the precision of the numbers does
             to the matrix itself, which no run can see.
         confidence: probability that `lower` and `upper` hold together; 1 if the whole space was searched.
-        run: the Lanczos run itself, for what else its space says.
+        run: the Lanczos run itself, for what else its space says; from one random direction and nothing else while
+            `run.steps == run.dimension` and it is not exhausted.
     """
 
     values: Tensor
     error_bounds: Tensor
-    vectors: Tensor
     missed: Tensor
+    vectors: Tensor
     converged: Tensor
     products: int
     lower: float
@@ -82,140 +101,164 @@ def eigenvalues(
     max_basis: int | None = None,
     seed: int = 0,
 ) -> Eigenvalues:
-    """Extreme eigenvalues."""
-    n = operator.size
-    wanted = _Wanted(which, k, n)
-    count = wanted.count
-    capacity = max(max_basis or max(3 * count + 20, 60), min_products)
-    max_products = max_products or max(300, 20 * count)
-    directions = RandomDirections(n, operator.dtype, operator.device, seed)
-    v, share = directions.draw(), 1.0
+    """Extreme eigenvalues by thick-restart Lanczos from a random start, and a search for what it missed.
+
+    A Krylov space has one vector of a repeated eigenvalue, and its start may be poor in a vector that matters. So for
+    k > 1 (or 1 at each end) the converged vectors are set aside, and a new random direction in their complement goes
+    on until it would have shown another eigenvalue, or has: repeated eigenvalues are found by this, one more of each
+    at a time. For k = 1 the first run goes on until it has said enough itself.
+
+    Memory: `max_basis` + k + 4 vectors of length n, 16 more for a moment.
+
+    Args:
+        operator: symmetric, n × n.
+        k: how many at each end asked for, 1 ≤ k ≤ n.
+        which: "largest" or "smallest" (algebraic), "both" (k at each end), or "magnitude".
+        tol: every residual bound is at most `tol` times the largest |eigenvalue| seen when the run stops by itself.
+        verify: go on until every `missed` is at most 1 − `confidence`; otherwise stop at the tolerance, at a third to
+            a half of the products, and let `missed` say what they amount to. Repeated eigenvalues then appear once.
+        confidence: for `missed`, and the probability that `upper` and `lower` hold together.
+        start: (n,) or (n, s), guesses of eigenvectors, as the last step's of a training run. They are mixed with a
+            random direction drawn for them, so that every statement holds for good and bad guesses. A good one saves
+            products until the tolerance is met; what `verify` asks for rests on the random part, and costs the same.
+        min_products: take at least so many products before anything but plain Lanczos steps; they tighten `lower` and
+            `upper`.
+        max_products: stop after this many in any case; `converged` and `missed` say how far it came. By default
+            300, or 20 for each eigenvalue wanted.
+        max_basis: the most vectors in the basis; at least 2·(number wanted) + 3. By default 40 and two for each
+            wanted, or `min_products`, or as many as there are in a small space.
+        seed: of the random directions.
+
+    Raises:
+        ValueError: if an argument makes no sense.
+        FloatingPointError: if a product is not finite.
+
+    Source: Wu and Simon, "Thick-restart Lanczos method for large symmetric eigenvalue problems", SIAM J. Matrix Anal.
+    Appl. 22 (2000); theory, section 2.4; for `missed`, `Unseen`.
+
+    >>> import torch
+    >>> from wellcond.linalg import MatrixOperator
+    >>> e = eigenvalues(MatrixOperator(torch.diag(torch.arange(1.0, 101.0, dtype=torch.float64))), k=2)
+    >>> [round(v, 2) for v in e.values.tolist()]
+    [100.0, 99.0]
+    """
+    wanted = Wanted(which, k, operator.size)
+    n, count = operator.size, wanted.count
+    if not tol > 0 or not 0 < confidence < 1:
+        raise ValueError(f"got tol={tol}, confidence={confidence}; both are above 0, a confidence below 1")
+    if max_products is None:
+        max_products = max(300, 20 * count, min_products)
+    if max_products < count:
+        raise ValueError(f"got max_products={max_products}, too few for {count} eigenvalues")
+    if max_basis is None:
+        max_basis = max(40 + 2 * count, min_products, n if n <= SMALL else 0)
+    if max_basis < min(2 * count + 3, n):
+        raise ValueError(f"got max_basis={max_basis}; {count} eigenvalues take a basis of {min(2 * count + 3, n)}")
+
+    directions, share = RandomDirections(n, operator.dtype, operator.device, seed), 1.0
+    first = directions.draw()
     if start is not None:
-        v, share = _mixed(start, v, directions)
-    run = Lanczos(operator, v, restart=directions, capacity=capacity, share=share)
+        first, share, directions = _mixed(start, first, seed)
+    run = Lanczos(operator, first, directions, capacity=max_basis, share=share)
     while True:
-        steps = max(min_products - run.steps, 1 + run.unseen[-1].steps // 10)
-        run.extend(min(steps, max_products - run.steps))
+        run.extend(min(max(min_products - run.steps, 1 + run.unseen[-1].steps // 20), max_products - run.steps))
         theta, S, bounds = run.ritz()
-        scale = float(theta.abs().max())
-        chosen = wanted.choose(theta)
-        margins = bounds[chosen].clamp_min(tol * scale)
+        chosen, scale = wanted.choose(theta), float(theta.abs().max())
+        margins = bounds[chosen].clamp_min(tol * scale + 1e-300)
         claims = wanted.claims(theta[chosen], margins)
-        missed = [run_missed(run, claim) for claim in claims]
         if run.finished or run.steps >= max_products:
             break
-        if len(chosen) == count and run.steps >= min_products and float(bounds[chosen].max()) <= tol * scale:
-            if not verify or max(missed) <= 1 - confidence:
+        within = len(chosen) == count and float(bounds[chosen].max()) <= tol * scale
+        if within and run.steps >= min_products:
+            doubtful = [c for c in claims if _missed(run, c) > 1 - confidence] if verify else []
+            if not doubtful:
                 break
-            doubtful = [c for c, p in zip(claims, missed, strict=True) if p > 1 - confidence]
-            hopeless = any(run.unseen[-1].beyond(x, end, position) == math.inf for c in doubtful for end, position, x in c)
-            if hopeless and (float(bounds[chosen].max()) <= LOCK * tol * scale or run.residual == 0):
-                gaps = torch.stack([end * (x - theta) for c in claims for end, _, x in c]).min(0).values
-                room = (capacity - count) // 3
-                extra = (bounds.square() <= 0.02 * tol * scale * gaps) & (gaps > 0)
-                extra[chosen] = False
-                extra = extra.nonzero().flatten()
-                extra = extra[gaps[extra].argsort()][:room]
-                if DEBUG: print('  lock at', run.steps, 'chosen', theta[chosen].tolist(), 'extra', theta[extra].tolist())
-                run.lock(torch.cat([chosen, extra]))
+            locked = _lockable(doubtful, theta, bounds, chosen, tol * scale / 2, (max_basis - count) // 3)
+            if locked is not None and any(run.unseen[-1].failure(c) == float("inf") for cs in doubtful for c in cs):
+                run.lock(locked)
                 continue
-        if run.full:
-            if run.residual == 0:
-                run.lock(chosen)
-            else:
-                if DEBUG: print('  restart at', run.steps)
-                mine = theta_phase = torch.linalg.eigvalsh(run._T[run.locked:run.dimension, run.locked:run.dimension])
-                m = len(mine)
-                keep = int(KEEP * m) if run.locked else min(count + int(KEEP * (m - count)), m - 2)
-                run.restart_thick(wanted.nearest(mine, max(1, keep)))
-    vectors = run.basis.T @ S[:, chosen].to(run.basis)
+        if run.full and run.residual == 0:
+            run.lock(chosen)
+        elif run.full:
+            new = int((S[: run.locked, chosen].square().sum(0) < 0.5).sum())
+            rows = run.dimension - run.locked
+            run.thick_restart(wanted, min(new + int(KEPT * (rows - new)), rows - 1))
+
     rounding = run.rounding + EVALUATION * torch.finfo(operator.dtype).eps * scale
-    bounds = bounds[chosen] + rounding
+    lower, upper = float(theta[0]), float(theta[-1])
     exact = run.dimension == n
-    failure = (1 - confidence) / 2
-    low, high = float(theta[0]), float(theta[-1])
     if not exact:
-        low = max(p.bound(low, -1, failure / _looks(f)) for f, p in enumerate(run.unseen) if p.steps)
-        high = min(p.bound(high, 1, failure / _looks(f)) for f, p in enumerate(run.unseen) if p.steps)
+        shares = [((1 - confidence) / 2 / _looks(i), u) for i, u in enumerate(run.unseen) if u.steps]
+        lower = max(u.bound(lower, -1, failure) for failure, u in shares)
+        upper = min(u.bound(upper, 1, failure) for failure, u in shares)
     return Eigenvalues(
         values=theta[chosen],
-        error_bounds=bounds,
-        missed=torch.tensor(missed, dtype=torch.float64),
-        vectors=vectors,
-        converged=bounds <= tol * scale,
+        error_bounds=bounds[chosen] + rounding,
+        missed=torch.tensor([_missed(run, c) for c in claims], dtype=torch.float64),
+        vectors=run.basis.T @ S[:, chosen].to(run.basis),
+        converged=bounds[chosen] + rounding <= tol * scale,
         products=run.steps,
-        lower=low - rounding,
-        upper=high + rounding,
+        lower=lower - rounding,
+        upper=upper + rounding,
         rounding=rounding,
         confidence=1.0 if exact else confidence,
         run=run,
     )
 
-DEBUG = False
-KEEP = 0.5
-LOCK = 0.1
 
-def _looks(phase: int) -> float:
-    return (phase + 1) * (phase + 2)
+def _looks(start: int) -> int:
+    """One over the part of the failures that the run's i-th random start gets; all parts add up to 1."""
+    return (start + 1) * (start + 2)
 
 
-def run_missed(run, claim):
+def _missed(run: Lanczos, claims: list[Claim]) -> float:
+    """The probability that one of the claims is wrong."""
     if run.dimension == run.operator.size:
         return 0.0
-    worst = 0.0
-    for end, position, x in claim:
-        worst = max(worst, min(_looks(f) * p.beyond(x, end, position) for f, p in enumerate(run.unseen) if p.steps))
-    return min(1.0, len(claim) * worst)
+    worst = max(min(_looks(i) * u.failure(c) for i, u in enumerate(run.unseen) if u.steps) for c in claims)
+    return min(1.0, len(claims) * worst)
 
 
-@dataclass(frozen=True)
-class _Wanted:
-    which: str
-    k: int
-    n: int
-
-    @property
-    def count(self):
-        return min(2 * self.k, self.n) if self.which == "both" else self.k
-
-    def choose(self, theta):
-        m, k = len(theta), self.k
-        rising, falling = torch.arange(m), torch.arange(m).flip(0)
-        if self.which == "largest":
-            return falling[:k]
-        if self.which == "smallest":
-            return rising[:k]
-        if self.which == "magnitude":
-            return theta.abs().argsort(descending=True)[:k]
-        top = falling[: min(k, m)]
-        return torch.cat([top, rising[: min(k, m - len(top))]])
-
-    def nearest(self, theta, count):
-        if self.which == "both":
-            return torch.cat([torch.arange(count // 2), torch.arange(len(theta) - (count - count // 2), len(theta))])
-        return _Wanted(self.which, count, self.n).choose(theta)
-
-    def claims(self, values, margins):
-        out = []
-        v, m = values.tolist(), margins.tolist()
-        for i in range(len(v)):
-            if self.which == "magnitude":
-                rho = abs(v[i]) + m[i]
-                pos = sum(x > 0 for x in v[:i])
-                out.append([(1, pos, rho), (-1, i - pos, -rho)])
-            elif self.which == "largest" or (self.which == "both" and i < self.k):
-                out.append([(1, i, v[i] + m[i])])
-            else:
-                out.append([(-1, i - self.k if self.which == "both" else i, v[i] - m[i])])
-        return out
+def _lockable(
+    claims: list[list[Claim]], theta: Tensor, bounds: Tensor, chosen: Tensor, slack: float, room: int
+) -> Tensor | None:
+    """Ritz vectors to set aside, so that their complement decides about the claims: the chosen ones, if they are
+    accurate enough for that, and up to `room` others that are, since without them there is less to hide behind."""
+    found = Unseen(1, 1.0, theta[chosen], bounds[chosen])
+    nearest = torch.full_like(theta, float("inf"))
+    for claim in (c for group in claims for c in group):
+        y = found.inside(claim)
+        if y is None or abs(claim.x - y) > slack:
+            return None
+        nearest = torch.minimum(nearest, claim.end * (claim.x - theta))
+    others = (nearest > 0) & (bounds.square() <= slack / 20 * nearest)
+    others[chosen] = False
+    indices = others.nonzero().flatten()
+    return torch.cat([chosen, indices[nearest[indices].argsort()][:room]])
 
 
-def _mixed(start, w, directions):
-    V = start.reshape(directions.size, -1)
-    y = (V / V.norm(dim=0)) @ (0.5 + torch.rand(V.shape[1], generator=torch.Generator().manual_seed(0), dtype=torch.float64)).to(V)
-    y = y / norm(y)
-    v = y + SIGMA * w
-    length = norm(v)
-    return v / length, SIGMA / length
+def _mixed(start: Tensor, direction: Tensor, seed: int) -> tuple[Tensor, float, RandomDirections]:
+    """A guess with a random direction in it, the share of that, and a stream for later ones.
 
-SIGMA = 0.1
+    A guess may come from a run with this very seed, and then depends on that stream's directions: another stream is
+    made from both.
+    """
+    n = len(direction)
+    if start.ndim not in (1, 2) or start.shape[0] != n or not start.numel():
+        raise ValueError(f"got start= of shape {tuple(start.shape)}; expected ({n},), or ({n}, s) for s guesses")
+    if start.dtype != direction.dtype or start.device != direction.device:
+        raise ValueError(
+            f"got start= in {start.dtype} on {start.device}; expected {direction.dtype} on {direction.device}"
+        )
+    lengths = [norm(column) for column in start.reshape(n, -1).T]
+    if not all(0 < length < float("inf") for length in lengths):
+        raise ValueError(f"got start= with columns of norm {lengths}; each must be finite and not zero")
+    # Unequal weights, so that guesses that are each other's opposite don't cancel.
+    generator = torch.Generator().manual_seed(seed)
+    weights = (0.5 + torch.rand(len(lengths), generator=generator)).to(start) / start.new_tensor(lengths)
+    guess = start.reshape(n, -1) @ weights
+    guess = guess / norm(guess)
+    directions = RandomDirections(n, start.dtype, start.device, hash((seed, float(inner(guess, direction)))) % 2**63)
+    mixed = guess + SHARE * directions.draw()
+    length = norm(mixed)
+    return mixed / length, SHARE / length, directions

@@ -10,12 +10,13 @@ from torch import Tensor
 from wellcond.linalg.operator import NOT_FINITE, SymmetricOperator
 from wellcond.linalg.unseen import Unseen
 from wellcond.linalg.vectors import RandomDirections, inner, norm, rotate
+from wellcond.linalg.wanted import Wanted
 
 
 class Lanczos:
     """An orthonormal basis Q (rows) of a Krylov space of A, and T = QAQᵀ, which is tridiagonal.
 
-    Two things make room and go on. `restart_thick` keeps some Ritz vectors and the direction that comes next: T begins
+    Two things make room and go on. `thick_restart` keeps some Ritz vectors and the direction that comes next: T begins
     with an arrowhead, and the process is the same as before in a smaller space (Wu and Simon 2000). `lock` keeps some
     Ritz vectors and goes on from a random direction in their complement, as happens by itself where the Krylov space
     is exhausted: this is how repeated eigenvalues are found, of which one Krylov space has one vector each.
@@ -114,14 +115,12 @@ class Lanczos:
             self._step()
         return self
 
-    def restart_thick(self, keep: Tensor) -> None:
-        """Make room: of the Ritz vectors of the current process keep some, and the direction that comes next.
-
-        Args:
-            keep: indices into the eigenvalues, rising, of T without its locked rows.
-        """
+    def thick_restart(self, wanted: Wanted, count: int) -> None:
+        """Make room: of the latest process keep `count` Ritz vectors, those nearest to being wanted, and the
+        direction that comes next."""
         first, m = self.locked, self.dimension
         theta, S = torch.linalg.eigh(self._T[first:m, first:m])
+        keep = wanted.nearest(theta, count)
         theta, S = theta[keep], S[:, keep]
         self._replace(first, theta, S)
         self._basis[self.dimension].copy_(self._basis[m])
@@ -209,7 +208,8 @@ class Lanczos:
         """Set the direction that comes next."""
         m = self.dimension
         if m == len(self._basis):
-            rows = min(max(16, 2 * m), self.capacity + 1)
+            rows = 16 if m == 0 else 2 * m if self.capacity == self.operator.size else self.capacity + 1
+            rows = min(rows, self.capacity + 1)
             basis, T = self._basis, self._T
             self._basis, self._T = basis.new_empty(rows, self.operator.size), T.new_zeros(rows, rows)
             self._basis[:m] = basis

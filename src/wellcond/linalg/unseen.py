@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 
-import torch
 from torch import Tensor
+
+from wellcond.linalg.wanted import Claim
 
 
 @dataclass
@@ -70,6 +71,8 @@ class Unseen:
                     return 0.0
                 feedback = here * float((squared / gaps).sum())
                 squares = here * here * (1 + float((squared / gaps**2).sum()))
+            if beta == 0.0:
+                return math.inf if end * (x - alpha) > 0 else 0.0
             before, here, coupling = here, (end * (x - alpha) * here - feedback) / beta, beta
             if not here > 0:
                 return 0.0
@@ -79,19 +82,25 @@ class Unseen:
                 break
         return largest
 
-    def beyond(self, x: float, end: int = 1, position: int = 0) -> float:
-        """A bound of the probability that A has more than `position` eigenvalues beyond x; infinite where the process
-        will have nothing to say about x, however long it goes on.
+    def inside(self, claim: Claim) -> float | None:
+        """Up to where B may have eigenvalues for the claim about A to hold; None if B doesn't decide that.
 
         Between the complement of `position` of the vectors A has an eigenvalue beyond x if A has one more than
         `position` of them (Courant and Fischer). That compression consists of B, the other vectors' values θ, and a
         coupling of at most their residuals r: with B at most y, it is at most x where y + Σ r²/(x − θ) ≤ x.
         """
-        order = (end * self.values).argsort(descending=True)[position:]
-        gaps = end * (x - self.values[order])
+        end, position, x = claim
+        rest = (end * self.values).argsort(descending=True)[position:]
+        gaps = end * (x - self.values[rest])
         if len(self.values) < position or bool((gaps <= 0).any()):
-            return math.inf
-        amplification = self.amplification(x - end * float((self.residuals[order].square() / gaps).sum()), end)
+            return None
+        return x - end * float((self.residuals[rest].square() / gaps).sum())
+
+    def failure(self, claim: Claim) -> float:
+        """A bound of the probability that the claim is wrong though this process has not shown it; infinite where the
+        process will have nothing to say, however long it goes on."""
+        y = self.inside(claim)
+        amplification = 0.0 if y is None else self.amplification(y, claim.end)
         if amplification == 0.0:
             return math.inf
         return math.sqrt(2 * self.dimension / (math.pi * amplification)) / self.share
@@ -99,10 +108,10 @@ class Unseen:
     def bound(self, inner: float, end: int, failure: float) -> float:
         """Beyond what A has no eigenvalue, but for the probability `failure`; not nearer than `inner`."""
         step = 1e-15 * abs(inner) + 1e-300
-        while self.beyond(inner + end * step, end) > failure and math.isfinite(step):
+        while self.failure(Claim(end, 0, inner + end * step)) > failure and math.isfinite(step):
             step *= 2
-        low, high = 0.0, step
-        for _ in range(30):
+        low, high = step / 2, step
+        for _ in range(20):
             middle = (low + high) / 2
-            low, high = (middle, high) if self.beyond(inner + end * middle, end) > failure else (low, middle)
+            low, high = (middle, high) if self.failure(Claim(end, 0, inner + end * middle)) > failure else (low, middle)
         return inner + end * high
