@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
 import torch
@@ -165,18 +166,19 @@ def eigenvalues(
         theta, S, bounds = run.ritz()
         chosen, scale = wanted.choose(theta), float(theta.abs().max())
         margins = bounds[chosen].clamp_min(tol * scale + 1e-300)
-        claims = wanted.claims(theta[chosen], margins)
         if run.finished or run.steps >= max_products:
             break
         within = len(chosen) == count and float(bounds[chosen].max()) <= tol * scale
         if within and run.steps >= min_products:
-            doubtful = [c for c in claims if _missed(run, c) > 1 - confidence] if verify else []
-            if not doubtful:
+            claims = wanted.claims(theta[chosen], margins)
+            doubtful = next((c for c in wanted.hardest_first(claims) if _missed(run, c) > 1 - confidence), None)
+            if not verify or doubtful is None:
                 break
-            locked = _lockable(doubtful, theta, bounds, chosen, tol * scale / 2, (max_basis - count) // 3)
-            if locked is not None and any(run.unseen[-1].failure(c) == float("inf") for cs in doubtful for c in cs):
-                run.lock(locked)
-                continue
+            if any(run.unseen[-1].failure(c) == math.inf for c in doubtful):
+                locked = _lockable(claims, theta, bounds, chosen, tol * scale / 2, (max_basis - count) // 3)
+                if locked is not None:
+                    run.lock(locked)
+                    continue
         if run.full and run.residual == 0:
             run.lock(chosen)
         elif run.full:
@@ -184,6 +186,7 @@ def eigenvalues(
             rows = run.dimension - run.locked
             run.thick_restart(wanted, min(new + int(KEPT * (rows - new)), rows - 1))
 
+    claims = wanted.claims(theta[chosen], margins)
     rounding = run.rounding + EVALUATION * torch.finfo(operator.dtype).eps * scale
     lower, upper = float(theta[0]), float(theta[-1])
     exact = run.dimension == n
@@ -225,7 +228,7 @@ def _lockable(
     """Ritz vectors to set aside, so that their complement decides about the claims: the chosen ones, if they are
     accurate enough for that, and up to `room` others that are, since without them there is less to hide behind."""
     found = Unseen(1, 1.0, theta[chosen], bounds[chosen])
-    nearest = torch.full_like(theta, float("inf"))
+    nearest = torch.full_like(theta, math.inf)
     for claim in (c for group in claims for c in group):
         y = found.inside(claim)
         if y is None or abs(claim.x - y) > slack:
@@ -251,7 +254,7 @@ def _mixed(start: Tensor, direction: Tensor, seed: int) -> tuple[Tensor, float, 
             f"got start= in {start.dtype} on {start.device}; expected {direction.dtype} on {direction.device}"
         )
     lengths = [norm(column) for column in start.reshape(n, -1).T]
-    if not all(0 < length < float("inf") for length in lengths):
+    if not all(0 < length < math.inf for length in lengths):
         raise ValueError(f"got start= with columns of norm {lengths}; each must be finite and not zero")
     # Unequal weights, so that guesses that are each other's opposite don't cancel.
     generator = torch.Generator().manual_seed(seed)

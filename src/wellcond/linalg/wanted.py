@@ -70,3 +70,9 @@ class Wanted:
             else:
                 claims.append([Claim(-1, i if self.which == "smallest" else i - self.k, value - margin[i])])
         return claims
+
+    def hardest_first(self, claims: list[list[Claim]]) -> list[list[Claim]]:
+        """The same claims, those about the innermost values first: if they hold, the others do or nearly."""
+        if self.which != "both":
+            return claims[::-1]
+        return claims[-1:] + claims[self.k - 1 :: -1] + claims[-2 : self.k - 1 : -1]
