@@ -116,8 +116,9 @@ def eigenvalues(
         k: how many at each end asked for, 1 ≤ k ≤ n.
         which: "largest" or "smallest" (algebraic), "both" (k at each end), or "magnitude".
         tol: every residual bound is at most `tol` times the largest |eigenvalue| seen when the run stops by itself.
-        verify: go on until every `missed` is at most 1 − `confidence`; otherwise stop at the tolerance, at a third to
-            a half of the products, and let `missed` say what they amount to. Repeated eigenvalues then appear once.
+        verify: go on until every `missed` is at most 1 − `confidence`; otherwise stop at the tolerance, at a half to
+            two thirds of the products, and let `missed` say what they amount to. A repeated eigenvalue then appears
+            once, as long as rounding does not bring in its other vectors.
         confidence: for `missed`, and the probability that `upper` and `lower` hold together.
         start: (n,) or (n, s), guesses of eigenvectors, as the last step's of a training run. They are mixed with a
             random direction drawn for them, so that every statement holds for good and bad guesses. A good one saves
@@ -175,7 +176,9 @@ def eigenvalues(
             if not verify or doubtful is None:
                 break
             if any(run.unseen[-1].failure(c) == math.inf for c in doubtful):
-                locked = _lockable(claims, theta, bounds, chosen, tol * scale / 2, (max_basis - count) // 3)
+                # What is locked stays as accurate as it is: each time there must be room for more to come.
+                slack = tol * scale * (1 - 1 / (len(run.unseen) + 1))
+                locked = _lockable(claims, theta, bounds, chosen, slack, (max_basis - count) // 3)
                 if locked is not None:
                     run.lock(locked)
                     continue
@@ -234,7 +237,7 @@ def _lockable(
         if y is None or abs(claim.x - y) > slack:
             return None
         nearest = torch.minimum(nearest, claim.end * (claim.x - theta))
-    others = (nearest > 0) & (bounds.square() <= slack / 20 * nearest)
+    others = (nearest > 0) & (bounds.square() <= slack / 50 * nearest)
     others[chosen] = False
     indices = others.nonzero().flatten()
     return torch.cat([chosen, indices[nearest[indices].argsort()][:room]])

@@ -59,7 +59,7 @@ class Lanczos:
         self._T = torch.empty(0, 0, dtype=torch.float64)
         none = torch.empty(0, dtype=torch.float64)
         self.unseen = [Unseen(operator.size, share, none, none)]
-        self._coupled, self._leftover = 0, none
+        self._coupled, self._leftover = 0, torch.empty(0, 0, dtype=torch.float64)
         self._append(start / length)
 
     @property
@@ -95,11 +95,15 @@ class Lanczos:
     def ritz(self) -> tuple[Tensor, Tensor, Tensor]:
         """Eigenvalues of T, rising, (m,); its eigenvectors, (m, m); and bounds of the norms of the Ritz vectors'
         residuals, rounding aside, (m,)."""
+        theta, S, couplings = self._ritz()
+        return theta, S, couplings.abs().sum(0)
+
+    def _ritz(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Eigenvalues and eigenvectors of T, and the Ritz vectors' couplings, (p, m), to the p unit vectors that lead
+        out of the space: the direction that comes next, and for each time that rows were locked the one that would
+        have come."""
         theta, S = torch.linalg.eigh(self._T[: self.dimension, : self.dimension])
-        bounds = self.residual * S[-1].abs()
-        if self.locked:
-            bounds = bounds + self._leftover @ S[: self.locked].abs()
-        return theta, S, bounds
+        return theta, S, torch.cat([self._leftover @ S[: self.locked], self.residual * S[-1:]])
 
     def product_of_start(self) -> Tensor:
         """A q₁, (n,), put together again from what the first step kept of it: α₁q₁ + β₁q₂."""
@@ -134,9 +138,9 @@ class Lanczos:
         Args:
             keep: indices into what `ritz` lists; fewer than there is room for.
         """
-        theta, S, bounds = self.ritz()
+        theta, S, couplings = self._ritz()
         self._replace(0, theta[keep], S[:, keep])
-        self._start_anew(theta[keep], bounds[keep], bounds[keep])
+        self._start_anew(theta[keep], couplings[:, keep].abs().sum(0), couplings[:, keep])
 
     def _replace(self, first: int, theta: Tensor, S: Tensor) -> None:
         """Put SᵀQ in the place of the rows from `first` on."""
@@ -202,7 +206,8 @@ class Lanczos:
         self.residual, self.exhausted = 0.0, True
         if not self.finished and not self.full:
             theta, _, bounds = self.ritz()
-            self._start_anew(theta, bounds + negligible, torch.cat([self._leftover, torch.zeros(m + 1 - self.locked)]))
+            padding = torch.zeros(len(self._leftover), m + 1 - self.locked, dtype=torch.float64)
+            self._start_anew(theta, bounds + negligible, torch.cat([self._leftover, padding], dim=1))
 
     def _append(self, q: Tensor) -> None:
         """Set the direction that comes next."""
