@@ -23,8 +23,8 @@ SHARE = 0.3
 """Of the random direction in a start that is a user's guess. From 0.01 to 1 the products differed by two or three."""
 
 KEPT = 0.4
-"""Of the Ritz vectors a thick restart keeps so many beyond the wanted ones. From 0.2 to 0.8 the products differed by
-2 %, and those of an unbounded basis by 3 %."""
+"""Of the Ritz vectors a thick restart keeps this part of those beyond the wanted ones. On six kinds of spectra the
+products differed by 4 % from 0.2 to 0.8, and were 3 to 7 % above those of an unbounded basis."""
 
 
 SMALL = 300
@@ -105,11 +105,11 @@ def eigenvalues(
     """Extreme eigenvalues by thick-restart Lanczos from a random start, and a search for what it missed.
 
     A Krylov space has one vector of a repeated eigenvalue, and its start may be poor in a vector that matters. So for
-    k > 1 (or 1 at each end) the converged vectors are set aside, and a new random direction in their complement goes
-    on until it would have shown another eigenvalue, or has: repeated eigenvalues are found by this, one more of each
-    at a time. For k = 1 the first run goes on until it has said enough itself.
+    k > 1 the converged vectors are set aside, and a new random direction in their complement goes on until it would
+    have shown another eigenvalue, or has: repeated eigenvalues are found by this, one more of each at a time. For
+    k = 1, at one end or both, the first run goes on until it has said enough itself.
 
-    Memory: `max_basis` + k + 4 vectors of length n, 16 more for a moment.
+    Memory: `max_basis` and 4 more vectors of length n, those listed, and 16 for a moment when the basis grows.
 
     Args:
         operator: symmetric, n × n.

@@ -107,7 +107,7 @@ class Unseen:
 
     def bound(self, inner: float, end: int, failure: float) -> float:
         """Beyond what A has no eigenvalue, but for the probability `failure`; not nearer than `inner`."""
-        step = 1e-15 * abs(inner) + 1e-300
+        step = 1e-15 * (abs(inner) + max(self._betas)) + 1e-300
         while self.failure(Claim(end, 0, inner + end * step)) > failure and math.isfinite(step):
             step *= 2
         low, high = step / 2, step
