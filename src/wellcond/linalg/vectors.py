@@ -11,6 +11,9 @@ BLOCK, LONG = 4096, 2**17
 """In vectors of float32 longer than `LONG` products are summed in float32 within a block and in float64 over blocks: a
 plain float32 sum over a million coordinates was off by 2e-5, enough to ruin the orthogonality of a Lanczos basis."""
 
+STREAM = 0x5EED0FD12EC7
+"""Sets the random directions' streams apart from those that `torch.manual_seed` starts."""
+
 
 def inner(x: Tensor, y: Tensor) -> Tensor:
     """Inner products of long vectors.
@@ -36,6 +39,9 @@ def inner(x: Tensor, y: Tensor) -> Tensor:
 
 def norm(x: Tensor) -> float:
     """Euclidean norm of a long vector; its squares neither overflow nor underflow."""
+    length = math.sqrt(float(inner(x, x)))
+    if 1e-15 < length < 1e15:
+        return length
     largest = float(x.abs().max())
     if largest == 0 or not math.isfinite(largest):
         return largest
@@ -43,12 +49,29 @@ def norm(x: Tensor) -> float:
     return largest * math.sqrt(float(inner(scaled, scaled)))
 
 
+def rotate(rows: Tensor, S: Tensor) -> None:
+    """Put Sᵀ·rows in the place of the first rows, with a copy of no more than some columns at a time.
+
+    Args:
+        rows: (m, n), overwritten.
+        S: (m, k), k ≤ m, in any dtype and on any device.
+    """
+    St = S.T.to(rows)
+    for start in range(0, rows.shape[1], LONG):
+        part = rows[:, start : start + LONG]
+        part[: len(St)] = St @ part
+
+
 class RandomDirections:
-    """A seeded stream of vectors, uniform on the unit sphere of R^n, drawn on the device where they are used."""
+    """A seeded stream of vectors, uniform on the unit sphere of R^n, drawn on the device where they are used.
+
+    It is not the stream that `torch.manual_seed(seed)` starts: a network initialized from that one, and with it the
+    network's eigenvectors, would not be independent of these directions.
+    """
 
     def __init__(self, size: int, dtype: torch.dtype, device: torch.device, seed: int):
         self.size, self.dtype, self.device = size, dtype, device
-        self.generator = torch.Generator(device=device).manual_seed(seed)
+        self.generator = torch.Generator(device=device).manual_seed(seed ^ STREAM)
 
     def draw(self) -> Tensor:
         """The next direction, (n,)."""
