@@ -162,32 +162,33 @@ def eigenvalues(
     if start is not None:
         first, share, directions = _mixed(start, first, seed)
     run = Lanczos(operator, first, directions, capacity=max_basis, share=share)
-    while True:
-        run.extend(min(max(min_products - run.steps, 1 + run.unseen[-1].steps // 20), max_products - run.steps))
-        theta, S, bounds = run.ritz()
-        chosen, scale = wanted.choose(theta), float(theta.abs().max())
-        margins = bounds[chosen].clamp_min(tol * scale + 1e-300)
-        if run.finished or run.steps >= max_products:
-            break
-        within = len(chosen) == count and float(bounds[chosen].max()) <= tol * scale
-        if within and run.steps >= min_products:
-            claims = wanted.claims(theta[chosen], margins)
-            doubtful = next((c for c in wanted.hardest_first(claims) if _missed(run, c) > 1 - confidence), None)
-            if not verify or doubtful is None:
+    with operator.keeping(max_products):
+        while True:
+            run.extend(min(max(min_products - run.steps, 1 + run.unseen[-1].steps // 20), max_products - run.steps))
+            theta, S, bounds = run.ritz()
+            chosen, scale = wanted.choose(theta), float(theta.abs().max())
+            margins = bounds[chosen].clamp_min(tol * scale + 1e-300)
+            if run.finished or run.steps >= max_products:
                 break
-            if any(run.unseen[-1].failure(c) == math.inf for c in doubtful):
-                # What is locked stays as accurate as it is: each time there must be room for more to come.
-                slack = tol * scale * (1 - 1 / (len(run.unseen) + 1))
-                locked = _lockable(claims, theta, bounds, chosen, slack, (max_basis - count) // 3)
-                if locked is not None:
-                    run.lock(locked)
-                    continue
-        if run.full and run.residual == 0:
-            run.lock(chosen)
-        elif run.full:
-            new = int((S[: run.locked, chosen].square().sum(0) < 0.5).sum())
-            rows = run.dimension - run.locked
-            run.thick_restart(wanted, min(new + int(KEPT * (rows - new)), rows - 1))
+            within = len(chosen) == count and float(bounds[chosen].max()) <= tol * scale
+            if within and run.steps >= min_products:
+                claims = wanted.claims(theta[chosen], margins)
+                doubtful = next((c for c in wanted.hardest_first(claims) if _missed(run, c) > 1 - confidence), None)
+                if not verify or doubtful is None:
+                    break
+                if any(run.unseen[-1].failure(c) == math.inf for c in doubtful):
+                    # What is locked stays as accurate as it is: each time there must be room for more to come.
+                    slack = tol * scale * (1 - 1 / (len(run.unseen) + 1))
+                    locked = _lockable(claims, theta, bounds, chosen, slack, (max_basis - count) // 3)
+                    if locked is not None:
+                        run.lock(locked)
+                        continue
+            if run.full and run.residual == 0:
+                run.lock(chosen)
+            elif run.full:
+                new = int((S[: run.locked, chosen].square().sum(0) < 0.5).sum())
+                rows = run.dimension - run.locked
+                run.thick_restart(wanted, min(new + int(KEPT * (rows - new)), rows - 1))
 
     claims = wanted.claims(theta[chosen], margins)
     rounding = run.rounding + EVALUATION * torch.finfo(operator.dtype).eps * scale
