@@ -5,6 +5,7 @@ A network at its random start has a Hessian of its own kind: what is measured he
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -62,6 +63,18 @@ def convolution() -> Network:
 def transformer() -> Network:
     """Three layers of width 128 on 64 tokens."""
     return Transformer(width=128, layers=3), (64, 128)
+
+
+def mlp_of(size: int) -> Network:
+    """64-w-w-10 with about so many parameters."""
+    w = round((math.sqrt(77**2 + 4 * (size - 10)) - 77) / 2)
+    return nn.Sequential(nn.Linear(64, w), nn.ReLU(), nn.Linear(w, w), nn.ReLU(), nn.Linear(w, 10)), (64,)
+
+
+def transformer_of(size: int) -> Network:
+    """Two layers on 16 tokens, with about so many parameters."""
+    width = 4 * max(1, round(math.sqrt(size / 24) / 4))
+    return Transformer(width, layers=2), (16, width)
 
 
 BATCH = {mlp: 512, convolution: 128, transformer: 16}

@@ -1,4 +1,4 @@
-"""Curvature-vector products of other libraries, each in its own way of calling; a library that is missing is left out."""
+"""Curvature-vector products of other libraries, each called in its own way; a library that is missing is left out."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from networks import Trained
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from networks import Trained
 
 Product = Callable[[Tensor], Any]
 

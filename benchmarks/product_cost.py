@@ -13,14 +13,14 @@ import inspect
 import statistics
 from collections.abc import Callable
 
+import torch
+from torch import Tensor
+
 import measuring
 import networks
 import peers
-import torch
-from tables import Table, write_section
-from torch import Tensor
-
 import wellcond as wc
+from tables import Table, write_section
 
 OURS = ("kept", "streaming", "compiled, kept", "compiled, streaming")
 PEERS = ("curvlinops", "hessian-eigenthings", "PyHessian", "PyHessian kept")
