@@ -1,9 +1,9 @@
 """Does cost grow linearly with parameters and data, and does a large network fit into memory?
 
-Gradients, products and quick examinations of networks from 1e4 to 1e7 parameters, and of one network on 1 to 8 times the
-data; everything is timed in turn, in one run. The slope is that of log time over log size, by least squares, with its
-standard error: 1 is linear, below 1 a fixed cost still counts. Peak memory is that of the whole process of
-`wellcond examine --quick`.
+Gradients, products and quick examinations of networks from 1e4 to 1e7 parameters, and of one network on 1 to 8 times
+the data, are timed in turn, in one run; a figure is the least over rounds, to which other work on the machine adds
+least. The slope is that of log time over log size, by least squares, with its standard error: 1 is linear, below 1 a
+fixed cost still counts. Peak memory is that of the whole process of `wellcond examine --quick`.
 
     python benchmarks/scale.py [--quick] [--threads N] [--write-docs]
 """
@@ -20,9 +20,10 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
+import torch
+
 import measuring
 import networks
-import torch
 import wellcond as wc
 from tables import Table, write_section
 
@@ -83,13 +84,13 @@ def growth(
     for key, run in runs.items():
         examine = partial(wc.examine, run.model, run.loss_fn, run.batches, run.optimizer, quick=True)
         taken[key, "examination"] = [measuring.seconds(examine) for _ in range(1 if run.size > 10**6 else 3)]
-    medians = {key: statistics.median(values) for key, values in taken.items()}
+    least = {key: min(values) for key, values in taken.items()}
     table, sizes = Table(heading, *WHAT), [size(run) for run in runs.values()]
     for key, n in zip(runs, sizes, strict=True):
-        table.add(f"{n:,}", *(duration(medians[key, what]) for what in WHAT))
+        table.add(f"{n:,}", *(duration(least[key, what]) for what in WHAT))
     last = max(2, sum(n >= sizes[-1] / 12 for n in sizes))
     for label, part in (("slope", slice(None)), (f"slope of the last {last}", slice(-last, None))):
-        found = [slope(sizes[part], [medians[key, what] for key in runs][part]) for what in WHAT]
+        found = [slope(sizes[part], [least[key, what] for key in runs][part]) for what in WHAT]
         table.add(label, *(f"{value:.2f} ± {error:.2f}" for value, error in found))
     return table
 
@@ -117,7 +118,7 @@ def main() -> None:
     if chosen.threads:
         torch.set_num_threads(chosen.threads)
         os.environ["OMP_NUM_THREADS"] = str(chosen.threads)
-    count = 3 if chosen.quick else 9
+    count = 4 if chosen.quick else 12
     parts = [memory(["mlp_small"] if chosen.quick else ["mlp", "transformer"])]
     print(parts[0], end="\n\n", flush=True)
     halves = range(8, 13 if chosen.quick else 15)

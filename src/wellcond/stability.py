@@ -73,7 +73,7 @@ def edge_ratio(
         products = min(max_products, operator.size)
         return eigenvalues(operator, min_products=products, max_products=products, seed=seed).largest()
 
-    if len({(s.learning_rate * s.correction, s.bound) for s in steps}) == 1:
+    if has_one_rate(optimizer):
         largest = largest or largest_of(P)
         ratio = largest.scaled(rate / first.bound)
         allowed = _inverse(largest, first.bound / first.correction)
@@ -84,6 +84,12 @@ def edge_ratio(
         ratio = largest_of(Diagonal(P.parameters, scales, P.rounding))
         allowed = _inverse(ratio, first.learning_rate)
     return EdgeRatio(ratio, first.learning_rate, allowed, first.bound, rate, len(optimizer.param_groups))
+
+
+def has_one_rate(optimizer: Any) -> bool:
+    """Whether all parameters have the same rate and bound: then λ_max(PᵀHP) decides, and where it is known the edge
+    ratio takes no products."""
+    return len({(s.learning_rate * s.correction, s.bound) for s in steps_of(optimizer)}) == 1
 
 
 def _inverse(x: Estimate, over: float) -> Estimate:

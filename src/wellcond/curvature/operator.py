@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -22,6 +23,9 @@ class CurvatureOperator(SymmetricOperator):
     A subclass gives a batch's graph and the product that a graph gives; this class sums over batches and keeps
     graphs where the problem allows.
 
+    Attributes:
+        on_batch: called with the part of a product that is done, after each batch but the last, for a progress bar.
+
     Raises (on multiplying):
         ValueError: where the network or the loss can't be differentiated twice, with the remedy.
     """
@@ -29,6 +33,7 @@ class CurvatureOperator(SymmetricOperator):
     def __init__(self, problem: Problem):
         super().__init__(problem.size, problem.dtype, problem.device)
         self.problem = problem
+        self.on_batch: Callable[[float], None] | None = None
 
     def gradient(self) -> Tensor:
         """∇L(p), (n,)."""
@@ -67,4 +72,6 @@ class CurvatureOperator(SymmetricOperator):
                 graph, kept = problem.kept(type(self), index, partial(self._graph, index))
                 for summed, part in zip(total, self._batch_product(graph, pieces, kept), strict=True):
                     summed.add_(part, alpha=weight)
+                if self.on_batch is not None and index + 1 < len(problem.weights):
+                    self.on_batch((index + 1) / len(problem.weights))
             return flatten(total)
