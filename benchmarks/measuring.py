@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import random
 import statistics
@@ -36,6 +37,13 @@ def ratios(taken: dict[str, list[float]], baseline: str) -> dict[str, float]:
     """The median over rounds of each action's time over the baseline's in the same round."""
     base = taken[baseline]
     return {name: statistics.median(t / b for t, b in zip(ts, base, strict=True)) for name, ts in taken.items()}
+
+
+def wins(taken: dict[str, list[float]], name: str, other: str) -> str:
+    """In how many rounds `name` was faster than `other`; empty where that may be chance, at two standard errors."""
+    count = len(taken[name])
+    faster = sum(a < b for a, b in zip(taken[name], taken[other], strict=True))
+    return f"faster in {faster} of {count} rounds" if faster >= count / 2 + math.sqrt(count) else ""
 
 
 def seconds(action: Action) -> float:

@@ -12,6 +12,7 @@ import contextlib
 import inspect
 import statistics
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -41,7 +42,8 @@ OPERATORS = {"hessian": wc.Hessian, "gauss-newton": wc.GaussNewton}
 
 
 class Measured:
-    """One network's products with one curvature: cost in gradients, seconds to the first product, bytes."""
+    """One network's products with one curvature: cost in gradients, seconds to the first product, bytes at its peak and
+    kept between products, and whose result is wrong."""
 
     def __init__(self, run: networks.Trained, curvature: str, count: int, stack: contextlib.ExitStack):
         v = torch.randn(run.size, device=run.batches[0][0].device)
@@ -50,19 +52,37 @@ class Measured:
         self.kept: dict[str, int] = {}
         actions: dict[str, measuring.Action] = {"gradient": run.gradient}
         results: dict[str, Tensor] = {}
-        for name, build in (ours(run, curvature, stack) | peers.products(run, curvature)).items():
+        builders = ours(run, curvature, stack) | peers.products(run, curvature)
+        for name, build in builders.items():
             made: list[peers.Product] = []
-            self.set_up[name] = measuring.seconds(lambda made=made, build=build: made.append(build()) or made[0](v))
+            self.set_up[name] = measuring.seconds(lambda made=made, build=build: made.append(started(build, v)))
             actions[name] = lambda multiply=made[0]: multiply(v)
             results[name] = peers.flat(actions[name]()).detach()
         taken = measuring.rounds(actions, count)
         self.cost = measuring.ratios(taken, "gradient")
         self.gradient = statistics.median(taken["gradient"])
+        self.taken = taken
         for name in results:
             self.peak[name] = measuring.memory(actions[name])[0]
+            if name.endswith("kept"):
+                self.kept[name] = measuring.memory(partial(started, builders[name], v))[1]
         exact = OPERATORS[curvature](wc.Problem(run.model, run.loss_fn, run.batches, dtype=torch.float64)) @ v.double()
         errors = {name: float((result - exact).norm() / exact.norm()) for name, result in results.items()}
         self.wrong = {name: error for name, error in errors.items() if error > WRONG}
+
+    def memory(self, name: str) -> str | None:
+        """In MiB: the peak of a product, and what is kept between products."""
+        if name not in self.peak:
+            return None
+        kept = f" + {self.kept[name] / 2**20:.0f}" if name in self.kept else ""
+        return f"{self.peak[name] / 2**20:.0f}{kept}"
+
+
+def started(build: Callable[[], peers.Product], v: Tensor) -> peers.Product:
+    """A product that has made its first multiplication."""
+    multiply = build()
+    multiply(v)
+    return multiply
 
 
 def ours(
@@ -94,7 +114,7 @@ def main() -> None:
         torch.set_num_threads(chosen.threads)
     count = 4 if chosen.quick else 25
     cost = Table("product, in gradients", "gradient", *COLUMNS)
-    set_up, memory = Table("seconds to the first", *COLUMNS), Table("peak MiB of a product", *COLUMNS)
+    set_up, memory = Table("seconds to the first", *COLUMNS), Table("peak MiB of a product, + kept", *COLUMNS)
     remarks: list[str] = []
     for build, batch in networks.BATCH.items():
         run = networks.trained(build, batch, device=chosen.device)
@@ -104,7 +124,7 @@ def main() -> None:
             row = f"{build.__name__}, {curvature}"
             cost.add(row, f"{1e3 * m.gradient:.1f} ms", *(m.cost.get(column) for column in COLUMNS))
             set_up.add(row, *(m.set_up.get(column) for column in COLUMNS))
-            memory.add(row, *(f"{m.peak[c] / 2**20:.0f}" if c in m.peak else None for c in COLUMNS))
+            memory.add(row, *(m.memory(column) for column in COLUMNS))
             remarks += remarks_on(row, build.__name__, m)
     for part in (cost, set_up, memory, "\n".join(remarks)):
         print(part, end="\n\n")
@@ -115,11 +135,10 @@ def main() -> None:
 def remarks_on(row: str, network: str, m: Measured) -> list[str]:
     """Which peer wins, which bound is missed, whose result is wrong."""
     said = []
-    right = {name: m.cost[name] for name in PEERS if name in m.cost and name not in m.wrong}
-    for ours_, theirs in (("streaming", PEERS[:3]), ("kept", PEERS[3:])):
-        fastest = min((name for name in theirs if name in right), key=right.__getitem__, default=None)
-        if fastest and right[fastest] < m.cost[ours_]:
-            said.append(f"{row}: {fastest} wins, {right[fastest]:.2f} against {m.cost[ours_]:.2f} ({ours_}).")
+    for here, theirs in (("streaming", PEERS[:3]), ("kept", PEERS[3:])):
+        for name in theirs:
+            if name in m.cost and name not in m.wrong and (won := measuring.wins(m.taken, name, here)):
+                said.append(f"{row}, {here}: {name} wins, {m.cost[name]:.2f} against {m.cost[here]:.2f} ({won}).")
     if row.endswith("hessian"):
         for name, bounds in BOUNDS.items():
             if name in m.cost and m.cost[name] > bounds[network]:

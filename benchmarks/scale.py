@@ -35,7 +35,7 @@ WHAT = ("gradient", "product, streaming", "product, kept", "examination")
 
 def examined(build: Callable[[int], networks.Network], size: int, batch: int) -> wc.TrainingRun:
     """A run for the command, trained by Adam."""
-    run = networks.trained(partial(build, size), batch, batches=4, steps=4)
+    run = networks.trained(partial(build, size), batch, batches=2, steps=4)
     return wc.TrainingRun(run.model, run.loss_fn, run.batches, run.optimizer)
 
 
@@ -44,11 +44,11 @@ def mlp_small() -> wc.TrainingRun:
 
 
 def mlp() -> wc.TrainingRun:
-    return examined(networks.mlp_of, 10**7, batch=64)
+    return examined(networks.mlp_of, 10**7, batch=16)
 
 
 def transformer() -> wc.TrainingRun:
-    return examined(networks.transformer_of, 10**7, batch=4)
+    return examined(networks.transformer_of, 10**7, batch=2)
 
 
 def memory(names: Sequence[str]) -> Table:

@@ -115,7 +115,7 @@ def test_and_may_call_it_converged():
     for seed in range(40):
         found = eigenthings.lanczos(theirs(case, "hessian"), k=1, tol=0.3, seed=seed)
         largest += [float(x) for x, known in zip(found.eigenvalues, found.converged, strict=True) if known]
-    # Asked for 30 %, they are 44 to 48 % off. A residual says that some eigenvalue is near, not that it is the largest.
+    # Asked for 30 %, they are 41 to 51 % off. A residual says that some eigenvalue is near, not that it is the largest.
     assert largest, MENDED
     assert max(largest) < 0.6 * 1.5, MENDED
     ours = wc.eigenvalues(curvature_of(case, "hessian"), k=1, tol=0.3)
