@@ -191,10 +191,11 @@ MISTAKES = {
         "train.py:f",
         "not a scalar",
     ),
-    "float16": (
-        "def f():\n    return wc.TrainingRun(nn.Linear(3, 1).half(), nn.MSELoss(), (X.half(), Y.half()))\n",
+    "mixed precision of the parameters": (
+        "def f():\n    m = nn.Sequential(nn.Linear(3, 2).half(), nn.Linear(2, 1).double())\n"
+        "    return wc.TrainingRun(m, nn.MSELoss(), (X, Y))\n",
         "train.py:f",
-        "--dtype float32",
+        "give dtype=torch.float32",
     ),
     "mixed devices": (
         "def f():\n    m = nn.Sequential(nn.Linear(3, 2), nn.Linear(2, 1, device='meta'))\n"

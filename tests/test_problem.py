@@ -451,7 +451,10 @@ REFUSALS = {
         lambda: Problem(LINEAR, nn.MSELoss(), (X, Y), parameters=[nn.Parameter(X)]),
         "not a trainable one",
     ),
-    "half": (lambda: Problem(nn.Linear(3, 1).half(), nn.MSELoss(), (X.half(), Y.half())), "too coarse"),
+    "half and double": (
+        lambda: Problem(nn.Sequential(nn.Linear(3, 2).half(), nn.Linear(2, 1).double()), nn.MSELoss(), (X, Y)),
+        "give dtype=torch.float32",
+    ),
     "complex": (lambda: Problem(nn.Linear(3, 1, dtype=torch.complex64), nn.MSELoss(), (X, Y)), "complex"),
     "lazy": (lambda: Problem(nn.LazyLinear(1), nn.MSELoss(), (X, Y)), "not initialized"),
     "mixed devices": (lambda: Problem(mixed(), nn.MSELoss(), (X, Y)), "one device"),

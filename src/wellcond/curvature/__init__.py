@@ -1,5 +1,6 @@
 """Curvature of a problem as `linalg` operators."""
 
+from wellcond.curvature.empirical_fisher import EmpiricalFisher as EmpiricalFisher
 from wellcond.curvature.gauss_newton import GaussNewton as GaussNewton
 from wellcond.curvature.gauss_newton import OutputUnknownError as OutputUnknownError
 from wellcond.curvature.hessian import Hessian as Hessian

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from wellcond.curvature.jacobian import Jacobian
 from wellcond.curvature.operator import CurvatureOperator
 from wellcond.problem import Problem
 
@@ -18,10 +20,7 @@ class OutputUnknownError(ValueError):
 class _Graph(NamedTuple):
     """One batch's output and loss gradient, with the graphs to differentiate them by."""
 
-    leaves: list[Tensor]
-    output: Tensor
-    cotangent: Tensor  # u, a placeholder
-    pulled: list[Tensor]  # Jᵀu, linear in u
+    jacobian: Jacobian
     loss_input: Tensor  # the output, cut off from the network
     loss_gradient: Tensor  # ∇loss, as a function of loss_input
 
@@ -46,35 +45,26 @@ class GaussNewton(CurvatureOperator):
             raise OutputUnknownError("they need loss_fn(output, target); loss=callable(model, batch) hides the output")
         super().__init__(problem)
 
-    def _graph(self, index: int) -> _Graph:
-        output, leaves = self.problem.batch_output(index), self.problem.leaves
+    def _output(self, index: int) -> Tensor:
+        output = self.problem.batch_output(index)
         if not isinstance(output, Tensor):
             raise OutputUnknownError(f"they need an output that is one tensor, not a {type(output).__name__}")
         self.problem.check_depends(output)
-        # J v comes from differentiating u ↦ Jᵀu, which is linear in u: no forward mode needed.
-        cotangent = torch.zeros_like(output, requires_grad=True)
-        pulled = torch.autograd.grad(
-            output, leaves, cotangent, create_graph=True, allow_unused=True, materialize_grads=True
-        )
+        return output
+
+    def _graph(self, index: int) -> _Graph:
+        output = self._output(index)
+        jacobian = Jacobian(output, self._leaves())
         loss_input = output.detach().requires_grad_()
         loss = self.problem.batch_loss(index, loss_input)
         (loss_gradient,) = torch.autograd.grad(loss, loss_input, create_graph=True)
-        return _Graph(leaves, output, cotangent, list(pulled), loss_input, loss_gradient)
+        return _Graph(jacobian, loss_input, loss_gradient)
 
-    def _batch_product(self, graph: _Graph, pieces: list[Tensor], keep: bool) -> tuple[Tensor, ...]:
-        used = [(g, v) for g, v in zip(graph.pulled, pieces, strict=True) if g.requires_grad]
-        (pushed,) = torch.autograd.grad(
-            [g for g, _ in used],
-            graph.cotangent,
-            [v for _, v in used],
-            retain_graph=True,
-            materialize_grads=True,
-        )
+    def _batch_product(self, graph: _Graph, pieces: Sequence[Tensor], keep: bool) -> tuple[Tensor, ...]:
+        pushed = graph.jacobian.push(pieces)
         curved = torch.zeros_like(pushed)
         if graph.loss_gradient.requires_grad:
             (curved,) = torch.autograd.grad(
                 graph.loss_gradient, graph.loss_input, pushed, retain_graph=keep, materialize_grads=True
             )
-        return torch.autograd.grad(
-            graph.output, graph.leaves, curved, retain_graph=keep, allow_unused=True, materialize_grads=True
-        )
+        return graph.jacobian.pull(curved, keep)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -18,20 +20,25 @@ class Hessian(CurvatureOperator):
         problem: what is differentiated; read anew at every product.
     """
 
-    def semidefinite(self) -> GaussNewton | None:
+    def semidefinite(self) -> CurvatureOperator | None:
         """The Gauss-Newton matrix of the same problem; None where the loss is not split into output and target."""
-        return GaussNewton(self.problem) if self.problem.loss_fn is not None else None
+        if self.problem.loss_fn is None:
+            return None
+        stand_in = GaussNewton(self.problem).damped(self.damping)
+        if len(self.positions) < len(self.problem.parameters):
+            stand_in = stand_in.block(*self.parameters)
+        return stand_in if stand_in.positive_semidefinite else None
 
-    def _graph(self, index: int) -> tuple[list[Tensor], list[Tensor]]:
+    def _graph(self, index: int) -> tuple[list[Tensor], Sequence[Tensor]]:
         """The gradient of one batch's loss, differentiable, and the leaves that it is differentiable by."""
         loss = self.problem.batch_loss(index)
         self.problem.check_depends(loss)
-        leaves = self.problem.leaves
+        leaves = self._leaves()
         gradient = torch.autograd.grad(loss, leaves, create_graph=True, allow_unused=True, materialize_grads=True)
-        return leaves, list(gradient)
+        return leaves, gradient
 
     def _batch_product(
-        self, graph: tuple[list[Tensor], list[Tensor]], pieces: list[Tensor], keep: bool
+        self, graph: tuple[list[Tensor], Sequence[Tensor]], pieces: Sequence[Tensor], keep: bool
     ) -> tuple[Tensor, ...]:
         leaves, gradient = graph
         # A parameter in which the loss is linear has a gradient without a graph: its row of H is zero.

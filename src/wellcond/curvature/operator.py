@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
+import copy
 from abc import abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, Self
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from wellcond.curvature.compiled import compiled_product
 from wellcond.curvature.preconditioned import Preconditioned
 from wellcond.linalg import SymmetricOperator
 from wellcond.parameters import flatten, unflatten
 from wellcond.preconditioners import Preconditioner
 from wellcond.problem import Problem
+
+WORTH_KEEPING = 3
+"""Products from which on a kept graph pays: it costs 1 gradient to size it, 1 to make it and about 1.5 a product,
+streaming about 2.5 a product."""
 
 
 class CurvatureOperator(SymmetricOperator):
@@ -24,6 +31,9 @@ class CurvatureOperator(SymmetricOperator):
     graphs where the problem allows.
 
     Attributes:
+        problem: whose loss.
+        positions: of the parameters that it is over, in the problem's order: all, or those of a block.
+        names, parameters: theirs.
         on_batch: called with the part of a product that is done, after each batch but the last, for a progress bar.
 
     Raises (on multiplying):
@@ -33,11 +43,39 @@ class CurvatureOperator(SymmetricOperator):
     def __init__(self, problem: Problem):
         super().__init__(problem.size, problem.dtype, problem.device)
         self.problem = problem
+        self.positions = tuple(range(len(problem.parameters)))
         self.on_batch: Callable[[float], None] | None = None
 
+    @property
+    def names(self) -> list[str]:
+        return [self.problem.names[i] for i in self.positions]
+
+    @property
+    def parameters(self) -> list[nn.Parameter]:
+        return [self.problem.parameters[i] for i in self.positions]
+
+    def block(self, *which: str | nn.Module | nn.Parameter) -> Self:
+        """The diagonal block of some parameters: the curvature with all others held fixed.
+
+        Args:
+            which: names or patterns of names ("layers.0.*"), modules, parameters.
+
+        Raises:
+            TypeError, ValueError: for what is none of these, or no parameter of this operator.
+        """
+        chosen = self.problem.positions_of(which)
+        if strangers := [self.problem.names[i] for i in chosen if i not in self.positions]:
+            raise ValueError(f"{strangers[0]} is not in this block, which has {', '.join(self.names[:8])}")
+        block = copy.copy(self)
+        block.positions = tuple(chosen)
+        block.size, block.products = sum(p.numel() for p in block.parameters), 0
+        block.on_product = block.on_batch = None
+        return block
+
     def gradient(self) -> Tensor:
-        """∇L(p), (n,)."""
-        return self.problem.gradient()
+        """∇L(p) by these parameters, (n,)."""
+        whole = unflatten(self.problem.gradient(), self.problem.parameters)
+        return flatten([whole[i] for i in self.positions])
 
     def semidefinite(self) -> CurvatureOperator | None:
         """The positive semidefinite curvature of the same problem that stands for this one, where there is one."""
@@ -47,31 +85,63 @@ class CurvatureOperator(SymmetricOperator):
         """PᵀCP, the curvature in the intrinsic parameters z = P⁻¹p (theory, section 1).
 
         Args:
-            P: over this problem's parameters, in any order.
+            P: over this operator's parameters, in any order.
         """
         return Preconditioned(self, P)
 
+    def keeping(self, products: int) -> contextlib.AbstractContextManager[object]:
+        """`with problem:` where so many products are worth it."""
+        return self.problem if products >= WORTH_KEEPING else contextlib.nullcontext()
+
     def dense(self) -> Tensor:
         """The matrix itself, (n, n), by n products; inside `with problem:` they are made once."""
-        return self.problem.kept_matrix(type(self), super().dense)
+
+        def formed() -> Tensor:
+            undamped = self.damped(-self.damping)
+            undamped.on_product = self.on_product
+            matrix = SymmetricOperator.dense(undamped)
+            self.products += undamped.products
+            return matrix
+
+        return self._with_damping(self.problem.kept_matrix(self.key, formed))
+
+    @property
+    def key(self) -> tuple[Any, ...]:
+        """Under which its graphs are kept."""
+        return type(self), self.positions
+
+    def _leaves(self) -> list[Tensor]:
+        """What stands for the parameters in the latest evaluation."""
+        return [self.problem.leaves[i] for i in self.positions]
 
     @abstractmethod
     def _graph(self, index: int) -> Any:
         """What products with the matrix of one batch are made from."""
 
     @abstractmethod
-    def _batch_product(self, graph: Any, pieces: list[Tensor], keep: bool) -> tuple[Tensor, ...]:
+    def _batch_product(self, graph: Any, pieces: Sequence[Tensor], keep: bool) -> tuple[Tensor, ...]:
         """The product of one batch's matrix with a vector, by parameter."""
 
     def _multiply(self, v: Tensor) -> Tensor:
         problem = self.problem
         with problem.evaluating():
-            total = [torch.zeros(p.shape, dtype=v.dtype, device=v.device) for p in problem.parameters]
-            pieces = unflatten(v, problem.parameters)
+            pieces = unflatten(v, self.parameters)
             for index, weight in enumerate(problem.weights):
-                graph, kept = problem.kept(type(self), index, partial(self._graph, index))
-                for summed, part in zip(total, self._batch_product(graph, pieces, kept), strict=True):
-                    summed.add_(part, alpha=weight)
+                parts = compiled_product(self, index, pieces) if problem.compile else None
+                parts = parts or self._eager_product(index, pieces)
+                if index == 0:
+                    total = flatten(parts)
+                    if weight != 1:
+                        total *= weight
+                    sums = unflatten(total, self.parameters)
+                else:
+                    torch._foreach_add_(sums, parts, alpha=weight)
                 if self.on_batch is not None and index + 1 < len(problem.weights):
                     self.on_batch((index + 1) / len(problem.weights))
-            return flatten(total)
+            return total
+
+    def _eager_product(self, index: int, pieces: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        graph = self.problem.kept(self.key, index, partial(self._graph, index))
+        if graph is None:
+            return self._batch_product(self._graph(index), pieces, keep=False)
+        return self._batch_product(graph, pieces, keep=True)

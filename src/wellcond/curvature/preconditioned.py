@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -26,9 +27,8 @@ class Preconditioned(SymmetricOperator):
 
     def __init__(self, curvature: CurvatureOperator, P: Preconditioner):
         super().__init__(curvature.size, curvature.dtype, curvature.device)
-        problem = curvature.problem
         self.curvature = curvature
-        self.P = P.over(problem.parameters, problem.names, curvature.dtype)
+        self.P = P.over(curvature.parameters, curvature.names, curvature.dtype)
         self.positive_semidefinite = curvature.positive_semidefinite
         self.rounding = self.P.rounding
 
@@ -39,9 +39,13 @@ class Preconditioned(SymmetricOperator):
     def semidefinite(self) -> SymmetricOperator | None:
         """PᵀGP where C has a positive semidefinite stand-in G."""
         stand_in = self.curvature.semidefinite()
-        if stand_in is None or stand_in is self.curvature:
-            return None if stand_in is None else self
-        return stand_in.preconditioned(self.P)
+        if stand_in is None:
+            return None
+        twin = self if stand_in is self.curvature else stand_in.preconditioned(self.P).damped(self.damping)
+        return twin if twin.positive_semidefinite else None
+
+    def keeping(self, products: int) -> contextlib.AbstractContextManager[object]:
+        return self.curvature.keeping(products)
 
     def _multiply(self, v: Tensor) -> Tensor:
         return self._through(self.P.adjoint, self.curvature.matvec(self._through(self.P.apply, v)))
@@ -51,10 +55,10 @@ class Preconditioned(SymmetricOperator):
         spent = self.curvature.products
         half = self._columns(self.curvature.dense())
         self.products += self.curvature.products - spent
-        return self._columns(half.T).T
+        return self._with_damping(self._columns(half.T).T)
 
     def _columns(self, matrix: Tensor) -> Tensor:
         return torch.stack([self._through(self.P.adjoint, column) for column in matrix.T], dim=1)
 
     def _through(self, change: Callable[[list[Tensor]], list[Tensor]], v: Tensor) -> Tensor:
-        return flatten(change(unflatten(v, self.curvature.problem.parameters)))
+        return flatten(change(unflatten(v, self.curvature.parameters)))

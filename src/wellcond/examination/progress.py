@@ -27,14 +27,18 @@ class Course:
         """From here the operator's products are this stage's. A stage that took fewer than planned counts as done."""
         if self.tell is None:
             return
-        tell, start, stages = self.tell, operator.products, list(self.planned)
+        tell, stages, done = self.tell, list(self.planned), 0
         before = sum(self.planned[s] for s in stages[: stages.index(stage)])
 
-        def at(done: float) -> None:
-            tell(stage, before + min(done, self.planned[stage]), self.total)
+        def at(part: float) -> None:
+            tell(stage, before + min(done + part, self.planned[stage]), self.total)
 
-        operator.on_product = lambda: at(operator.products - start)
-        operator.on_batch = lambda part: at(operator.products - start + part)
+        def one_more() -> None:
+            nonlocal done
+            done += 1
+            at(0)
+
+        operator.on_product, operator.on_batch = one_more, at
         at(0)
 
     def finish(self) -> None:

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
+import copy
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor
 
-NOT_FINITE = (
-    "a product with the curvature is not finite: the loss has no second derivative at these parameters (for example √ "
-    "or a norm at 0), or it overflows"
-)
+from wellcond.linalg.estimate import CONFIDENCE, Estimate
+from wellcond.linalg.randomized import NOT_FINITE as NOT_FINITE
+from wellcond.linalg.randomized import DiagonalEstimate, estimate_diagonal, estimate_trace
+
+DENSE_LIMIT = 2000
+"""Up to this size a matrix is formed where that gives an exact answer."""
 
 
 class SymmetricOperator(ABC):
@@ -23,12 +28,14 @@ class SymmetricOperator(ABC):
         dtype, device: of the vectors that it takes and returns.
         positive_semidefinite: whether its eigenvalues are known to be ≥ 0.
         rounding: relative accuracy to which the matrix itself is known, beyond the rounding of `dtype`.
+        damping: δ, the multiple of the identity that is added to what the subclass multiplies by.
         products: matrix-vector products computed so far.
         on_product: called after each product, for a progress bar.
     """
 
     positive_semidefinite: bool = False
     rounding: float = 0.0
+    damping: float = 0.0
 
     def __init__(self, size: int, dtype: torch.dtype, device: torch.device):
         self.size, self.dtype, self.device = size, dtype, device
@@ -42,7 +49,7 @@ class SymmetricOperator(ABC):
 
     @abstractmethod
     def _multiply(self, v: Tensor) -> Tensor:
-        """The product with one vector, (n,) → (n,)."""
+        """The product with one vector, (n,) → (n,), without the damping."""
 
     def gradient(self) -> Tensor | None:
         """The gradient that belongs to this curvature, (n,), where there is one."""
@@ -51,6 +58,10 @@ class SymmetricOperator(ABC):
     def semidefinite(self) -> SymmetricOperator | None:
         """The positive semidefinite curvature that stands for this one, where there is one."""
         return self if self.positive_semidefinite else None
+
+    def keeping(self, products: int) -> contextlib.AbstractContextManager[object]:
+        """Inside, what `products` products have in common may be kept between them."""
+        return contextlib.nullcontext()
 
     def matvec(self, v: Tensor) -> Tensor:
         """The product with one vector.
@@ -67,6 +78,8 @@ class SymmetricOperator(ABC):
                 f"({self.size},), {self.dtype} on {self.device}"
             )
         product = self._multiply(v)
+        if self.damping:
+            product = torch.add(product, v, alpha=self.damping)
         self.products += 1
         if self.on_product is not None:
             self.on_product()
@@ -74,14 +87,77 @@ class SymmetricOperator(ABC):
 
     def matmat(self, V: Tensor) -> Tensor:
         """The product with each column of V, (n, k) → (n, k)."""
-        return torch.stack([self.matvec(column.contiguous()) for column in V.T], dim=1)
+        if V.ndim != 2:
+            raise ValueError(f"got a tensor of shape {tuple(V.shape)}; give ({self.size},) or ({self.size}, k)")
+        with self.keeping(V.shape[1]):
+            columns = [self.matvec(column.contiguous()) for column in V.T]
+        return torch.stack(columns, dim=1) if columns else torch.zeros_like(V)
 
     def __matmul__(self, x: Tensor) -> Tensor:
         return self.matvec(x) if x.ndim == 1 else self.matmat(x)
 
+    def damped(self, damping: float) -> Self:
+        """This matrix with δ times the identity added; `operator + δ` is the same.
+
+        Args:
+            damping: δ, finite; negative too.
+        """
+        if not math.isfinite(damping):
+            raise ValueError(f"got damping={damping}; it is a finite number")
+        twin = copy.copy(self)
+        twin.damping, twin.products, twin.on_product = self.damping + damping, 0, None
+        # What a negative shift does to a definite matrix is not known.
+        twin.positive_semidefinite = self.positive_semidefinite and damping >= 0
+        return twin
+
+    def __add__(self, damping: object) -> Self:
+        return self.damped(float(damping)) if isinstance(damping, int | float) else NotImplemented
+
+    __radd__ = __add__
+
     def dense(self) -> Tensor:
         """The matrix itself, (n, n), by n products; symmetric up to rounding, as the products left it."""
         return self.matmat(torch.eye(self.size, dtype=self.dtype, device=self.device))
+
+    def _with_damping(self, matrix: Tensor) -> Tensor:
+        if not self.damping:
+            return matrix
+        return matrix + self.damping * torch.eye(self.size, dtype=self.dtype, device=self.device)
+
+    def diagonal(self, products: int | None = None, *, seed: int = 0) -> DiagonalEstimate:
+        """The diagonal: read off the matrix where that is small, else estimated.
+
+        Args:
+            products: matrix-vector products to spend on an estimate; unless given, the matrix is formed up to size
+                2,000, and 120 products are spent above. With as many as n, the matrix is formed too.
+            seed: of the random directions.
+        """
+        if products is None:
+            products = self.size if self.size <= DENSE_LIMIT else 120
+        if products >= self.size:
+            values = self.dense().diagonal().clone()
+            return DiagonalEstimate(values, torch.zeros_like(values), self.size, "exact")
+        with self.keeping(products):
+            return estimate_diagonal(self, products, seed)
+
+    def trace(self, products: int | None = None, *, seed: int = 0, confidence: float = CONFIDENCE) -> Estimate:
+        """The trace: of the matrix where that is small, else estimated with an interval.
+
+        Args:
+            products: matrix-vector products to spend on an estimate; unless given, the matrix is formed up to size
+                2,000, and 120 products are spent above. With as many as n, the matrix is formed too.
+            seed: of the random directions.
+            confidence: probability of the interval, by Student's t.
+        """
+        if products is None:
+            products = self.size if self.size <= DENSE_LIMIT else 120
+        if products >= self.size:
+            diagonal = self.dense().diagonal().double()
+            error = self.size * torch.finfo(self.dtype).eps * float(diagonal.abs().sum())
+            value = float(diagonal.sum())
+            return Estimate(value, value - error, value + error, f"exact: the whole matrix, {self.size} products")
+        with self.keeping(products):
+            return estimate_trace(self, products, seed, confidence)
 
     def to_scipy(self) -> Any:
         """This operator as a `scipy.sparse.linalg.LinearOperator` on numpy vectors (needs scipy)."""
@@ -89,11 +165,13 @@ class SymmetricOperator(ABC):
         from scipy.sparse.linalg import LinearOperator
 
         def multiply(v: Any) -> Any:
-            x = torch.as_tensor(np.asarray(v).reshape(-1), dtype=self.dtype, device=self.device)
-            return self.matvec(x).cpu().numpy()
+            x = torch.as_tensor(np.asarray(v), dtype=self.dtype, device=self.device)
+            return (self @ (x if x.ndim == 2 and x.shape[1] != 1 else x.reshape(-1))).cpu().numpy()
 
         dtype = torch.empty(0, dtype=self.dtype).numpy().dtype
-        return LinearOperator(shape=self.shape, matvec=multiply, rmatvec=multiply, dtype=dtype)
+        return LinearOperator(
+            shape=self.shape, matvec=multiply, rmatvec=multiply, matmat=multiply, rmatmat=multiply, dtype=dtype
+        )
 
 
 class MatrixOperator(SymmetricOperator):
@@ -103,6 +181,9 @@ class MatrixOperator(SymmetricOperator):
     >>> A = MatrixOperator(torch.tensor([[2.0, 1.0], [1.0, 3.0]]))
     >>> A @ torch.tensor([1.0, 0.0])
     tensor([2., 1.])
+    >>> (A + 0.5).dense()
+    tensor([[2.5000, 1.0000],
+            [1.0000, 3.5000]])
     """
 
     def __init__(self, matrix: Tensor, *, positive_semidefinite: bool = False, gradient: Tensor | None = None):
@@ -118,4 +199,4 @@ class MatrixOperator(SymmetricOperator):
         return self._gradient
 
     def dense(self) -> Tensor:
-        return self.matrix
+        return self._with_damping(self.matrix)

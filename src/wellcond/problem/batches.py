@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -88,21 +88,37 @@ def move(batch: Any, device: torch.device, dtype: torch.dtype | None = None) -> 
 
     A copy in any case: a network or loss that works in place must not change the user's data.
     """
+    return with_tensors(batch, lambda x: x.to(device, dtype if x.is_floating_point() else None, copy=True))
+
+
+def with_tensors(batch: Any, change: Callable[[Tensor], Tensor]) -> Any:
+    """The same nested batch with every tensor changed, in the order of `tensors_of`."""
     if isinstance(batch, Tensor):
-        return batch.to(device, dtype if batch.is_floating_point() else None, copy=True)
+        return change(batch)
     if isinstance(batch, Mapping):
-        moved = {key: move(value, device, dtype) for key, value in batch.items()}
+        changed = {key: with_tensors(value, change) for key, value in batch.items()}
         try:
             like = copy.copy(batch)
-            like.update(moved)  # type: ignore[attr-defined]
+            like.update(changed)  # type: ignore[attr-defined]
             return like
         except AttributeError:
-            return moved
+            return changed
     if isinstance(batch, tuple) and hasattr(batch, "_fields"):
-        return type(batch)(*(move(value, device, dtype) for value in batch))
+        return type(batch)(*(with_tensors(value, change) for value in batch))
     if isinstance(batch, tuple | list):
-        return type(batch)(move(value, device, dtype) for value in batch)
+        return type(batch)(with_tensors(value, change) for value in batch)
     return batch
+
+
+def signature(batch: Any) -> Any:
+    """The same for two batches that take one way through a network: shapes, dtypes, and all that is no tensor."""
+    if isinstance(batch, Tensor):
+        return tuple(batch.shape), batch.dtype
+    if isinstance(batch, Mapping):
+        return tuple((key, signature(value)) for key, value in batch.items())
+    if isinstance(batch, tuple | list):
+        return tuple(signature(value) for value in batch)
+    return repr(batch)
 
 
 def _is_one_batch(data: Any, pairs: bool) -> bool:

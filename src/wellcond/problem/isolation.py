@@ -6,7 +6,7 @@ import contextlib
 import copy
 import random
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -99,28 +99,52 @@ class Isolation:
                     m.__dict__.update(attributes)
                 self._saved = []
 
-    def renew(self) -> list[Tensor]:
+    def renew(self, given: Mapping[int, Tensor] | None = None, shared: dict[int, Tensor] | None = None) -> list[Tensor]:
         """Give every module new copies of what it holds, so that each evaluation starts from the same state; returns
         the leaves that stand for the measured parameters.
 
         Copies, because a forward pass may write into them: batch norm its statistics, a renormed embedding its
         weight.
+
+        Args:
+            given: by the id of a tensor held, what to copy instead of it.
+            shared: copies of parameters to use again; those that are missing are added.
         """
-        copies: dict[int, Any] = {id(p): self._convert(p.detach()).clone().requires_grad_() for p in self.measured}
+        given = given or {}
+        copies: dict[int, Any] = dict(shared or {})
 
         def copy_of(x: Any) -> Any:
             if id(x) not in copies:
-                copies[id(x)] = self._convert(x.detach()).clone() if isinstance(x, Tensor) else copy.deepcopy(x)
+                value = given.get(id(x))
+                value = value if value is not None else x
+                copies[id(x)] = self.convert(value).clone() if isinstance(x, Tensor) else copy.deepcopy(x)
+                if shared is not None and isinstance(x, nn.Parameter):
+                    shared[id(x)] = copies[id(x)]
             return copies[id(x)]
 
+        leaves = [copy_of(p).requires_grad_() for p in self.measured]
         for m, attributes, parameters, buffers, _ in self._saved:
             for held, originals in ((m._parameters, parameters), (m._buffers, buffers)):
                 for name, x in originals.items():
                     held[name] = None if x is None else copy_of(x)
             for name, x in attributes.items():
-                if isinstance(x, RANDOM) or (type(x) is Tensor and x.is_leaf and not x.requires_grad):
+                if isinstance(x, RANDOM) or _is_state(x):
                     m.__dict__[name] = copy_of(x)
-        return [copies[id(p)] for p in self.measured]
+        return leaves
 
-    def _convert(self, x: Tensor) -> Tensor:
-        return x if self.dtype is None or not x.is_floating_point() else x.to(self.dtype)
+    def held(self) -> list[Tensor]:
+        """Every tensor that `renew` copies, once; inside `entered`."""
+        found = list(self.measured)
+        for _, attributes, parameters, buffers, _ in self._saved:
+            found += [x for x in (*parameters.values(), *buffers.values()) if x is not None]
+            found += [x for x in attributes.values() if _is_state(x)]
+        return list({id(x): x for x in found}.values())
+
+    def convert(self, x: Tensor) -> Tensor:
+        """A tensor cut off from its graph, in the dtype that is measured in."""
+        return x.detach() if self.dtype is None or not x.is_floating_point() else x.detach().to(self.dtype)
+
+
+def _is_state(x: Any) -> bool:
+    """Whether an attribute of a module is a tensor that its forward pass may write into."""
+    return type(x) is Tensor and x.is_leaf and not x.requires_grad

@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
+import fnmatch
 from collections.abc import Iterable
 
 import torch
 from torch import nn
+
+_MEASURED = {
+    torch.float32: torch.float32,
+    torch.float64: torch.float64,
+    torch.bfloat16: torch.float32,
+    torch.float16: torch.float32,
+}
+"""What a network of each dtype is measured in: a half precision is too coarse for second derivatives."""
 
 
 def optimized_parameters(model: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[list[nn.Parameter], list[str]]:
@@ -68,6 +77,34 @@ def trainable(model: nn.Module, chosen: Iterable[nn.Parameter | str] | None) -> 
     return list(named), list(named.values())
 
 
+def positions_of(
+    which: Iterable[str | nn.Module | nn.Parameter], names: list[str], parameters: list[nn.Parameter]
+) -> list[int]:
+    """Places, rising, of the parameters that names, patterns of names, modules or parameters point to."""
+    ids = {id(p): i for i, p in enumerate(parameters)}
+    found: set[int] = set()
+    for item in which:
+        if isinstance(item, str):
+            matches = [i for i, name in enumerate(names) if name == item or fnmatch.fnmatchcase(name, item)]
+        elif isinstance(item, nn.Module):
+            matches = [ids[id(p)] for p in item.parameters() if id(p) in ids]
+        elif isinstance(item, torch.Tensor):
+            matches = [ids[id(item)]] if id(item) in ids else []
+        else:
+            raise TypeError(f"got a {type(item).__name__}; give names, patterns of names, modules or parameters")
+        if not matches:
+            what = repr(item) if isinstance(item, str) else f"this {type(item).__name__}"
+            raise ValueError(f"{what} has none of the parameters that are measured; they are {_listed(names)}")
+        found.update(matches)
+    if not found:
+        raise ValueError(f"no parameter is named; there are {_listed(names)}")
+    return sorted(found)
+
+
+def _listed(names: list[str]) -> str:
+    return ", ".join(names[:8]) + " …" * (len(names) > 8)
+
+
 def one_device(names: list[str], parameters: list[nn.Parameter]) -> torch.device:
     """The device that all parameters are on."""
     if parameters[0].device.type == "meta":
@@ -81,15 +118,17 @@ def one_device(names: list[str], parameters: list[nn.Parameter]) -> torch.device
 
 
 def working_dtype(names: list[str], parameters: list[nn.Parameter], asked: torch.dtype | None) -> torch.dtype:
-    """The dtype to measure in: the one asked for, or the parameters' own."""
+    """The dtype to measure in: the one asked for, or the parameters' own; float32 where that is a half precision."""
     if asked not in (None, torch.float32, torch.float64):
         raise ValueError(f"got dtype={asked}; a curvature is measured in torch.float32 or torch.float64")
-    for name, p in zip(names, parameters, strict=True):
-        if asked is None and p.dtype not in (torch.float32, torch.float64):
-            raise ValueError(
-                f"{name} is {p.dtype}, too coarse for second derivatives; measure with dtype=torch.float32 "
-                "(--dtype float32), which leaves the model as it is"
-            )
-        if asked is None and p.dtype != parameters[0].dtype:
-            raise ValueError(f"{names[0]} is {parameters[0].dtype} and {name} {p.dtype}; give dtype=torch.float32")
-    return asked or parameters[0].dtype
+    if asked is not None:
+        return asked
+    if strange := [(n, p.dtype) for n, p in zip(names, parameters, strict=True) if p.dtype not in _MEASURED]:
+        raise ValueError(f"{strange[0][0]} is {strange[0][1]}; give dtype=torch.float32")
+    kinds = {_MEASURED[p.dtype] for p in parameters}
+    if len(kinds) > 1:
+        odd = next(i for i, p in enumerate(parameters) if _MEASURED[p.dtype] != _MEASURED[parameters[0].dtype])
+        raise ValueError(
+            f"{names[0]} is {parameters[0].dtype} and {names[odd]} {parameters[odd].dtype}; give dtype=torch.float32"
+        )
+    return kinds.pop()

@@ -5,16 +5,17 @@ from __future__ import annotations
 import contextlib
 import math
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from operator import itemgetter
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from wellcond.parameters import flatten
-from wellcond.problem.batches import count_examples, move, read_batches, tensors_of
+from wellcond.problem.batches import count_examples, move, read_batches, signature, tensors_of, with_tensors
 from wellcond.problem.isolation import Isolation, random_state, seed_all
-from wellcond.problem.parameters import one_device, trainable, unwrapped, working_dtype
+from wellcond.problem.parameters import one_device, positions_of, trainable, unwrapped, working_dtype
 
 T = TypeVar("T")
 
@@ -55,8 +56,11 @@ class Problem:
         weight: batch → weight of its loss in the mean; the number of examples unless given.
         parameters: the parameters (or their names) to look at; all trainable ones unless given.
         seed: of dropout and of a loader's shuffling.
-        dtype: evaluate in this floating-point type; the parameters' own unless given.
-        memory_limit: bytes of graphs to keep at most inside `with problem:`.
+        dtype: evaluate in this floating-point type; the parameters' own unless given, and float32 for parameters in
+            bfloat16 or float16.
+        memory_limit: bytes of graphs to keep at most inside `with problem:`; with 0 none are.
+        compile: trace each product once for every shape of batch and compile it (torch.compile): faster products, after
+            seconds of compiling. What can't be traced is multiplied as without, with a warning.
 
     Attributes:
         parameters: the model's parameters in order, a tied one once.
@@ -65,6 +69,7 @@ class Problem:
         batches: the data, in memory.
         examples: how many in all.
         leaves: while evaluating, the tensors that stand for the parameters.
+        programs: what the rooms above have compiled for this problem.
         loss_dtype: of the loss as the user's code returned it last; float32 from a float64 problem says that
             somewhere on the way digits were lost.
 
@@ -86,6 +91,7 @@ class Problem:
         seed: int = 0,
         dtype: torch.dtype | None = None,
         memory_limit: int = MEMORY_LIMIT,
+        compile: bool = False,
     ):
         if not isinstance(model, nn.Module):
             raise TypeError(f"model is a {type(model).__name__}; give a torch.nn.Module")
@@ -102,7 +108,7 @@ class Problem:
         if mode not in ("train", "eval"):
             raise ValueError(f'got mode={mode!r}; it is "train" or "eval"')
         self.model, self.loss_fn, self.whole_loss, self.mode = unwrapped(model), loss_fn, loss, mode
-        self.seed, self.memory_limit = seed, memory_limit
+        self.seed, self.memory_limit, self.compile = seed, memory_limit, compile
         self.names, self.parameters = trainable(self.model, parameters)
         self.device = one_device(self.names, self.parameters)
         self.dtype = working_dtype(self.names, self.parameters, dtype)
@@ -124,11 +130,15 @@ class Problem:
         self._tiny: bool | None = None
         self._sizing = False
         self._kept: dict[Any, Any] = {}
+        self._shared: dict[int, Tensor] = {}
+        self._example_scale: dict[int, int | None] = {}
         self._matrices: dict[Any, Tensor] = {}
         self._kept_bytes = 0.0
         self._bytes_per_example: dict[Any, float] = {}
         self._versions: list[tuple[int, int]] = []
         self._inside = False
+        self._given: tuple[dict[int, Tensor], Any] | None = None
+        self.programs: dict[Any, Any] = {}
         self.leaves: list[Tensor] = []
         self._input_storages: set[int] = set()
 
@@ -184,7 +194,8 @@ class Problem:
             with random_state(self.seed, self.device), self._isolation.entered(self.device):
                 if self._is_tiny():
                     torch.set_num_threads(1)
-                self.leaves = self._isolation.renew()
+                # For layers that run again in a backward pass; inside `with problem:` the parameters stay as they are.
+                self.leaves = self._isolation.renew(shared=self._shared if self._depth else None)
                 yield
         except (RuntimeError, ValueError) as error:
             remedy = _remedy(str(error))
@@ -214,7 +225,7 @@ class Problem:
                 f"the loss of batch {index} is not a scalar but has shape {tuple(value.shape)}; take its mean over the "
                 "examples"
             )
-        if not math.isfinite(float(value.detach())):
+        if self._given is None and not math.isfinite(float(value.detach())):
             raise ValueError(
                 f"the loss of batch {index} is {float(value.detach())}; the curvature exists only where the loss is "
                 "finite: check the inputs, or measure at an earlier checkpoint"
@@ -222,20 +233,84 @@ class Problem:
         self.loss_dtype = value.dtype
         return value.reshape(())
 
-    def kept(self, key: Any, index: int, build: Callable[[], T]) -> tuple[T, bool]:
-        """What `build` makes for a batch, and whether it is kept: inside `with problem:`, while memory allows."""
+    def example_losses(self, index: int, output: Tensor) -> Tensor:
+        """The loss of each example of a batch at an output already computed, (N,); their mean is the batch's loss.
+
+        Raises:
+            ValueError: if the loss is not a mean or a sum over examples.
+        """
+        target, N, loss_fn = self._begin(index)[1], len(output), self.loss_fn
+        assert loss_fn is not None
+
+        def single(o: Tensor, t: Any) -> Tensor:
+            return loss_fn(o[None], with_tensors(t, lambda x: x[None])).reshape(())
+
+        try:
+            losses = torch.func.vmap(single)(output, target)
+        except (RuntimeError, ValueError, TypeError):  # not every loss can be mapped over examples
+            losses = torch.stack([single(output[i], with_tensors(target, itemgetter(i))) for i in range(N)])
+        if self._given is None:  # a tracer has no values to compare
+            whole, values = loss_fn(output, target).detach(), losses.detach()
+            rounding = math.sqrt(torch.finfo(losses.dtype).eps) * values.abs().mean()
+            mean, total = (values.mean() - whole).abs() <= rounding, (values.sum() - whole).abs() <= N * rounding
+            self._example_scale[index] = 1 if bool(mean) else N if bool(total) else None
+        scale = self._example_scale[index]
+        if scale is not None:
+            return losses if scale == 1 else scale * losses
+        raise ValueError(
+            f"the loss of batch {index} is neither the mean nor the sum of its examples' losses (class weights? an "
+            "ignored index? a loss between examples?): there is no gradient of one example"
+        )
+
+    def kept(self, key: Any, index: int, build: Callable[[], T], size: Callable[[], float] | None = None) -> T | None:
+        """What `build` makes for a batch where it is kept: inside `with problem:`, while memory allows; else None.
+
+        Args:
+            key: what is kept.
+            index: of the batch.
+            build: makes it.
+            size: its bytes; those of the autograd graph that `build` makes unless given.
+        """
         if not self._depth:
-            return build(), False
+            return None
         self._check_unchanged()
         if (key, index) not in self._kept:
-            if key not in self._bytes_per_example:
+            if size is None and key not in self._bytes_per_example:
                 self._bytes_per_example[key] = _graph_bytes(build) / self._examples_in(index)
-            size = self._bytes_per_example[key] * self._examples_in(index)
-            if self._kept_bytes + size > self.memory_limit:
-                return build(), False
+            bytes_ = size() if size else self._bytes_per_example[key] * self._examples_in(index)
+            if self._kept_bytes + bytes_ > self.memory_limit:
+                return None
             self._kept[key, index] = build()
-            self._kept_bytes += size
-        return self._kept[key, index], True
+            self._kept_bytes += bytes_
+        return self._kept[key, index]
+
+    def positions_of(self, which: Iterable[str | nn.Module | nn.Parameter]) -> list[int]:
+        """Places among `parameters` of those that names, patterns of names, modules or parameters point to."""
+        return positions_of(which, self.names, self.parameters)
+
+    def inputs(self, index: int) -> tuple[list[Tensor], list[Tensor]]:
+        """All that an evaluation of a batch depends on, inside `evaluating`: what the modules hold, and the batch."""
+        batch = move(self.batches[index], self.device, self._conversion)
+        return [self._isolation.convert(x) for x in self._isolation.held()], list(tensors_of(batch))
+
+    @contextlib.contextmanager
+    def substituting(self, index: int, held: Sequence[Tensor], tensors: Sequence[Tensor]) -> Iterator[None]:
+        """Inside, evaluations of a batch are made from other `inputs`, such as those of a tracer."""
+        originals, stream = self._isolation.held(), iter(tensors)
+        batch = with_tensors(self.batches[index], lambda _: next(stream))
+        self._given = {id(x): y for x, y in zip(originals, held, strict=True)}, batch
+        try:
+            yield
+        finally:
+            self._given = None
+
+    def seed_batch(self, index: int) -> None:
+        """Set the random state to that with which an evaluation of a batch begins, inside `evaluating`."""
+        seed_all(self.seed * 1_000_003 + index, self.device)
+
+    def signature(self, index: int) -> Any:
+        """The same for batches that take the same way through the network."""
+        return signature(self.batches[index])
 
     def kept_matrix(self, key: Any, build: Callable[[], Tensor]) -> Tensor:
         """What `build` makes, kept for the rest of a `with problem:` block."""
@@ -280,6 +355,7 @@ class Problem:
         self._depth -= 1
         if not self._depth:
             self._kept.clear()
+            self._shared.clear()
             self._matrices.clear()
             self._kept_bytes = 0.0
 
@@ -310,8 +386,11 @@ class Problem:
 
     def _begin(self, index: int) -> Any:
         """A batch where the model is, with buffers and random state as every evaluation of it finds them."""
+        self.seed_batch(index)
+        if self._given is not None:
+            self.leaves = self._isolation.renew(self._given[0])
+            return self._given[1]
         self.leaves = self._isolation.renew()
-        seed_all(self.seed * 1_000_003 + index, self.device)
         batch = move(self.batches[index], self.device, self._conversion)
         inputs = batch[0] if self.whole_loss is None else batch
         self._input_storages = {t.untyped_storage().data_ptr() for t in tensors_of(inputs)}
