@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 import wellcond as wc
-from tests.problems import SPECTRA, Case
+from tests.problems import SPECTRA, Case, batches_of
+from wellcond.curvature import CurvatureOperator, EmpiricalFisher, GaussNewton, Hessian
 
 MENDED = "the library no longer gets this wrong: drop this test, and what docs/spectra-speed.md says about it"
 
@@ -26,10 +27,23 @@ def split(case: Case, *sizes: int) -> Case:
     return case
 
 
-def curvature_of(case: Case, kind: str, **options: Any) -> wc.Hessian | wc.GaussNewton:
-    """Ours: kind "hessian" or "gauss-newton"."""
-    operator = wc.Hessian if kind == "hessian" else wc.GaussNewton
-    return operator(wc.Problem(case.model, case.loss_fn, case.data, **options))
+OPERATORS = {"hessian": Hessian, "gauss-newton": GaussNewton, "empirical fisher": EmpiricalFisher}
+
+
+def curvature_of(case: Case, kind: str, **options: Any) -> CurvatureOperator:
+    """Ours, by kind."""
+    return OPERATORS[kind](wc.Problem(case.model, case.loss_fn, case.data, **options))
+
+
+def second_moment(case: Case) -> Tensor:
+    """The mean over examples of the outer product of each one's gradient with itself, one by one."""
+    total, parameters, examples = 0, list(case.model.parameters()), 0
+    for x, y in batches_of(case):
+        for i in range(len(x)):
+            loss = case.loss_fn(case.model(x[i : i + 1]), y[i : i + 1])
+            g = torch.cat([piece.reshape(-1) for piece in torch.autograd.grad(loss, parameters)])
+            total, examples = total + torch.outer(g, g), examples + 1
+    return total / examples
 
 
 def close(theirs: Tensor, ours: Tensor, digits: int = 12) -> bool:

@@ -15,6 +15,7 @@ from tests.cross_library.comparison import (
     curvature_of,
     distance,
     library,
+    second_moment,
     spectrum,
     split,
     unchanged,
@@ -25,11 +26,16 @@ from tests.test_curvature import dense_twin
 curvlinops = library("curvlinops")
 
 RANDOM = {"batch norm", "dropout"}  # refused, below
-OPERATORS = {"hessian": curvlinops.HessianLinearOperator, "gauss-newton": curvlinops.GGNLinearOperator}
+KINDS = ("hessian", "gauss-newton")
+OPERATORS = {
+    "hessian": curvlinops.HessianLinearOperator,
+    "gauss-newton": curvlinops.GGNLinearOperator,
+    "empirical fisher": curvlinops.EFLinearOperator,
+}
 AGREE = [
     (name, kind)
     for name in PROBLEMS
-    for kind in OPERATORS
+    for kind in KINDS
     if name not in RANDOM and (name, kind) != ("layer norm", "hessian")
 ]
 
@@ -52,7 +58,7 @@ def test_dense_matrices_and_products_agree(name, kind):
     assert close(operator @ v, ours @ v)
 
 
-@pytest.mark.parametrize("kind", OPERATORS)
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("sizes", [(8, 8, 8), (10, 10, 4), (1, 22, 1)])
 def test_both_weigh_batches_by_their_examples(kind, sizes):
     case = split(make("convolution"), *sizes)
@@ -61,10 +67,20 @@ def test_both_weigh_batches_by_their_examples(kind, sizes):
     assert close(curvature_of(case, kind).dense(), whole)
 
 
+@pytest.mark.parametrize("name", [n for n in PROBLEMS if n not in RANDOM])
+def test_empirical_fisher_matrices_agree_up_to_what_an_example_is(name):
+    """Of a squared error with C outputs they take each output for an example: C times the matrix of ours."""
+    case = make(name)
+    ours, truth = curvature_of(case, "empirical fisher").dense(), second_moment(case)
+    assert close(ours, truth)
+    outputs = batches_of(case)[0][1].shape[-1] if isinstance(case.loss_fn, torch.nn.MSELoss) else 1
+    assert close(dense(theirs(case, "empirical fisher")), outputs * truth)
+
+
 def test_batch_norm_agrees_in_eval_mode():
     case = make("batch norm")
     case.model.eval()
-    for kind in OPERATORS:
+    for kind in KINDS:
         assert close(dense(theirs(case, kind)), curvature_of(case, kind, mode="eval").dense())
 
 
@@ -133,7 +149,7 @@ def test_because_torch_differentiates_a_vmapped_layer_norm_wrongly():
     assert distance(wrong[1], right[1]) > 0.05, MENDED
 
 
-@pytest.mark.parametrize("kind", OPERATORS)
+@pytest.mark.parametrize("kind", KINDS)
 def test_batch_norm_in_train_mode_is_refused_after_its_statistics_are_changed(kind):
     case = make("batch norm")
     before = buffers(case.model)
@@ -144,7 +160,7 @@ def test_batch_norm_in_train_mode_is_refused_after_its_statistics_are_changed(ki
     assert not unchanged(case.model, before), MENDED
 
 
-@pytest.mark.parametrize("kind", OPERATORS)
+@pytest.mark.parametrize("kind", KINDS)
 def test_dropout_is_refused(kind):
     case = make("dropout")
     assert torch.equal(curvature_of(case, kind).dense(), curvature_of(case, kind).dense())

@@ -14,6 +14,7 @@ from tests.cross_library.comparison import (
     distance,
     library,
     quadratic,
+    second_moment,
     spectrum,
     split,
     unchanged,
@@ -36,6 +37,9 @@ def theirs(case, kind, **options):
     data = batches_of(case)
     if kind == "hessian":
         return eigenthings.HessianOperator(case.model, data, eigenthings.supervised_loss(case.loss_fn), **options)
+    if kind == "empirical fisher":
+        loss = eigenthings.supervised_per_sample_loss(case.loss_fn)
+        return eigenthings.EmpiricalFisherOperator(case.model, data, loss)
     loss = eigenthings.supervised_loss_of_output(case.loss_fn)
     return eigenthings.GGNOperator(case.model, data, eigenthings.supervised_forward, loss)
 
@@ -48,6 +52,14 @@ def dense(operator):
 def test_dense_matrices_agree(name, kind):
     case = make(name)
     assert close(dense(theirs(case, kind)), curvature_of(case, kind).dense())
+
+
+@pytest.mark.parametrize("name", [n for n in PROBLEMS if n not in ("batch norm", "dropout", "LSTM", "uneven batches")])
+def test_empirical_fisher_matrices_agree(name):  # an LSTM they can't vmap
+    case = make(name)
+    ours = curvature_of(case, "empirical fisher").dense()
+    assert close(ours, second_moment(case))
+    assert close(dense(theirs(case, "empirical fisher")), ours)
 
 
 @pytest.mark.parametrize("kind", KINDS)
