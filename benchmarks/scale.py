@@ -30,6 +30,9 @@ from tables import Table, write_section
 LIMIT = 4 * 2**30
 """Bytes that the examination of ten million parameters may take."""
 
+EXAMINED = 5 * 10**6
+"""Parameters up to which examinations are timed here; the largest are in the table of memory."""
+
 WHAT = ("gradient", "product, streaming", "product, kept", "examination")
 
 
@@ -53,17 +56,18 @@ def transformer() -> wc.TrainingRun:
 
 def memory(names: Sequence[str]) -> Table:
     """Peak memory of the command in a process of its own."""
-    table = Table("`wellcond examine --quick`", "parameters", "products", "peak GiB", "of at most")
+    table = Table("`wellcond examine --quick`", "parameters", "products", "seconds", "peak GiB", "of at most")
     for name in names:
         with tempfile.TemporaryDirectory() as folder:
             arguments = ["examine", f"{__file__}:{name}", "--quick", "--output", str(Path(folder) / "report.html")]
             code = f"import sys; sys.argv[1:] = {arguments}; from wellcond.cli import app; app(standalone_mode=False)"
             code += "; print('PEAK', next(x for x in open('/proc/self/status') if x.startswith('VmHWM')))"
             said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
-        size, products = re.search(r"([\d,]+) parameters", said)[1], re.search(r"([\d,]+) curvature", said)[1]
+        size = re.search(r"([\d,]+) parameters", said)[1]
+        products, spent = re.search(r"([\d,]+) curvature-vector products in ([\d.,]+) s", said).groups()
         peak = 1024 * int(re.search(r"PEAK VmHWM:\s*(\d+)", said)[1])
         judged = "" if peak <= LIMIT else " EXCEEDED"
-        table.add(name.replace("_", " "), size, products, peak / 2**30, f"{LIMIT / 2**30:.0f}{judged}")
+        table.add(name.replace("_", " "), size, products, spent, peak / 2**30, f"{LIMIT / 2**30:.0f}{judged}")
     return table
 
 
@@ -83,29 +87,35 @@ def growth(
     taken = measuring.rounds(todo, count)
     for key, run in runs.items():
         examine = partial(wc.examine, run.model, run.loss_fn, run.batches, run.optimizer, quick=True)
-        taken[key, "examination"] = [measuring.seconds(examine) for _ in range(1 if run.size > 10**6 else 3)]
+        if run.size <= EXAMINED:
+            taken[key, "examination"] = [measuring.seconds(examine) for _ in range(1 if run.size > 5e5 else 3)]
     least = {key: min(values) for key, values in taken.items()}
     table, sizes = Table(heading, *WHAT), [size(run) for run in runs.values()]
     for key, n in zip(runs, sizes, strict=True):
-        table.add(f"{n:,}", *(duration(least[key, what]) for what in WHAT))
-    last = max(2, sum(n >= sizes[-1] / 12 for n in sizes))
-    for label, part in (("slope", slice(None)), (f"slope of the last {last}", slice(-last, None))):
-        found = [slope(sizes[part], [least[key, what] for key in runs][part]) for what in WHAT]
-        table.add(label, *(f"{value:.2f} ± {error:.2f}" for value, error in found))
+        table.add(f"{n:,}", *(duration(least.get((key, what))) for what in WHAT))
+    for label, smallest in (("slope", 0), ("slope of the last decade", sizes[-1] / 12)):
+        found = []
+        for what in WHAT:
+            points = [(n, least[key, what]) for key, n in zip(runs, sizes, strict=True) if (key, what) in least]
+            found.append(slope([point for point in points if point[0] >= smallest]))
+        table.add(label, *found)
     return table
 
 
-def slope(x: Sequence[float], y: Sequence[float]) -> tuple[float, float]:
-    """Of log y over log x by least squares, with its standard error."""
-    u, w = ([math.log(value) for value in values] for values in (x, y))
-    mean_u, mean_w = statistics.fmean(u), statistics.fmean(w)
-    spread = sum((a - mean_u) ** 2 for a in u)
-    value = sum((a - mean_u) * (b - mean_w) for a, b in zip(u, w, strict=True)) / spread
-    left = sum((b - mean_w - value * (a - mean_u)) ** 2 for a, b in zip(u, w, strict=True))
-    return value, math.sqrt(left / max(1, len(u) - 2) / spread)
+def slope(points: Sequence[tuple[float, float]]) -> str:
+    """Of log time over log size by least squares, with its standard error where there are three points or more."""
+    u, w = ([math.log(value) for value in values] for values in zip(*points, strict=True))
+    if len(u) < 3:
+        return f"{(w[-1] - w[0]) / (u[-1] - u[0]):.2f}"
+    line = statistics.linear_regression(u, w)
+    left = sum((b - line.intercept - line.slope * a) ** 2 for a, b in zip(u, w, strict=True))
+    error = math.sqrt(left / (len(u) - 2) / (len(u) * statistics.pvariance(u)))
+    return f"{line.slope:.2f} ± {error:.2f}"
 
 
-def duration(seconds: float) -> str:
+def duration(seconds: float | None) -> str | None:
+    if seconds is None:
+        return None
     return f"{seconds:.1f} s" if seconds >= 1 else f"{1e3 * seconds:.3g} ms"
 
 
