@@ -111,7 +111,7 @@ def main() -> None:
     chosen = arguments.parse_args()
     if chosen.threads:
         torch.set_num_threads(chosen.threads)
-    count = 4 if chosen.quick else 25
+    count = 4 if chosen.quick else 15
     cost = Table("product, in gradients", "gradient", *COLUMNS)
     set_up, memory = Table("seconds to the first", *COLUMNS), Table("peak MiB of a product, + kept", *COLUMNS)
     remarks: list[str] = []

@@ -61,7 +61,9 @@ def machine() -> str:
             versions.append(f"{peer.removesuffix('-for-pytorch')} {importlib.metadata.version(peer)}")
         except importlib.metadata.PackageNotFoundError:
             continue
-    return f"{device}, {torch.get_num_threads()} threads; {', '.join(versions)}; {datetime.date.today().isoformat()}"
+    threads = torch.get_num_threads()
+    used = f"{threads} thread{'s' if threads > 1 else ''}"
+    return f"{device}, {used}; {', '.join(versions)}; {datetime.date.today().isoformat()}"
 
 
 def _text(cell: object) -> str:
