@@ -2,8 +2,11 @@
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
+PEERS := .venv-peers/bin
+PEERS_READY := .venv-peers/.ready
 
-.PHONY: help demo test test-browser lint format bench bench-quick sparse sparse-quick picture clean
+.PHONY: help demo test test-browser test-cross-library lint format bench bench-quick bench-peers bench-peers-quick
+.PHONY: peers sparse sparse-quick picture clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 16
@@ -17,6 +20,9 @@ test: $(READY) ## the tests, doctests included
 test-browser: $(READY) ## open the page in headless Chromium (Debian: apt-get install chromium)
 	$(BIN)/python -m pytest -m browser
 
+test-cross-library: $(PEERS_READY) ## the tests against other libraries, in .venv-peers with all of them
+	$(PEERS)/python -m pytest tests/cross_library
+
 lint: $(READY) ## format and lint (ruff), types (mypy)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
@@ -26,15 +32,27 @@ format: $(READY) ## let ruff rewrite what `make lint` complains about
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-bench: $(READY) ## what an examination, a product and a step of an optimizer cost
+bench: $(READY) ## what an examination, a product and a step of an optimizer cost, and how it grows
 	$(BIN)/python benchmarks/examination_cost.py
 	$(BIN)/python benchmarks/product_cost.py
 	$(BIN)/python benchmarks/optimizer_step.py
+	$(BIN)/python benchmarks/scale.py
 
 bench-quick: $(READY) ## the same with fewer repetitions
 	$(BIN)/python benchmarks/examination_cost.py --quick
 	$(BIN)/python benchmarks/product_cost.py --quick
 	$(BIN)/python benchmarks/optimizer_step.py --quick
+	$(BIN)/python benchmarks/scale.py --quick
+
+bench-peers: $(PEERS_READY) ## the tables of docs/spectra-speed.md, beside other libraries, from new runs
+	$(PEERS)/python benchmarks/product_cost.py --write-docs
+	$(PEERS)/python benchmarks/scale.py --write-docs
+
+bench-peers-quick: $(PEERS_READY) ## the same with fewer repetitions, printed only
+	$(PEERS)/python benchmarks/product_cost.py --quick
+	$(PEERS)/python benchmarks/scale.py --quick
+
+peers: $(PEERS_READY) ## .venv-peers, with the other libraries that we measure and test against
 
 sparse: $(READY) ## the tables of docs/l1-with-adam.md, from new runs
 	$(BIN)/python examples/sparse_digits.py
@@ -48,10 +66,16 @@ picture: $(READY) ## the pictures of the README and the docs, from new runs (nee
 	$(BIN)/python docs/make_picture.py
 
 clean: ## remove .venv and everything generated
-	rm -rf .venv .mypy_cache .ruff_cache .hypothesis report.html report.json sparse_digits.html
+	rm -rf .venv .venv-peers .mypy_cache .ruff_cache .hypothesis report.html report.json sparse_digits.html
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "wellcond needs Python 3.11 or newer; make PYTHON=python3.x")'
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+# In an environment of their own: they pin and pull in what wellcond does not need.
+$(PEERS_READY): pyproject.toml constraints.txt requirements-peers.txt
+	$(PYTHON) -m venv .venv-peers
+	$(PEERS)/pip install --quiet --constraint constraints.txt --requirement requirements-peers.txt --editable '.[dev]'
 	touch $@

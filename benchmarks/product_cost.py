@@ -1,85 +1,149 @@
-"""What does a product with a curvature matrix cost, in gradients, with and without kept graphs?
+"""What does a product with a curvature matrix cost, in gradients, here and in other libraries?
 
-Gradients and products are timed in turn, in one run; the ratio is that of medians.
+The gradient is a training loop's own, with the kernels that the model usually runs on. Gradients and products are timed
+in turn, in one run; a figure is the median over rounds of a product's time over that of the same round's gradient.
+Products that are not the float64 one's are named.
 
-    python benchmarks/product_cost.py [--quick]
+    python benchmarks/product_cost.py [--quick] [--threads N] [--device D] [--write-docs]
 """
 
 import argparse
+import contextlib
 import statistics
-import time
 from collections.abc import Callable
+from functools import partial
 
 import torch
-from torch import nn
+from torch import Tensor
 
+import measuring
+import networks
+import peers
 import wellcond as wc
+from tables import Table, write_section
+
+OURS = ("kept", "streaming", "compiled, kept", "compiled, streaming")
+PEERS = ("curvlinops", "hessian-eigenthings", "PyHessian", "PyHessian kept")
+COLUMNS = OURS + PEERS
+
+BOUNDS = {
+    "kept": {"mlp": 1.6, "convolution": 1.8, "transformer": 2.5},
+    "compiled, kept": {"mlp": 1.4, "convolution": 1.4, "transformer": 2.0},
+    "compiled, streaming": {"mlp": 2.5, "convolution": 2.5, "transformer": 2.5},
+}
+"""What a Hessian-vector product may cost, in gradients."""
+
+WRONG = 1e-4
+"""Products in float32 differ from the float64 one by rounding, some 1e-6 of its length; by more than this, they are
+wrong."""
+
+OPERATORS = {"hessian": wc.Hessian, "gauss-newton": wc.GaussNewton}
 
 
-def mlp() -> tuple[nn.Module, torch.Tensor]:
-    model = nn.Sequential(nn.Linear(784, 512), nn.ReLU(), nn.Linear(512, 512), nn.ReLU(), nn.Linear(512, 10))
-    return model, torch.randn(512, 784)
+class Measured:
+    """One network's products with one curvature: cost in gradients, seconds to the first product, bytes at its peak and
+    kept between products, and whose result is wrong."""
+
+    def __init__(self, run: networks.Trained, curvature: str, count: int, compiled: bool, stack: contextlib.ExitStack):
+        v = torch.randn(run.size, device=run.batches[0][0].device)
+        self.set_up: dict[str, float] = {}
+        self.peak: dict[str, int] = {}
+        self.kept: dict[str, int] = {}
+        actions: dict[str, measuring.Action] = {"gradient": run.gradient}
+        results: dict[str, Tensor] = {}
+        builders = ours(run, curvature, compiled, stack) | peers.products(run, curvature)
+        for name, build in builders.items():
+            made: list[peers.Product] = []
+            self.set_up[name] = measuring.seconds(lambda made=made, build=build: made.append(started(build, v)))
+            actions[name] = lambda multiply=made[0]: multiply(v)
+            results[name] = peers.flat(actions[name]()).detach()
+        taken = measuring.rounds(actions, count)
+        self.cost = measuring.ratios(taken, "gradient")
+        self.gradient = statistics.median(taken["gradient"])
+        self.taken = taken
+        for name in results:
+            self.peak[name] = measuring.memory(actions[name])[0]
+            if name in ("kept", "PyHessian kept"):  # not compiled: a second build would compile anew
+                self.kept[name] = measuring.memory(partial(started, builders[name], v))[1]
+        exact = OPERATORS[curvature](wc.Problem(run.model, run.loss_fn, run.batches, dtype=torch.float64)) @ v.double()
+        errors = {name: float((result - exact).norm() / exact.norm()) for name, result in results.items()}
+        self.wrong = {name: error for name, error in errors.items() if error > WRONG}
+
+    def memory(self, name: str) -> str | None:
+        """In MiB: the peak of a product, and what is kept between products."""
+        if name not in self.peak:
+            return None
+        kept = f" + {self.kept[name] / 2**20:.0f}" if name in self.kept else ""
+        return f"{self.peak[name] / 2**20:.0f}{kept}"
 
 
-def convolution() -> tuple[nn.Module, torch.Tensor]:
-    model = nn.Sequential(nn.Conv2d(3, 16, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2))
-    model.extend([nn.Conv2d(16, 32, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(2048, 10)])
-    return model, torch.randn(128, 3, 32, 32)
+def started(build: Callable[[], peers.Product], v: Tensor) -> peers.Product:
+    """A product that has made its first multiplication."""
+    multiply = build()
+    multiply(v)
+    return multiply
 
 
-class Transformer(nn.Module):
-    """Three layers of width 128 and a readout of the mean token."""
+def ours(
+    run: networks.Trained, curvature: str, compiled: bool, stack: contextlib.ExitStack
+) -> dict[str, Callable[[], Callable[[Tensor], Tensor]]]:
+    """Our products, with graphs kept until the stack closes and streaming, on request compiled too."""
 
-    def __init__(self) -> None:
-        super().__init__()
-        layer = nn.TransformerEncoderLayer(128, 4, 512, dropout=0.0, batch_first=True)
-        self.encoder, self.out = nn.TransformerEncoder(layer, 3), nn.Linear(128, 10)
+    def make(kept: bool, **options: bool) -> Callable[[Tensor], Tensor]:
+        problem = wc.Problem(run.model, run.loss_fn, run.batches, **options)
+        if kept:
+            stack.enter_context(problem)
+        return OPERATORS[curvature](problem).matvec
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.out(self.encoder(x).mean(1))
-
-
-def transformer() -> tuple[nn.Module, torch.Tensor]:
-    return Transformer(), torch.randn(16, 64, 128)
-
-
-def seconds(action: Callable[[], object]) -> float:
-    started = time.perf_counter()
-    action()
-    return time.perf_counter() - started
-
-
-def measured(build: Callable[[], tuple[nn.Module, torch.Tensor]], rounds: int) -> None:
-    torch.manual_seed(0)
-    model, inputs = build()
-    problem = wc.Problem(model, nn.CrossEntropyLoss(), (inputs, torch.randint(10, (len(inputs),))))
-    v = torch.randn(problem.size)
-    H, G = wc.Hessian(problem), wc.GaussNewton(problem)
-    times: dict[str, list[float]] = {key: [] for key in ("gradient", "H", "H kept", "G", "G kept")}
-    for _ in range(rounds):
-        times["gradient"].append(seconds(problem.gradient))
-        times["H"].append(seconds(lambda: H @ v))
-        times["G"].append(seconds(lambda: G @ v))
-        with problem:
-            H @ v, G @ v
-            times["H kept"].append(seconds(lambda: H @ v))
-            times["G kept"].append(seconds(lambda: G @ v))
-    t = {key: statistics.median(values) for key, values in times.items()}
-    ratios = "".join(f"{t[key] / t['gradient']:10.2f}" for key in ("H kept", "H", "G kept", "G"))
-    print(f"{build.__name__:12} {problem.size:10,} {1e3 * t['gradient']:9.1f} ms {ratios}")
+    found = {"kept": lambda: make(True), "streaming": lambda: make(False)}
+    if compiled:
+        found["compiled, kept"] = lambda: make(True, compile=True)
+        found["compiled, streaming"] = lambda: make(False, compile=True)
+    return found
 
 
 def main() -> None:
-    arguments = argparse.ArgumentParser(description=__doc__)
-    arguments.add_argument("--quick", action="store_true", help="fewer repetitions")
-    rounds = 4 if arguments.parse_args().quick else 15
-    print(
-        f"{torch.get_num_threads()} threads; medians of {rounds} rounds; products in gradients, graphs kept or streamed"
-    )
-    headings = "".join(f"{heading:>10}" for heading in ("H kept", "H stream", "G kept", "G stream"))
-    print(f"{'network':12} {'parameters':>10} {'gradient':>12} {headings}")
-    for build in (mlp, convolution, transformer):
-        measured(build, rounds)
+    arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    arguments.add_argument("--quick", action="store_true", help="fewer rounds, nothing compiled")
+    arguments.add_argument("--threads", type=int, help="of torch; its own choice unless given")
+    arguments.add_argument("--device", default="cpu")
+    arguments.add_argument("--write-docs", action="store_true", help="put the tables into docs/spectra-speed.md")
+    chosen = arguments.parse_args()
+    if chosen.threads:
+        torch.set_num_threads(chosen.threads)
+    count = 4 if chosen.quick else 15
+    cost = Table("product, in gradients", "gradient", *COLUMNS)
+    set_up, memory = Table("seconds to the first", *COLUMNS), Table("peak MiB of a product, + kept", *COLUMNS)
+    remarks: list[str] = []
+    for build, batch in networks.BATCH.items():
+        run = networks.trained(build, batch, device=chosen.device)
+        for curvature in ("hessian", "gauss-newton"):
+            with contextlib.ExitStack() as stack:
+                m = Measured(run, curvature, count, not chosen.quick, stack)
+            row = f"{build.__name__}, {curvature}"
+            cost.add(row, f"{1e3 * m.gradient:.1f} ms", *(m.cost.get(column) for column in COLUMNS))
+            set_up.add(row, *(m.set_up.get(column) for column in COLUMNS))
+            memory.add(row, *(m.memory(column) for column in COLUMNS))
+            remarks += remarks_on(row, build.__name__, m)
+    for part in (cost, set_up, memory, "\n".join(remarks)):
+        print(part, end="\n\n")
+    if chosen.write_docs:
+        write_section("product_cost", cost, set_up, memory, "\n".join(f"- {remark}" for remark in remarks))
+
+
+def remarks_on(row: str, network: str, m: Measured) -> list[str]:
+    """Which peer wins, which bound is missed, whose result is wrong."""
+    said = []
+    for here, theirs in (("streaming", PEERS[:3]), ("kept", PEERS[3:])):
+        for name in theirs:
+            if name in m.cost and name not in m.wrong and (won := measuring.wins(m.taken, name, here)):
+                said.append(f"{row}, {here}: {name} wins, {m.cost[name]:.2f} against {m.cost[here]:.2f} ({won}).")
+    if row.endswith("hessian"):
+        for name, bounds in BOUNDS.items():
+            if name in m.cost and m.cost[name] > bounds[network]:
+                said.append(f"{row}, {name}: {m.cost[name]:.2f} is over the bound of {bounds[network]}.")
+    said += [f"{row}: the product of {name} is wrong, by {error:.1%} of its length." for name, error in m.wrong.items()]
+    return said
 
 
 if __name__ == "__main__":

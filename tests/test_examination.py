@@ -262,19 +262,46 @@ def test_examining_leaves_no_trace():
     assert all(torch.equal(p.grad, g) for p, g in zip(model.parameters(), gradients, strict=True))
 
 
-def test_progress_is_told_after_every_product():
-    seen = []
-    model, loss_fn, data, optimizer = wine_run(True)
-    examination = wc.examine(model, loss_fn, data, optimizer, quick=True, progress=lambda *told: seen.append(told))
-    ticks = [told for told in seen if told[1] > 0]
-    assert len(ticks) == examination.measurements.products
-    assert {stage for stage, _, _ in seen} == {
-        "hessian",
-        "hessian preconditioned",
-        "gauss newton",
-        "gauss newton preconditioned",
-    }
-    assert all(0 <= done <= 2 * expected for _, done, expected in seen)
+@pytest.mark.parametrize(
+    ("width", "batches", "rates", "options"),
+    [
+        (10, 1, 1, {}),  # the whole spectrum
+        (10, 3, 1, {"quick": True}),
+        (10, 3, 2, {"quick": True}),  # the edge ratio takes products of its own
+        (4, 2, 2, {}),
+        (100, 1, 1, {}),
+        (10, 2, 1, {"quick": True, "curvature": "gauss-newton"}),
+    ],
+)
+def test_progress_knows_its_end_and_is_told_of_every_product_and_batch(width, batches, rates, options):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(20, width), nn.Tanh(), nn.Linear(width, 3))
+    data = [(torch.randn(60, 20), torch.randint(3, (60,))) for _ in range(batches)]
+    groups = [{"params": model[0].parameters()}, {"params": model[2].parameters(), "lr": 1e-3 * rates}]
+    optimizer, loss_fn, seen = torch.optim.Adam(groups), nn.CrossEntropyLoss(), []
+    loss_fn(model(data[0][0]), data[0][1]).backward()
+    optimizer.step()
+    examination = wc.examine(model, loss_fn, data, optimizer, progress=lambda *told: seen.append(told), **options)
+    products = examination.measurements.products
+    assert {planned for _, _, planned in seen} == {products}
+    done = [done for _, done, _ in seen]
+    assert done == sorted(done)
+    assert len(set(done)) == batches * products + 1
+    assert done[-1] == products
+
+
+def test_progress_reaches_its_end_where_stages_take_fewer_products_or_fail():
+    """A Krylov space of two dimensions is exhausted at once; the output is not one tensor."""
+    torch.manual_seed(0)
+    X, seen = torch.randn(2, 80), []
+    model = nn.Linear(80, 1, bias=False)
+
+    def loss(model, batch):
+        return model(batch).square().mean()
+
+    examination = wc.examine(model, loss=loss, data=X, quick=True, progress=lambda *told: seen.append(told))
+    assert len({planned for _, _, planned in seen}) == 1
+    assert seen[-1][1] == seen[-1][2] > examination.measurements.products
 
 
 @pytest.mark.parametrize("rank", [1, 2, 400])

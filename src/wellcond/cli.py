@@ -19,9 +19,12 @@ from rich.progress import (
     MofNCompleteColumn,
     Progress,
     SpinnerColumn,
+    Task,
     TextColumn,
     TimeElapsedColumn,
+    TimeRemainingColumn,
 )
+from rich.text import Text
 
 from wellcond import __version__
 from wellcond.examination import Examination, Severity, examine
@@ -175,8 +178,8 @@ def _examined(target: str, checkpoint: Path | None, device: str | None, errors: 
             move_run(run, device)
         progress.update(task, description="reading the data, first gradient")
 
-        def show(stage: str, done: int, expected: int) -> None:
-            progress.update(task, description=stage, completed=done, total=max(done, expected))
+        def show(stage: str, done: float, planned: int) -> None:
+            progress.update(task, description=stage, completed=done, total=planned)
 
         try:
             return examine(run.model, run.loss_fn, run.data, run.optimizer, loss=run.loss, progress=show, **options)
@@ -226,13 +229,22 @@ def _check_writable(*paths: Path | None) -> None:
             raise TargetError(f"can't write {path}: the directory {path.absolute().parent} does not exist")
 
 
+class _Left(TimeRemainingColumn):
+    """The time left, once the number of products is known."""
+
+    def render(self, task: Task) -> Text:
+        return Text() if task.total is None else super().render(task) + Text(" left")
+
+
 def _progress(console: Console) -> Progress:
     return Progress(
         SpinnerColumn(),
         TextColumn("{task.description}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
+        TextColumn("products"),
         TimeElapsedColumn(),
+        _Left(),
         console=console,
         transient=True,
         disable=not console.is_terminal,

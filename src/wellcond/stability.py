@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from dataclasses import dataclass, replace
 from typing import Any
@@ -11,7 +12,7 @@ from torch import Tensor
 from wellcond.curvature import CurvatureOperator, Hessian
 from wellcond.linalg import Estimate, SymmetricOperator, eigenvalues, number
 from wellcond.parameters import flatten
-from wellcond.preconditioners import Diagonal, preconditioner_of, reading_of, steps_of
+from wellcond.preconditioners import Diagonal, Step, preconditioner_of, reading_of, steps_of
 from wellcond.problem import Problem
 
 TARGET = 0.5
@@ -108,14 +109,7 @@ def edge_ratio(
         raise ValueError("the optimizer maximizes; give it the negative loss and maximize=False to be measured")
     steps, P = steps_of(optimizer), preconditioner_of(optimizer)
     first = steps[0]
-    # With one rate for all, the ratio at lr = 1 is computed: it says what is allowed even where lr is 0.
-    together = len({s.learning_rate for s in steps}) == 1
-    rates = [1.0 if together else s.learning_rate for s in steps]
-    shares = [rate * s.correction / s.bound for rate, s in zip(rates, steps, strict=True)]
-    shifts = [
-        share * s.coupled * scale.square() + rate * s.decoupled / 2
-        for rate, share, s, scale in zip(rates, shares, steps, P.scales, strict=True)
-    ]
+    shares, shifts, together = _shares_and_shifts(steps, P)
     ratio = _largest(problem, P, shares, shifts, largest, curvature, max_products, seed)
     allowed = _inverse(ratio, 1.0 if together else first.learning_rate)
     return EdgeRatio(
@@ -174,6 +168,31 @@ def suggest_learning_rate(
     return SuggestedLearningRate(rate, factor, target, edge, "; ".join(notes))
 
 
+def takes_products(optimizer: Any) -> bool:
+    """Whether the edge ratio takes products of its own where λ_max(PᵀHP) is known: parameters differ in their rate over
+    bound, or in what weight decay adds."""
+    shares, shifts, _ = _shares_and_shifts(steps_of(optimizer), preconditioner_of(optimizer))
+    return len(set(shares)) > 1 or not _uniform(shifts)
+
+
+def _shares_and_shifts(steps: list[Step], P: Diagonal) -> tuple[list[float], list[Tensor], bool]:
+    """Rate over bound and what weight decay adds to the ratio, by parameter; at lr = 1 where they have one lr together,
+    so that it says what is allowed even where that is 0."""
+    together = len({s.learning_rate for s in steps}) == 1
+    rates = [1.0 if together else s.learning_rate for s in steps]
+    shares = [rate * s.correction / s.bound for rate, s in zip(rates, steps, strict=True)]
+    shifts = [
+        share * s.coupled * scale.square() + rate * s.decoupled / 2
+        for rate, share, s, scale in zip(rates, shares, steps, P.scales, strict=True)
+    ]
+    return shares, shifts, together
+
+
+def _uniform(shifts: list[Tensor]) -> bool:
+    least, most = min(float(s.min()) for s in shifts), max(float(s.max()) for s in shifts)
+    return most - least <= 1e-12 * most
+
+
 def _largest(
     problem: Problem,
     P: Diagonal,
@@ -187,8 +206,7 @@ def _largest(
     """λ_max of D^½PᵀHPD^½ + S: D the share of each parameter, S its decay; by a product with each only where they are
     not the same everywhere."""
     curvature = curvature or Hessian(problem)
-    least, most = min(float(s.min()) for s in shifts), max(float(s.max()) for s in shifts)
-    uniform = most - least <= 1e-12 * most
+    most = max(float(s.max()) for s in shifts)
     operator: SymmetricOperator
     if len(set(shares)) == 1:
         operator, share = curvature.preconditioned(P), shares[0]
@@ -196,7 +214,7 @@ def _largest(
         # One that stands still has a share too small to count.
         scales = [scale * math.sqrt(max(share, 1e-30)) for scale, share in zip(P.scales, shares, strict=True)]
         operator, share, known = curvature.preconditioned(Diagonal(P.parameters, scales, P.rounding)), 1.0, None
-    if not uniform:
+    if not _uniform(shifts):
         of = {id(p): s for p, s in zip(P.parameters, shifts, strict=True)}
         added = flatten([of[id(p)].expand(p.shape) for p in problem.parameters]).to(operator.dtype)
         operator, share, known, most = _Shifted(operator, share, added), 1.0, None, 0.0
@@ -213,6 +231,9 @@ class _Shifted(SymmetricOperator):
     def __init__(self, A: SymmetricOperator, share: float, added: Tensor):
         super().__init__(A.size, A.dtype, A.device)
         self.A, self.share, self.added, self.rounding = A, share, added, A.rounding
+
+    def keeping(self, products: int) -> contextlib.AbstractContextManager[object]:
+        return self.A.keeping(products)
 
     def _multiply(self, v: Tensor) -> Tensor:
         return self.share * self.A.matvec(v) + self.added * v

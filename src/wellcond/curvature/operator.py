@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, Self
 
@@ -33,6 +33,7 @@ class CurvatureOperator(SymmetricOperator):
         problem: whose loss.
         positions: of the parameters that it is over, in the problem's order: all, or those of a block.
         names, parameters: theirs.
+        on_batch: called with the part of a product that is done, after each batch but the last, for a progress bar.
 
     Raises (on multiplying):
         ValueError: where the network or the loss can't be differentiated twice, with the remedy.
@@ -42,6 +43,7 @@ class CurvatureOperator(SymmetricOperator):
         super().__init__(problem.size, problem.dtype, problem.device)
         self.problem = problem
         self.positions = tuple(range(len(problem.parameters)))
+        self.on_batch: Callable[[float], None] | None = None
 
     @property
     def names(self) -> list[str]:
@@ -63,7 +65,8 @@ class CurvatureOperator(SymmetricOperator):
         chosen = positions_of(which, self.names, self.parameters)
         block = copy.copy(self)
         block.positions = tuple(self.positions[i] for i in chosen)
-        block.size, block.products, block.on_product = sum(p.numel() for p in block.parameters), 0, None
+        block.size, block.products = sum(p.numel() for p in block.parameters), 0
+        block.on_product = block.on_batch = None
         return block
 
     def gradient(self) -> Tensor:
@@ -127,6 +130,8 @@ class CurvatureOperator(SymmetricOperator):
                 if part is None:
                     part = self._eager_product(index, v)
                 total = part.mul_(weight) if total is None else total.add_(part, alpha=weight)
+                if self.on_batch is not None and index + 1 < len(problem.weights):
+                    self.on_batch((index + 1) / len(problem.weights))
         assert total is not None
         return total
 

@@ -11,7 +11,8 @@ from torch import nn
 
 from wellcond.examination.finding import Finding, Severity
 from wellcond.examination.findings import FINDINGS
-from wellcond.examination.measurements import Measurements, Progress, Settings, measure
+from wellcond.examination.measurements import Measurements, Settings, measure
+from wellcond.examination.progress import Progress
 from wellcond.examination.run import TrainingRun
 
 
@@ -80,7 +81,7 @@ def examine(
         dtype: to measure in.
         quick: fewer products, wider intervals.
         seed: of everything random.
-        progress: called with (stage, products done, products expected).
+        progress: called with (stage, products done, products planned), both over the whole examination.
 
     Raises:
         TypeError, ValueError: for what can't be examined, with the remedy.

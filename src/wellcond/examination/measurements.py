@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -11,6 +10,7 @@ import torch
 
 from wellcond.conditioning import DENSE_LIMIT, Conditioning, Effort, conditioning
 from wellcond.curvature import CurvatureOperator, GaussNewton, Hessian, OutputUnknownError
+from wellcond.examination.progress import Course, Progress
 from wellcond.examination.row_norms import RowNormCorrelation, row_norm_correlation
 from wellcond.examination.run import TrainingRun
 from wellcond.linalg import norm
@@ -18,10 +18,7 @@ from wellcond.normalization import LayerConditioning, layer_conditioning
 from wellcond.parameters import flatten
 from wellcond.preconditioners import Diagonal, preconditioner_of, reading_of, steps_of
 from wellcond.problem import Problem, optimized_parameters
-from wellcond.stability import EdgeRatio, edge_ratio
-
-Progress = Callable[[str, int, int], None]
-"""(stage, products done, products expected); called after every product."""
+from wellcond.stability import EdgeRatio, edge_ratio, takes_products
 
 
 @dataclass(frozen=True)
@@ -141,16 +138,19 @@ def measure(run: TrainingRun, settings: Settings, progress: Progress | None = No
     # The Hessian where it is asked for, and Gauss-Newton, of which κ̄ and κ_eff are made; beside a Hessian only a
     # trace of it is wanted, one product a direction.
     effort = settings.effort
-    trace_only = replace(effort, probes=effort.trace_probes, probe_steps=1)
+    efforts: list[tuple[type[CurvatureOperator], Effort]] = [(GaussNewton, effort)]
     if settings.curvature == "hessian":
-        _measure_curvature(m, Hessian(problem), run.optimizer, P, effort, progress)
-    try:
-        operator = GaussNewton(problem)
-        _measure_curvature(m, operator, run.optimizer, P, trace_only if m.figures else effort, progress)
-    except OutputUnknownError as error:
-        if settings.curvature == "gauss-newton":
-            raise
-        notes.append(f"κ̄ of Gauss-Newton and κ_eff are missing: {error}.")
+        trace_only = replace(effort, probes=effort.trace_probes, probe_steps=1)
+        efforts = [(Hessian, effort), (GaussNewton, trace_only)]
+    course = Course(_plan(m, efforts, run.optimizer), progress)
+    for kind, spent in efforts:
+        try:
+            _measure_curvature(m, kind(problem), run.optimizer, P, spent, course)
+        except OutputUnknownError as error:
+            if settings.curvature == "gauss-newton":
+                raise
+            notes.append(f"κ̄ of Gauss-Newton and κ_eff are missing: {error}.")
+    course.finish()
     m.layers = layer_conditioning(problem)
     before = time.perf_counter()
     problem.gradient()
@@ -191,20 +191,18 @@ def _problem(run: TrainingRun, settings: Settings, chosen: Any, notes: list[str]
 
 
 def _measure_curvature(
-    m: Measurements, operator: CurvatureOperator, optimizer: Any, P: Diagonal | None, effort: Effort, progress: Any
+    m: Measurements, operator: CurvatureOperator, optimizer: Any, P: Diagonal | None, effort: Effort, course: Course
 ) -> None:
     """One kind of curvature, plain and preconditioned; the first kind measured also gives the edge ratio and the
     correlation with its row norms."""
     problem, settings, first = operator.problem, m.settings, not m.figures
-    hessian = isinstance(operator, Hessian)
-    name = "hessian" if hessian else "gauss_newton"
+    hessian, name = isinstance(operator, Hessian), _NAMES[type(operator)]
     variants: dict[str, Any] = {name: operator}
     if m.preconditioned and P is not None:
         variants[f"{name}_preconditioned"] = operator.preconditioned(P)
     with problem:
         for key, variant in variants.items():
-            expected = _expected(effort, operator, settings.dense_limit)
-            _report(operator, key.replace("_", " "), expected, progress)
+            course.enter(key.replace("_", " "), operator)
             m.figures[key] = conditioning(
                 variant, effort=effort, dense_limit=settings.dense_limit, effective=not hessian, seed=settings.seed
             )
@@ -215,7 +213,15 @@ def _measure_curvature(
                 "κ_eff lose their meaning."
             )
         if first and optimizer is not None:
-            m.edge = edge_ratio(problem, optimizer, largest=figures.largest, curvature=operator, seed=settings.seed)
+            course.enter("edge ratio", operator)
+            m.edge = edge_ratio(
+                problem,
+                optimizer,
+                largest=figures.largest,
+                curvature=operator,
+                max_products=effort.extremes,
+                seed=settings.seed,
+            )
     if hessian and m.preconditioned:
         plain = m.figures[name]
         m.row_norms = row_norm_correlation(
@@ -235,19 +241,23 @@ def _root_v(problem: Problem, optimizer: Any) -> torch.Tensor:
     return flatten([torch.full(p.shape, torch.nan, device=p.device) if v is None else v for v, p in pieces])
 
 
-def _expected(effort: Effort, operator: CurvatureOperator, dense_limit: int) -> int:
-    if operator.size <= dense_limit:
-        return operator.size
-    products = min(effort.extremes, operator.size) + effort.probes * effort.probe_steps
-    return products + (effort.gradient_steps if operator.positive_semidefinite else 0)
+_NAMES: dict[type[CurvatureOperator], str] = {Hessian: "hessian", GaussNewton: "gauss_newton"}
 
 
-def _report(operator: CurvatureOperator, stage: str, expected: int, progress: Progress | None) -> None:
-    if progress is None:
-        return
-    start = operator.products
-    progress(stage, 0, expected)
-    operator.on_product = lambda: progress(stage, operator.products - start, expected)
+def _plan(m: Measurements, efforts: list[tuple[type[CurvatureOperator], Effort]], optimizer: Any) -> dict[str, int]:
+    """Products of each stage, in order."""
+    planned: dict[str, int] = {}
+    whole, n = m.parameters <= m.settings.dense_limit, m.parameters
+    for kind, effort in efforts:
+        name, extremes = _NAMES[kind].replace("_", " "), min(effort.extremes, n)
+        sampled = extremes + effort.probes * effort.probe_steps
+        sampled += effort.gradient_steps if kind.positive_semidefinite else 0
+        planned[name] = n if whole else sampled
+        if m.preconditioned:  # a whole PᵀCP is made from the whole C
+            planned[f"{name} preconditioned"] = 0 if whole else sampled
+        if optimizer is not None and "edge ratio" not in planned:
+            planned["edge ratio"] = extremes if takes_products(optimizer) else 0
+    return planned
 
 
 def _facts(optimizer: Any) -> OptimizerFacts:

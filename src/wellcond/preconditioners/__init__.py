@@ -2,6 +2,7 @@
 
 import wellcond.preconditioners.torch_optimizers  # noqa: F401  (registers them)
 from wellcond.preconditioners.momentum import Momentum as Momentum
+from wellcond.preconditioners.optimizers import Step as Step
 from wellcond.preconditioners.optimizers import in_precision as in_precision
 from wellcond.preconditioners.optimizers import preconditioner_of as preconditioner_of
 from wellcond.preconditioners.optimizers import reading_of as reading_of
