@@ -36,20 +36,28 @@ bench: $(READY) ## what an examination, a product and a step of an optimizer cos
 	$(BIN)/python benchmarks/examination_cost.py
 	$(BIN)/python benchmarks/product_cost.py
 	$(BIN)/python benchmarks/optimizer_step.py
+	$(BIN)/python benchmarks/eigenvalues.py
+	$(BIN)/python benchmarks/spectral_density.py
 	$(BIN)/python benchmarks/scale.py
 
 bench-quick: $(READY) ## the same with fewer repetitions
 	$(BIN)/python benchmarks/examination_cost.py --quick
 	$(BIN)/python benchmarks/product_cost.py --quick
 	$(BIN)/python benchmarks/optimizer_step.py --quick
+	$(BIN)/python benchmarks/eigenvalues.py --quick
+	$(BIN)/python benchmarks/spectral_density.py --quick
 	$(BIN)/python benchmarks/scale.py --quick
 
 bench-peers: $(PEERS_READY) ## the tables of docs/spectra-speed.md, beside other libraries, from new runs
 	$(PEERS)/python benchmarks/product_cost.py --write-docs
+	$(PEERS)/python benchmarks/eigenvalues.py --write-docs
+	$(PEERS)/python benchmarks/spectral_density.py --write-docs
 	$(PEERS)/python benchmarks/scale.py --write-docs
 
 bench-peers-quick: $(PEERS_READY) ## the same with fewer repetitions, printed only
 	$(PEERS)/python benchmarks/product_cost.py --quick
+	$(PEERS)/python benchmarks/eigenvalues.py --quick
+	$(PEERS)/python benchmarks/spectral_density.py --quick
 	$(PEERS)/python benchmarks/scale.py --quick
 
 peers: $(PEERS_READY) ## .venv-peers, with the other libraries that we measure and test against

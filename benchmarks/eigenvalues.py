@@ -6,7 +6,7 @@ sure to 99.7 % that nothing larger was missed. What the tools themselves report 
 Then all are timed in turn, round after round, the building of operators and graphs included; the ratio is the median
 over rounds of theirs to ours.
 
-    python benchmarks/eigenvalues.py [--quick] [--only transformer]
+    python benchmarks/eigenvalues.py [--quick] [--only transformer] [--write-docs]
 
 The others are optional: curvlinops-for-pytorch with scipy, hessian-eigenthings, PyHessian; a missing one is named.
 """
@@ -16,70 +16,49 @@ import contextlib
 import copy
 import importlib
 import statistics
-import time
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+import measuring
+import networks
 import wellcond as wc
-from product_cost import convolution, mlp, transformer
+from networks import Trained
+from tables import Table, write_section
 
 ACCURACY = 1e-3
-LOSS = nn.CrossEntropyLoss()
 Result = tuple[float, int]
 """The largest eigenvalue that a tool found, and the products that it took."""
 
 
-@dataclass(frozen=True)
-class Network:
-    """A trained network and a batch."""
+def truth_of(run: Trained) -> float:
+    from scipy.sparse.linalg import eigsh
 
-    name: str
-    model: nn.Module
-    x: Tensor
-    y: Tensor
-
-    @classmethod
-    def trained(cls, build: Callable[[], tuple[nn.Module, Tensor]], steps: int) -> "Network":
-        torch.manual_seed(0)
-        model, noise = build()
-        y = torch.randint(10, (len(noise),))
-        x = noise + 0.3 * torch.randn(10, *noise.shape[1:])[y]
-        optimizer = torch.optim.SGD(model.parameters(), lr=0.03, momentum=0.9)
-        for _ in range(steps):
-            optimizer.zero_grad()
-            LOSS(model(x), y).backward()
-            optimizer.step()
-        return cls(build.__name__, model, x, y)
-
-    def truth(self) -> float:
-        from scipy.sparse.linalg import eigsh
-
-        problem = wc.Problem(copy.deepcopy(self.model).double(), LOSS, (self.x.double(), self.y))
-        with problem:
-            return float(eigsh(wc.Hessian(problem).to_scipy(), k=1, which="LA", tol=1e-8)[0][0])
-
-
-Tool = Callable[[Network, int, Any], Result]
-
-
-def ours(network: Network, seed: int, setting: dict[str, Any]) -> Result:
-    problem = wc.Problem(network.model, LOSS, (network.x, network.y))
+    problem = wc.Problem(run.model, run.loss_fn, run.batches, dtype=torch.float64)
     with problem:
-        e = wc.eigenvalues(wc.Hessian(problem), seed=seed, **setting)
+        return float(eigsh(wc.Hessian(problem).to_scipy(), k=1, which="LA", tol=1e-8)[0][0])
+
+
+Tool = Callable[[Trained, int, Any], Result]
+
+
+def ours(run: Trained, seed: int, setting: dict[str, Any]) -> Result:
+    problem = wc.Problem(run.model, run.loss_fn, run.batches)
+    e = wc.eigenvalues(wc.Hessian(problem), seed=seed, **setting)
     return float(e.values[0]), e.products
 
 
-def curvlinops(network: Network, seed: int, setting: dict[str, Any]) -> Result:
+def curvlinops(run: Trained, seed: int, setting: dict[str, Any]) -> Result:
     from curvlinops import HessianLinearOperator
     from scipy.sparse.linalg import LinearOperator, eigsh
 
-    parameters = list(network.model.parameters())
-    H = HessianLinearOperator(network.model, LOSS, parameters, [(network.x, network.y)], check_deterministic=False)
+    parameters = list(run.model.parameters())
+    H = HessianLinearOperator(run.model, run.loss_fn, parameters, run.batches, check_deterministic=False)
     matvec, products = counted(H.to_scipy().matvec)
     v0 = torch.randn(H.shape[0], generator=torch.Generator().manual_seed(seed)).numpy()
     counting = LinearOperator(H.shape, matvec=matvec, dtype="float32")
@@ -87,42 +66,39 @@ def curvlinops(network: Network, seed: int, setting: dict[str, Any]) -> Result:
     return float(value), products[0]
 
 
-def eigenthings_operator(network: Network) -> tuple[Any, list[int]]:
-    from hessian_eigenthings.operators.hessian import HessianOperator
+def eigenthings_operator(run: Trained) -> tuple[Any, list[int]]:
+    from hessian_eigenthings import HessianOperator, supervised_loss
 
-    def loss(model: nn.Module, batch: Any) -> Tensor:
-        return LOSS(model(batch[0]), batch[1])
-
-    H = HessianOperator(network.model, [(network.x, network.y)], loss)
+    H = HessianOperator(run.model, run.batches, supervised_loss(run.loss_fn))
     H.matvec, products = counted(H.matvec)
     return H, products
 
 
-def eigenthings_lanczos(network: Network, seed: int, setting: dict[str, Any]) -> Result:
+def eigenthings_lanczos(run: Trained, seed: int, setting: dict[str, Any]) -> Result:
     from hessian_eigenthings.algorithms.lanczos import lanczos
 
-    H, products = eigenthings_operator(network)
+    H, products = eigenthings_operator(run)
     return float(lanczos(H, k=1, which="LA", seed=seed, **setting).eigenvalues[0]), products[0]
 
 
-def eigenthings_power(network: Network, seed: int, setting: dict[str, Any]) -> Result:
+def eigenthings_power(run: Trained, seed: int, setting: dict[str, Any]) -> Result:
     from hessian_eigenthings.algorithms.power_iteration import deflated_power_iteration
 
-    H, products = eigenthings_operator(network)
+    H, products = eigenthings_operator(run)
     return float(deflated_power_iteration(H, k=1, seed=seed, **setting).eigenvalues[0]), products[0]
 
 
-def pyhessian(network: Network, seed: int, setting: dict[str, Any]) -> Result:
+def pyhessian(run: Trained, seed: int, setting: dict[str, Any]) -> Result:
     module = importlib.import_module("pyhessian.hessian")
     torch.manual_seed(seed)
     plain = module.hessian_vector_product
     module.hessian_vector_product, products = counted(plain)
     try:
-        H = module.hessian(network.model, LOSS, data=(network.x, network.y), cuda=False)
+        # A copy: it leaves the model in eval mode.
+        H = module.hessian(copy.deepcopy(run.model), run.loss_fn, data=run.batches[0], cuda=False)
         values, _ = H.eigenvalues(top_n=1, **setting)
     finally:
         module.hessian_vector_product = plain
-        network.model.zero_grad()
     return float(values[0]), products[0]
 
 
@@ -162,14 +138,14 @@ class Choice:
 
 
 def fastest(
-    name: str, tool: Tool, grid: list[dict[str, Any]], network: Network, truth: float, seeds: range
+    name: str, tool: Tool, grid: list[dict[str, Any]], run: Trained, truth: float, seeds: range
 ) -> Choice | None:
     """The setting with the fewest products, of those with which the tool is right for every seed."""
     best: Choice | None = None
     for setting in grid:
         products, worst = 0, 0.0
         for seed in seeds:
-            value, spent = tool(network, seed, setting)
+            value, spent = tool(run, seed, setting)
             products, worst = products + spent, max(worst, abs(value / truth - 1))
             beaten = best is not None and products > best.products * len(seeds)
             if worst > ACCURACY or beaten:
@@ -179,44 +155,40 @@ def fastest(
     return best
 
 
-def compare(network: Network, seeds: range) -> None:
-    truth = network.truth()
-    loss = LOSS(network.model(network.x), network.y).item()
-    parameters = sum(p.numel() for p in network.model.parameters())
-    print(f"\n{network.name}, {parameters:,} parameters, loss {loss:.3g}, largest eigenvalue {truth:.5g}")
-    us = {"wellcond": OURS, "wellcond, default": [{}]}
-    entries = [c for name, grid in us.items() if (c := fastest(name, ours, grid, network, truth, seeds))]
-    for name, (tool, grid) in PEERS.items():
+def compare(run: Trained, name: str, seeds: range, table: Table) -> list[str]:
+    """A row for every tool; and what peers are missing, never right, or ahead."""
+    truth, said = truth_of(run), []
+    us = {"wellcond, verify=False": OURS, "wellcond, default": [{}]}
+    entries = [c for tool, grid in us.items() if (c := fastest(tool, ours, grid, run, truth, seeds))]
+    if not entries:
+        return [f"{name}: wellcond is not right to {ACCURACY:g} for all {len(seeds)} seeds at any setting tried."]
+    for peer, (tool, grid) in PEERS.items():
         try:
-            with without_warnings():
-                choice = fastest(name, tool, grid, network, truth, seeds)
+            choice = fastest(peer, tool, grid, run, truth, seeds)
         except ImportError as error:
-            print(f"  {name:20} missing: {error}")
+            said.append(f"{peer} is missing: {error}.")
             continue
         if choice is None:
-            print(f"  {name:20} never right to {ACCURACY:g} for all {len(seeds)} seeds")
+            said.append(f"{name}: {peer} is not right to {ACCURACY:g} for all {len(seeds)} seeds at any setting tried.")
         else:
             entries.append(choice)
     times: dict[str, list[float]] = {c.name: [] for c in entries}
     for seed in seeds:
         for c in entries:
-            started = time.perf_counter()
-            with without_warnings():
-                c.tool(network, seed, c.setting)
-            times[c.name].append(time.perf_counter() - started)
-    print(f"  {'':20} {'products':>9} {'ms':>8} {'worst error':>12} {'products ÷':>11} {'time ÷':>8}  setting")
+            times[c.name].append(measuring.seconds(partial(c.tool, run, seed, c.setting)))
+    first = entries[0]
     for c in entries:
-        paired = statistics.median(t / u for t, u in zip(times[c.name], times[entries[0].name], strict=True))
-        print(
-            f"  {c.name:20} {c.products:9.1f} {1e3 * statistics.median(times[c.name]):8.0f} {c.worst:12.1e} "
-            f"{c.products / entries[0].products:11.2f} {paired:8.2f}  {c.setting or 'default'}"
-        )
+        paired = statistics.median(t / u for t, u in zip(times[c.name], times[first.name], strict=True))
+        setting = ", ".join(f"{key} {value}" for key, value in c.setting.items() if key != "verify") or "default"
+        ms = f"{1e3 * statistics.median(times[c.name]):.0f}"
+        table.add(name, c.name, f"{c.products:.1f}", ms, f"{c.worst:.0e}", c.products / first.products, paired, setting)
+        if c.name in PEERS and (c.products < first.products or paired < 1):
+            said.append(f"{name}: {c.name} is ahead, {c.products:.1f} products against {first.products:.1f}.")
+    return said
 
 
 @contextlib.contextmanager
 def without_warnings() -> Iterator[None]:
-    import warnings
-
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
@@ -226,15 +198,20 @@ def main() -> None:
     arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     arguments.add_argument("--quick", action="store_true", help="two seeds instead of seven")
     arguments.add_argument("--only", choices=("mlp", "convolution", "transformer"), help="one network")
+    arguments.add_argument("--write-docs", action="store_true", help="put the table into docs/spectra-speed.md")
     given = arguments.parse_args()
     seeds = range(2 if given.quick else 7)
-    print(f"{torch.get_num_threads()} threads; {len(seeds)} seeds; ÷: ratio to wellcond's first row")
+    table = Table("network", "tool", "products", "ms", "worst error", "products ÷", "time ÷", "setting")
+    said: list[str] = []
     # torch's fused attention has no second derivative; the other tools need to be told.
-    with sdpa_kernel(SDPBackend.MATH):
-        for build in (mlp, convolution, transformer):
-            if given.only not in (None, build.__name__):
-                continue
-            compare(Network.trained(build, steps=30), seeds)
+    with sdpa_kernel(SDPBackend.MATH), without_warnings():
+        for build, batch in networks.BATCH.items():
+            if given.only in (None, build.__name__):
+                said += compare(networks.trained(build, batch), build.__name__, seeds, table)
+    remarks = "\n".join(f"- {remark}" for remark in dict.fromkeys(said))
+    print(f"{len(seeds)} seeds, one batch each; ÷: ratio to wellcond's first row", table, remarks, sep="\n\n")
+    if given.write_docs:
+        write_section("eigenvalues", table, remarks)
 
 
 if __name__ == "__main__":
