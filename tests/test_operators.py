@@ -337,9 +337,16 @@ def test_graphs_are_kept_where_many_products_come(monkeypatch):
     build = Hessian._graph
     monkeypatch.setattr(Hessian, "_graph", lambda self, index: made.append(index) or build(self, index))
     V = torch.eye(problem.size, dtype=torch.float64)
-    H @ V[:, :2]
+    for _ in range(2):
+        H @ V[0]
     assert len(made) == 2
     made.clear()
     H @ V[:, :12]
-    assert len(made) == 2  # one to see its size, one to keep
+    assert len(made) == 1
+    made.clear()
+    problem.memory_limit = 3 * problem._forward_bytes(0)  # room for the graph, but not for the most that it might be
+    with problem:
+        H @ V[0], H @ V[1]
+        assert len(made) == 2  # one to see its size, one that is kept
+        assert problem._kept
     assert not problem._kept

@@ -18,8 +18,8 @@ from wellcond.parameters import flatten, unflatten
 from wellcond.preconditioners import Preconditioner
 from wellcond.problem import Problem, positions_of
 
-WORTH_KEEPING = 3
-"""Products from which on a kept graph pays: it costs 1 gradient to size it, 1 to make it and about 1.5 a product,
+WORTH_KEEPING = 2
+"""Products from which on a kept graph pays: it costs a third of a gradient to size, one to make and about 1.5 a product,
 streaming about 2.5 a product."""
 
 
