@@ -66,8 +66,8 @@ def test_kept_graphs_give_the_same_products(name):
         streamed = operator @ v
         with problem:
             first, second = operator @ v, operator @ v
-            assert problem._kept
-        assert not problem._kept
+            assert problem._kept.graphs
+        assert not problem._kept.graphs
         assert torch.equal(first, second)
         assert torch.allclose(first, streamed, rtol=1e-12, atol=1e-14)
 
@@ -78,17 +78,17 @@ def test_graphs_are_not_kept_beyond_the_memory_limit():
     operator = Hessian(problem)
     with problem:
         operator.matvec(torch.ones(problem.size, dtype=torch.float64))
-        assert not problem._kept
-    # Where there is plenty of room a graph counts as the most that it might be; a quarter of that is too little for all.
+        assert not problem._kept.graphs
+    # With plenty of room a graph counts as the most that it might be; a quarter of that is too little for all.
     some = Problem(case.model, case.loss_fn, case.data)
     with some:
         Hessian(some).matvec(torch.ones(some.size, dtype=torch.float64))
-        most = some._kept_bytes
+        most = some._kept.bytes
     limited = Problem(case.model, case.loss_fn, case.data, memory_limit=int(most / 4))
     with limited:
         product = Hessian(limited).matvec(torch.ones(limited.size, dtype=torch.float64))
-        assert 0 < len(limited._kept) < 3
-        assert 0 < limited._kept_bytes <= limited.memory_limit
+        assert 0 < len(limited._kept.graphs) < 3
+        assert 0 < limited._kept.bytes <= limited.memory_limit
     assert torch.allclose(product, operator.matvec(torch.ones(problem.size, dtype=torch.float64)))
 
 

@@ -316,7 +316,7 @@ def test_leaving_the_block_frees_the_graphs():
     with problem:
         for operator in (H, G, H.block("0.*")):
             operator @ torch.ones(operator.size, dtype=torch.float64)
-        kept = [weakref.ref(x) for graph in problem._kept.values() for x in _tensors(graph)]
+        kept = [weakref.ref(x) for graph in problem._kept.graphs.values() for x in _tensors(graph)]
         assert kept
         assert all(x() is not None for x in kept)
     gc.collect()
@@ -348,5 +348,40 @@ def test_graphs_are_kept_where_many_products_come(monkeypatch):
     with problem:
         H @ V[0], H @ V[1]
         assert len(made) == 2  # one to see its size, one that is kept
-        assert problem._kept
-    assert not problem._kept
+        assert problem._kept.graphs
+    assert not problem._kept.graphs
+
+
+def test_nothing_kept_is_used_at_moved_parameters():
+    problem = problem_of("tanh MLP")
+    H, v = Hessian(problem), torch.ones(problem.size, dtype=torch.float64)
+    here = H @ v
+    step = torch.full_like(v, 0.1)
+    with problem.moved(step):
+        there = H @ v
+    assert not torch.allclose(here, there)
+    for compile_ in (False, True):
+        problem.compile = compile_
+        with problem:
+            assert torch.allclose(H @ v, here, rtol=1e-10)
+            matrix = H.dense()
+            with problem.moved(step):
+                assert torch.allclose(H @ v, there, rtol=1e-10)
+                with problem:
+                    assert torch.allclose(H @ v, there, rtol=1e-10)
+                    assert torch.allclose(H.dense() @ v, there, rtol=1e-10)
+                    assert torch.allclose(H @ v, there, rtol=1e-10)
+            assert torch.allclose(H @ v, here, rtol=1e-10)
+            assert torch.equal(H.dense(), matrix)
+
+
+def test_a_matrix_that_is_written_into_is_not_the_one_that_is_kept():
+    problem = problem_of("tanh MLP")
+    H = Hessian(problem)
+    with problem:
+        expected = H.dense().clone()
+        H.dense().zero_()
+        assert torch.equal(H.dense(), expected)
+    A = MatrixOperator(torch.eye(2))
+    A.dense().zero_()
+    assert torch.equal(A.dense(), torch.eye(2))

@@ -27,30 +27,9 @@ class EmpiricalFisher(GaussNewton):
     """
 
     def _graph(self, index: int) -> Jacobian:  # type: ignore[override]
-        output = self._output(index)
-        leaves = self._leaves()
-        if _mixes_examples(output):
-            raise ValueError(
-                "batch norm in train mode mixes the examples of a batch: there is no gradient of one example; measure "
-                "with mode='eval'"
-            )
+        output, leaves = self._output(index), self._leaves()
         return Jacobian(self.problem.example_losses(index, output), leaves)
 
     def _batch_product(self, graph: Jacobian, pieces: Sequence[Tensor], keep: bool) -> tuple[Tensor, ...]:  # type: ignore[override]
         pushed = graph.push(pieces)
         return graph.pull(pushed / len(pushed), keep)
-
-
-def _mixes_examples(output: Tensor) -> bool:
-    """Whether a batch norm that uses the batch's own statistics is in the graph of an output."""
-    seen, stack = set(), [output.grad_fn]
-    while stack:
-        node = stack.pop()
-        if node is None or node in seen:
-            continue
-        # Instance norm is made of batch norm over one example with all channels of the batch.
-        if "BatchNorm" in node.name() and node._saved_training and len(node._saved_input) > 1:  # type: ignore[attr-defined]
-            return True
-        seen.add(node)
-        stack.extend(parent for parent, _ in node.next_functions)
-    return False

@@ -19,8 +19,8 @@ from wellcond.preconditioners import Preconditioner
 from wellcond.problem import Problem, positions_of
 
 WORTH_KEEPING = 2
-"""Products from which on a kept graph pays: it costs a third of a gradient to size, one to make and about 1.5 a product,
-streaming about 2.5 a product."""
+"""Products from which on a kept graph pays: it costs a third of a gradient to size, one to make and about 1.5 for each
+product; streaming takes about 2.5 for each."""
 
 
 class CurvatureOperator(SymmetricOperator):

@@ -199,4 +199,4 @@ class MatrixOperator(SymmetricOperator):
         return self._gradient
 
     def dense(self) -> Tensor:
-        return self._with_damping(self.matrix)
+        return self._with_damping(self.matrix.clone())

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from wellcond.parameters import flatten, unflatten
 from wellcond.problem.batches import count_examples, move, read_batches, signature, tensors_of, with_tensors
-from wellcond.problem.heap import heap_kept
 from wellcond.problem.isolation import Isolation, random_state, seed_all
+from wellcond.problem.kept import Kept, graph_bytes, graph_nodes
 from wellcond.problem.parameters import one_device, trainable, unwrapped, working_dtype
 
 T = TypeVar("T")
@@ -134,24 +134,19 @@ class Problem:
         self.batches = found
         self.unreached: list[str] = []
         self.loss_dtype = self.dtype
-        self._depth = 0
-        self._block = contextlib.ExitStack()
         self._tiny: bool | None = None
         self._sizing = False
         self._forward: tuple[int, int] | None = None
-        self._kept: dict[Any, Any] = {}
-        self._shared: dict[int, Tensor] = {}
         self._signatures: dict[int, Any] = {}
         self._example_scale: dict[int, int | None] = {}
-        self._matrices: dict[Any, Tensor] = {}
-        self._kept_bytes = 0.0
+        self._kept = Kept(self.parameters)
         self._bytes_per_example: dict[Any, float] = {}
-        self._versions: list[tuple[int, int]] = []
         self._inside = False
         self._moved: dict[int, Tensor] = {}
         self._given: tuple[dict[int, Tensor], Any] | None = None
         self.programs: dict[Any, Any] = {}
         self.leaves: list[Tensor] = []
+        self._batch: Any = None
         self._input_storages: set[int] = set()
 
     # -- the function and its first derivative ------------------------------------------------------------------
@@ -195,15 +190,16 @@ class Problem:
         Args:
             displacement: (n,), in `dtype`, by which the sum is taken too.
         """
-        before, depth = self._moved, self._depth
+        before, kept = self._moved, self._kept
         pieces = unflatten(displacement.to(self.dtype), self.parameters)
         starts = [before.get(id(p), p).detach().to(self.dtype) for p in self.parameters]
+        self._moved = {id(p): x + d for p, x, d in zip(self.parameters, starts, pieces, strict=True)}
         # What `with problem:` keeps belongs to the parameters themselves.
-        self._moved, self._depth = {id(p): x + d for p, x, d in zip(self.parameters, starts, pieces, strict=True)}, 0
+        self._kept = Kept(self.parameters, kept.bytes)
         try:
             yield
         finally:
-            self._moved, self._depth = before, depth
+            self._moved, self._kept = before, kept
 
     # -- evaluation, for the rooms above -------------------------------------------------------------------------
 
@@ -230,7 +226,7 @@ class Problem:
                 raise
             raise ValueError(remedy) from error
         finally:
-            self._inside, self.leaves = False, []
+            self._inside, self.leaves, self._batch = False, [], None
             torch.set_num_threads(threads)
 
     def batch_output(self, index: int) -> Any:
@@ -238,8 +234,8 @@ class Problem:
         return self.model(self._begin(index)[0])
 
     def batch_loss(self, index: int, output: Any = None) -> Tensor:
-        """The loss of a batch, (), inside `evaluating`; of an output already computed if given."""
-        batch = self._begin(index)
+        """The loss of a batch, (), inside `evaluating`; of an output of `batch_output`, just computed, if given."""
+        batch = self._begin(index) if output is None else self._batch
         if self.whole_loss is not None:
             value = self.whole_loss(self.model, batch)
         else:
@@ -261,12 +257,18 @@ class Problem:
         return value.reshape(())
 
     def example_losses(self, index: int, output: Tensor) -> Tensor:
-        """The loss of each example of a batch at an output already computed, (N,); their mean is the batch's loss.
+        """The loss of each example of a batch at an output of `batch_output`, just computed, (N,); their mean is the
+        batch's loss.
 
         Raises:
-            ValueError: if the loss is not a mean or a sum over examples.
+            ValueError: if examples are mixed, or the loss is not a mean or a sum over them.
         """
-        target, N, loss_fn = self._begin(index)[1], len(output), self.loss_fn
+        if any(_mixes_examples(node) for node in graph_nodes(output)):
+            raise ValueError(
+                "batch norm in train mode mixes the examples of a batch: there is no gradient of one example; measure "
+                "with mode='eval'"
+            )
+        target, N, loss_fn = self._batch[1], len(output), self.loss_fn
         assert loss_fn is not None
 
         def single(o: Tensor, t: Any) -> Tensor:
@@ -298,28 +300,23 @@ class Problem:
             build: makes it.
             size: its bytes; those of the autograd graph that `build` makes unless given.
         """
-        if not self._depth:
+        kept = self._kept
+        if not kept.open():
             return None
-        self._check_unchanged()
-        if (key, index) not in self._kept:
-            if size is None and key not in self._bytes_per_example:
-                self._bytes_per_example[key] = self._graph_size(index, build)
-            bytes_ = size() if size else self._bytes_per_example[key] * self._examples_in(index)
-            if self._kept_bytes + bytes_ > self.memory_limit:
+        if (key, index) not in kept.graphs:
+            bytes_ = size() if size else self._graph_size(key, index, build)
+            if kept.bytes + bytes_ > self.memory_limit:
                 return None
-            self._kept[key, index] = build()
-            self._kept_bytes += bytes_
+            kept.graphs[key, index] = build()
+            kept.bytes += bytes_
         elif not self.leaves:
             # For layers that run again in a backward pass; inside `with problem:` the parameters stay as they are.
-            self.leaves = self._isolation.renew(self._moved, self._shared)
-        return self._kept[key, index]
+            self.leaves = self._isolation.renew(self._moved, kept.copies)
+        return kept.graphs[key, index]
 
     def already_kept(self, key: Any, index: int) -> Any:
         """What `kept` holds for a batch; None where it holds nothing."""
-        if not self._depth or (key, index) not in self._kept:
-            return None
-        self._check_unchanged()
-        return self._kept[key, index]
+        return self._kept.graphs.get((key, index)) if self._kept.open() else None
 
     def inputs(self, index: int) -> tuple[list[Tensor], list[Tensor]]:
         """All that an evaluation of a batch depends on, inside `evaluating`: what the modules hold, and the batch."""
@@ -349,13 +346,12 @@ class Problem:
         return self._signatures[index]
 
     def kept_matrix(self, key: Any, build: Callable[[], Tensor]) -> Tensor:
-        """What `build` makes, kept for the rest of a `with problem:` block."""
-        if not self._depth:
+        """What `build` makes, kept for the rest of a `with problem:` block; a copy of it."""
+        if not self._kept.open():
             return build()
-        self._check_unchanged()
-        if key not in self._matrices:
-            self._matrices[key] = build()
-        return self._matrices[key]
+        if key not in self._kept.matrices:
+            self._kept.matrices[key] = build()
+        return self._kept.matrices[key].clone()
 
     def record_inputs(self, kind: type | tuple[type, ...], record: Callable[[str, nn.Module, Tensor], None]) -> None:
         """One pass over the data; `record(name, module, input)` for every call of a module of this kind."""
@@ -382,21 +378,11 @@ class Problem:
         return x.untyped_storage().data_ptr() in self._input_storages
 
     def __enter__(self) -> Problem:
-        if not self._depth:
-            self._versions = self._current_versions()
-            if self.device.type == "cpu":
-                self._block.enter_context(heap_kept())
-        self._depth += 1
+        self._kept.enter()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._depth -= 1
-        if not self._depth:
-            self._kept.clear()
-            self._shared.clear()
-            self._matrices.clear()
-            self._kept_bytes = 0.0
-            self._block.close()
+        self._kept.leave()
 
     def __repr__(self) -> str:
         return (
@@ -416,20 +402,23 @@ class Problem:
             self._tiny = self._tiny and self._forward_bytes(largest) < TINY
         return self._tiny
 
-    def _graph_size(self, index: int, build: Callable[[], Any]) -> float:
-        """Bytes an example of the graph that `build` makes: made and thrown away to be measured, unless there is room
-        for every batch even if it holds several times what a forward pass does."""
-        most = GRAPH_OVER_FORWARD * self._forward_bytes(index) / self._examples_in(index)
-        if self._kept_bytes + most * self.examples <= self.memory_limit:
-            return most
-        return _graph_bytes(build) / self._examples_in(index)
+    def _graph_size(self, key: Any, index: int, build: Callable[[], Any]) -> float:
+        """Bytes of the graph that `build` makes for a batch: one is made and thrown away to be measured, unless there
+        is room for every batch even if it holds several times what a forward pass does."""
+        examples = self._examples_in(index)
+        if key not in self._bytes_per_example:
+            most = GRAPH_OVER_FORWARD * self._forward_bytes(index) / examples
+            if self._kept.bytes + most * self.examples <= self.memory_limit:
+                return most * examples
+            self._bytes_per_example[key] = graph_bytes(build) / examples
+        return self._bytes_per_example[key] * examples
 
     def _forward_bytes(self, index: int) -> int:
         """Bytes that a forward pass over a batch keeps for a backward one."""
         if self._forward is None:
             self._sizing = True
             try:
-                self._forward = _graph_bytes(lambda: self.batch_loss(index)), self._examples_in(index)
+                self._forward = graph_bytes(lambda: self.batch_loss(index)), self._examples_in(index)
             finally:
                 self._sizing = False
         size, examples = self._forward
@@ -442,24 +431,18 @@ class Problem:
         """A batch where the model is, with buffers and random state as every evaluation of it finds them."""
         self.seed_batch(index)
         if self._given is not None:
-            self.leaves = self._isolation.renew(self._given[0])
-            return self._given[1]
+            held, self._batch = self._given
+            self.leaves = self._isolation.renew(held)
+            return self._batch
         self.leaves = self._isolation.renew(self._moved)
-        batch = move(self.batches[index], self.device, self._conversion)
-        inputs = batch[0] if self.whole_loss is None else batch
+        self._batch = move(self.batches[index], self.device, self._conversion)
+        inputs = self._batch[0] if self.whole_loss is None else self._batch
         self._input_storages = {t.untyped_storage().data_ptr() for t in tensors_of(inputs)}
-        return batch
-
-    def _current_versions(self) -> list[tuple[int, int]]:
-        return [(p.data_ptr(), p._version) for p in self.parameters]
-
-    def _check_unchanged(self) -> None:
-        if self._current_versions() != self._versions:
-            raise RuntimeError("the parameters changed inside `with problem:`; leave the block before training on")
+        return self._batch
 
     def check_depends(self, loss: Tensor) -> None:
         """Refuse a loss (or an output) that can't be traced back to the parameters."""
-        if _has_reentrant_checkpoint(loss):
+        if any(node.name() == "CheckpointFunctionBackward" for node in graph_nodes(loss)):
             raise ValueError(
                 "a layer is checkpointed with use_reentrant=True, which can't be differentiated this way; pass "
                 "use_reentrant=False to torch.utils.checkpoint.checkpoint"
@@ -477,32 +460,10 @@ def _refuse_sparse(gradients: list[Tensor], names: list[str]) -> None:
             raise ValueError(f"the gradient of {name} is sparse; build the embedding with sparse=False")
 
 
-def _graph_bytes(build: Callable[[], Any]) -> int:
-    """Bytes of the tensors that autograd saves for what `build` makes. The graph made here is thrown away: one with
-    these hooks in it would call them in every product."""
-    seen: dict[int, int] = {}
-
-    def pack(x: Tensor) -> Tensor:
-        storage = x.untyped_storage()
-        seen[storage.data_ptr()] = storage.nbytes()
-        return x
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
-        build()
-    return sum(seen.values())
-
-
-def _has_reentrant_checkpoint(loss: Tensor) -> bool:
-    seen, stack = set(), [loss.grad_fn]
-    while stack:
-        node = stack.pop()
-        if node is None or node in seen:
-            continue
-        if node.name() == "CheckpointFunctionBackward":
-            return True
-        seen.add(node)
-        stack.extend(parent for parent, _ in node.next_functions)
-    return False
+def _mixes_examples(node: Any) -> bool:
+    """Whether a node is a batch norm by the batch's own statistics. (Instance norm is made of batch norm over one
+    example with all channels of the batch.)"""
+    return "BatchNorm" in node.name() and node._saved_training and len(node._saved_input) > 1
 
 
 def _remedy(message: str) -> str | None:
