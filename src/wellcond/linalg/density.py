@@ -123,8 +123,8 @@ def spectral_density(
         probes: with `steps`, the products that may be spent: probes × steps.
         steps: products of the first run.
         scale: "linear", or "log" for the density of log₁₀|λ|, positive and negative apart.
-        points: cells of the grid, by default 400, in log scale 100. Half of a linear grid's are of equal width, half of
-            equal mass.
+        points: cells of the grid, by default 400, in log scale 100. In a linear grid half of them are of equal
+            width, up to as many more divide those with much mass.
         seed: of the random directions.
         confidence: probability with which each bound holds.
 
@@ -360,10 +360,11 @@ def _linear_edges(nodes: Tensor, weights: Tensor, points: int) -> Tensor:
     a, b = float(nodes[0]), float(nodes[-1])
     pad = max(0.01 * (b - a), 1e-3 * max(abs(a), abs(b)), 1e-12)
     uniform = torch.linspace(a - pad, b + pad, points - points // 2 + 1, dtype=torch.float64)
-    # Cells of equal mass, but none so narrow that its density is one eigenvalue's.
     levels = torch.linspace(0, 1, points // 2 + 2, dtype=torch.float64)[1:-1]
-    at = torch.searchsorted(weights.cumsum(0), levels).clamp_max(len(nodes) - 1)
-    return torch.cat([uniform, nodes[at]]).unique()
+    equal = nodes[torch.searchsorted(weights.cumsum(0), levels).clamp_max(len(nodes) - 1)]
+    # Only where mass is concentrated: elsewhere these would cut slivers off the uniform cells.
+    cell = torch.searchsorted(uniform, equal)
+    return torch.cat([uniform, equal[torch.bincount(cell)[cell] > 2]]).unique()
 
 
 def _log_edges(nodes: Tensor, resolution: float, points: int) -> Tensor:
