@@ -2,8 +2,9 @@
 
 Five small networks of different kinds, the Hessian, Gauss-Newton and PᵀHP of each (P read off Adam), every figure of
 theory 2.2: the interval from few products against the dense answer, over seeds that set the network, its training and
-the random directions. Beside the coverage the median width, as high/low or, where low ≤ 0 or for fractions and counts,
-as a part of what could be: intervals without an end are counted, lest coverage be had for nothing.
+the random directions. Beside the coverage the median distances of both ends, answer/low and high/answer (for fractions
+and counts the differences, as shares of n; for the smallest eigenvalue as shares of λ_max), and how many intervals had
+no upper end, lest coverage be had for nothing. κ_eff is bounded from below only (theory, section 2.2).
 
     python benchmarks/coverage.py [--quick] [--seeds N]
 """
@@ -114,10 +115,11 @@ def compared(dense: Conditioning, sampled: Conditioning) -> dict[str, tuple[wc.E
     return figures
 
 
-def width(estimate: wc.Estimate, whole: float) -> float:
+def distances(estimate: wc.Estimate, answer: float, whole: float) -> tuple[float, float]:
+    """Of the lower and of the upper end from the answer: factors, or differences as shares of the whole."""
     if whole:
-        return (estimate.high - estimate.low) / whole
-    return estimate.high / estimate.low if estimate.low > 0 else math.inf
+        return (answer - estimate.low) / whole, (estimate.high - answer) / whole
+    return answer / estimate.low if estimate.low > 0 else math.inf, estimate.high / answer
 
 
 def main() -> None:
@@ -127,9 +129,9 @@ def main() -> None:
     options = arguments.parse_args()
     seeds = 10 if options.quick else options.seeds
     torch.set_default_dtype(torch.float64)
-    print(f"times in {seeds} that the interval holds the dense answer; (median width, intervals without upper end)")
+    print(f"times in {seeds} that the interval holds the answer (distance of low, of high; without upper end)")
     for name, build in NETWORKS.items():
-        found: dict[str, dict[str, list[tuple[bool, float]]]] = {}
+        found: dict[str, dict[str, list[tuple[bool, float, float]]]] = {}
         for seed in range(seeds):
             problem, P = trained(build, seed)
             with problem:
@@ -142,15 +144,16 @@ def main() -> None:
                         slack = 1e-9 * (abs(answer) + dense.largest.value)
                         held = estimate.low - slack <= answer <= estimate.high + slack
                         row = found.setdefault(figure, {}).setdefault(kind, [])
-                        row.append((held, width(estimate, whole)))
+                        row.append((held, *distances(estimate, answer, whole)))
         print(f"\n{name}, n = {problem.size}")
         for figure, by_kind in found.items():
             cells = []
             for kind, rows in by_kind.items():
-                median = statistics.median(w for _, w in rows)
-                endless = sum(math.isinf(w) for _, w in rows)
-                cells.append(f"{kind} {sum(held for held, _ in rows):3d} ({median:.3g}, {endless:3d})")
-            print(f"  {figure:18} {'   '.join(cells)}", flush=True)
+                below, above = (statistics.median(row[i] for row in rows) for i in (1, 2))
+                endless = sum(math.isinf(row[2]) for row in rows)
+                held = sum(row[0] for row in rows)
+                cells.append(f"{kind} {held:3d} ({below:.3g} {above:.3g}; {endless:3d})")
+            print(f"  {figure:18} {'   '.join(f'{cell:28}' for cell in cells)}", flush=True)
 
 
 if __name__ == "__main__":

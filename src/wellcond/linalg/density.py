@@ -9,12 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from wellcond.linalg.eigenvalues import Eigenvalues, eigenvalues
+from wellcond.linalg.deflation import DeflatedTails, Isolated
+from wellcond.linalg.eigenvalues import eigenvalues
 from wellcond.linalg.estimate import CONFIDENCE, Estimate
-from wellcond.linalg.lanczos import Lanczos
 from wellcond.linalg.operator import SymmetricOperator
-from wellcond.linalg.quadrature import Quadrature, SpectralTails
-from wellcond.linalg.vectors import RandomDirections, inner
 
 SEPARATED = 0.25
 """Where this share of the first run's Ritz pairs converge, the spectrum is spread over scales, as a network's is:
@@ -24,9 +22,6 @@ On Hessians of two networks the Wasserstein distance fell by 2 against a first r
 
 LEAST = 8
 """Steps of a further run."""
-
-CONVERGED = 1e-6
-"""Ritz pairs of the first run are taken for eigenpairs while their joint residual is under this, relative to ‖A‖."""
 
 TAIL = 150
 """Rows by which a tridiagonal matrix is continued: so many more nodes to draw a density with."""
@@ -139,24 +134,22 @@ def spectral_density(
     >>> from wellcond.linalg import MatrixOperator
     >>> d = spectral_density(MatrixOperator(torch.diag(torch.linspace(1, 3, 1000, dtype=torch.float64))), probes=4)
     >>> print(d.largest, d.products, round(float(d.weights @ d.nodes), 1))
-    3 314 2.0
+    3 320 2.0
     """
     points = points or (100 if scale == "log" else 400)
     _check(probes, steps, scale, points, confidence)
     n, spent = operator.size, operator.products
     first = n if n <= probes * steps else steps
     e = eigenvalues(operator, 1, "both", min_products=first, max_products=first, seed=seed, confidence=confidence)
-    known = _Isolated.of(e)
+    known = Isolated.of(e.run)
     short = steps // 8
     if first == steps and probes >= 4 and int(known.locked.sum()) >= SEPARATED * steps:
         e.run.extend(steps)
-        known, first, short = _Isolated.of(e), e.run.steps, steps // 3
+        known, first, short = Isolated.of(e.run), e.run.steps, steps // 3
     short = min(steps, max(LEAST, short))
     count = (probes * steps - first) // short if known.remaining else 0
-    runs = known.probe(operator, count, short, seed + 1)
-
-    quadratures = [Quadrature.of(run) for run in runs]
-    rules = [(*_eigh(q.T), q.residual) for q in quadratures]
+    quadratures = [p.quadrature for p in known.probe(operator, count, short, seed=seed + 1)]
+    rules = [(*torch.linalg.eigh(q.T), q.residual) for q in quadratures]
     unlocked = torch.cat([known.theta[~known.locked], *(theta for theta, _, _ in rules)])
     measures = [_continued(theta, S[0], b * S[-1], unlocked) for theta, S, b in rules]
     own = known.S[0, ~known.locked]
@@ -164,19 +157,21 @@ def spectral_density(
     if float(own.square().sum()) > 1e-6 * known.remaining / n:
         measures.append(_continued(known.theta[~known.locked], own, known.coupling[~known.locked], unlocked))
     if known.remaining and not measures:  # nothing but its start says how often the eigenvalues found are repeated
-        known = _Isolated(e, known.theta, known.S, known.coupling, torch.zeros_like(known.locked))
+        known = Isolated(e.run, known.theta, known.S, known.coupling, torch.zeros_like(known.locked))
         measures = [_continued(known.theta, known.S[0], torch.zeros_like(known.theta), known.theta)]
     if operator.positive_semidefinite:
         measures = [_Measure(m.points.clamp_min(0), m.below) for m in measures]
 
-    eigen, share = known.theta[known.locked], known.remaining / n
+    eigen, share = known.values, known.remaining / n
     nodes, weights = _mixture(eigen, measures, n)
-    resolution = _resolution(known) if scale == "log" else 0.0
+    resolution = _resolution(known, e.rounding) if scale == "log" else 0.0
     edges = _log_edges(nodes, resolution, points) if scale == "log" else _linear_edges(nodes, weights, points)
     below = torch.stack([m.at(edges) for m in measures]) if measures else edges.new_zeros(1, len(edges))
     cumulative = (eigen < edges[:, None]).double().sum(1) / n + share * below.mean(0)
     mass, error = cumulative.diff(), share * _sampling_error(below.diff(), known.remaining, len(measures))
-    lower, upper = _bounds(known, quadratures, edges, operator.positive_semidefinite, confidence)
+    lower, upper = DeflatedTails(known, quadratures, e.rounding, confidence).fraction_below(edges)
+    if operator.positive_semidefinite:
+        lower, upper = (torch.where(edges > 0, bound, 0.0) for bound in (lower, upper))
 
     if scale == "log":
         middle = int((edges < 0).sum()) - 1
@@ -224,70 +219,6 @@ def _check(probes: int, steps: int, scale: str, points: int, confidence: float) 
 
 
 @dataclass(frozen=True)
-class _Isolated:
-    """The first run, and which of its Ritz pairs are eigenpairs.
-
-    Attributes:
-        e: the run's ends.
-        theta, S: Ritz values, rising, and the eigenvectors of T.
-        coupling: (m,), what ties each Ritz vector to the space outside the run.
-        locked: (m,), whether the pair counts as converged.
-    """
-
-    e: Eigenvalues
-    theta: Tensor
-    S: Tensor
-    coupling: Tensor
-    locked: Tensor
-
-    @classmethod
-    def of(cls, e: Eigenvalues) -> _Isolated:
-        theta, S = _eigh(e.run.tridiagonal())
-        coupling = (0.0 if e.run.steps == e.run.operator.size else e.run.residual) * S[-1]
-        order = coupling.abs().argsort()
-        joint = coupling[order].square().cumsum(0).sqrt()
-        locked = torch.empty_like(order, dtype=torch.bool)
-        locked[order] = joint <= max(CONVERGED * e.run.scale, e.run.rounding)
-        return cls(e, theta, S, coupling, locked)
-
-    @property
-    def remaining(self) -> int:
-        return self.e.run.operator.size - int(self.locked.sum())
-
-    @property
-    def slack(self) -> float:
-        """By which an eigenvalue of A may differ from its partner among the isolated ones and the rest's (Weyl)."""
-        return float(self.coupling[self.locked].norm()) + self.e.rounding
-
-    def probe(self, operator: SymmetricOperator, count: int, steps: int, seed: int) -> list[Lanczos]:
-        """Runs on what remains."""
-        U = self.S[:, self.locked].T.to(self.e.run.basis) @ self.e.run.basis
-        rest = _Deflated(operator, U)
-        directions = RandomDirections(operator.size, operator.dtype, operator.device, seed)
-        runs = []
-        for _ in range(count):
-            run = Lanczos(rest, rest.project(directions.draw())).extend(min(steps, self.remaining))
-            runs.append(run)
-        return runs
-
-
-class _Deflated(SymmetricOperator):
-    """(I − UᵀU)A(I − UᵀU) on vectors orthogonal to the rows of U, (k, n)."""
-
-    def __init__(self, operator: SymmetricOperator, U: Tensor):
-        super().__init__(operator.size, operator.dtype, operator.device)
-        self.operator, self.U = operator, U
-
-    def project(self, v: Tensor) -> Tensor:
-        for _ in range(2):
-            v = v - inner(self.U, v) @ self.U
-        return v
-
-    def _multiply(self, v: Tensor) -> Tensor:
-        return self.project(self.operator.matvec(v))
-
-
-@dataclass(frozen=True)
 class _Measure:
     """A distribution whose cumulative is linear between points; a point that comes twice is a jump.
 
@@ -332,7 +263,7 @@ def _continued(theta: Tensor, start: Tensor, coupling: Tensor, within: Tensor) -
     E[m, :m] = E[:m, m] = coupling
     tail = torch.arange(m, size - 1)
     E[tail, tail + 1] = E[tail + 1, tail] = (b - a) / 4
-    nodes, V = _eigh(E)
+    nodes, V = torch.linalg.eigh(E)
     weights = (start @ V[:m]).square()
     weights = weights / weights.sum()
     # Half of a node's mass lies below it: exact to the order of the spacing squared where the density is smooth.
@@ -379,11 +310,11 @@ def _log_edges(nodes: Tensor, resolution: float, points: int) -> Tensor:
     return torch.cat([-sides[0].flip(0), sides[1]])
 
 
-def _resolution(known: _Isolated) -> float:
+def _resolution(known: Isolated, rounding: float) -> float:
     """The smallest r for which four Ritz values of the first run lie in [−r, r]: how the mass in there is divided no
     run can say, and with two the density just above r still showed single nodes. Where all is known, rounding."""
     magnitudes = known.theta[~known.locked].abs().sort().values
-    least = max(known.e.rounding, torch.finfo(known.e.run.operator.dtype).tiny)
+    least = max(rounding, torch.finfo(known.run.operator.dtype).tiny)
     return max(least, float(magnitudes[:4].max())) if len(magnitudes) else least
 
 
@@ -395,30 +326,3 @@ def _sampling_error(mass: Tensor, n: int, directions: int) -> Tensor:
     f = mass.mean(0).clamp(0, 1)
     error = (2 * f * (1 - f) / (n + 2) / directions).sqrt()
     return error if directions == 1 else torch.maximum(error, mass.std(0) / math.sqrt(directions))
-
-
-def _bounds(
-    known: _Isolated, quadratures: list[Quadrature], x: Tensor, semidefinite: bool, confidence: float
-) -> tuple[Tensor, Tensor]:
-    """Bounds of the fraction of eigenvalues below each x: from the first run on the whole space, and from the isolated
-    eigenvalues and the short runs on the rest; the better of the two."""
-    run, eigen, part = known.e.run, known.theta[known.locked], (1 + confidence) / 2
-    whole = SpectralTails(run.operator.size, [[Quadrature.of(run)]], known.theta, known.e.rounding, part)
-    low, high = whole.fraction_below(x)
-    if known.remaining == 0 or quadratures:
-        n, rest = run.operator.size, known.remaining
-        least, most = ((eigen < (x + s * known.slack)[:, None]).double().sum(1) for s in (-1, 1))
-        if rest:
-            unlocked = known.theta[~known.locked]
-            tails = SpectralTails(rest, [quadratures], unlocked, known.e.rounding, part)
-            least = least + rest * tails.fraction_below(x - known.slack)[0]
-            most = most + rest * tails.fraction_below(x + known.slack)[1]
-        low, high = torch.maximum(low, least / n), torch.minimum(high, most / n)
-    if semidefinite:
-        low, high = (torch.where(x > 0, bound, 0.0) for bound in (low, high))
-    return low, torch.maximum(low, high)
-
-
-def _eigh(T: Tensor) -> tuple[Tensor, Tensor]:
-    theta, S = torch.linalg.eigh(T)
-    return theta, S

@@ -1,0 +1,165 @@
+"""Eigenvalues that a Lanczos run has isolated, taken out; and what is proved about a spectrum without them and with."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from wellcond.linalg.lanczos import Lanczos
+from wellcond.linalg.operator import SymmetricOperator
+from wellcond.linalg.quadrature import Probe, Quadrature, SpectralTails, probe
+from wellcond.linalg.vectors import inner
+
+CONVERGED = 1e-6
+"""Ritz pairs are taken for eigenpairs while their joint residual is under this, relative to ‖A‖."""
+
+
+@dataclass(frozen=True)
+class Isolated:
+    """The Ritz pairs of a Lanczos run that are eigenpairs, and those that are not.
+
+    Attributes:
+        run: from a random start.
+        theta, S: Ritz values, rising, and the eigenvectors of T.
+        coupling: (m,), what ties each Ritz vector to the space outside the run.
+        locked: (m,), whether the pair counts as an eigenpair.
+    """
+
+    run: Lanczos
+    theta: Tensor
+    S: Tensor
+    coupling: Tensor
+    locked: Tensor
+
+    @classmethod
+    def of(cls, run: Lanczos) -> Isolated:
+        """Lock the pairs of the smallest residuals, as many as together stay under the tolerance."""
+        theta, S = torch.linalg.eigh(run.tridiagonal())
+        coupling = (0.0 if run.steps == run.operator.size else run.residual) * S[-1]
+        order = coupling.abs().argsort()
+        joint = coupling[order].square().cumsum(0).sqrt()
+        locked = torch.empty_like(order, dtype=torch.bool)
+        locked[order] = joint <= max(CONVERGED * run.scale, run.rounding)
+        return cls(run, theta, S, coupling, locked)
+
+    @property
+    def values(self) -> Tensor:
+        """(k,), the isolated eigenvalues, rising."""
+        return self.theta[self.locked]
+
+    @property
+    def remaining(self) -> int:
+        """n − k, the dimension of what is left."""
+        return self.run.operator.size - int(self.locked.sum())
+
+    @property
+    def slack(self) -> float:
+        """How far an eigenvalue of A may be from its partner among the isolated ones and the rest's (Weyl)."""
+        return float(self.coupling[self.locked].norm())
+
+    @cached_property
+    def vectors(self) -> Tensor:
+        """(k, n), orthonormal rows."""
+        return self.S[:, self.locked].T.to(self.run.basis) @ self.run.basis
+
+    def probe(self, operator: SymmetricOperator, probes: int, steps: int, *, seed: int = 0) -> list[Probe]:
+        """Lanczos runs from uniform directions in what is left."""
+        if not self.remaining:
+            return []
+        rest = Deflated(operator, self.vectors)
+        return probe(rest, probes, min(steps, self.remaining), seed=seed, project=rest.project)
+
+
+class Deflated(SymmetricOperator):
+    """PAP, P = I − UᵀU, for vectors orthogonal to the rows of U, (k, n), which are orthonormal."""
+
+    def __init__(self, operator: SymmetricOperator, U: Tensor):
+        super().__init__(operator.size, operator.dtype, operator.device)
+        self.operator, self.U = operator, U
+
+    def project(self, v: Tensor) -> Tensor:
+        """Pv, twice: once leaves rounding of the size of v."""
+        for _ in range(2):
+            v = v - inner(self.U, v) @ self.U
+        return v
+
+    def _multiply(self, v: Tensor) -> Tensor:
+        return self.project(self.operator.matvec(v))
+
+
+@dataclass(frozen=True)
+class DeflatedTails:
+    """Bounds of how many eigenvalues lie above a threshold: the isolated ones are counted, the rest is sampled.
+
+    Attributes:
+        isolated: of the first run.
+        probes: of the rest.
+        rounding: by which a Ritz value may be off.
+        confidence: probability that the bounds hold, at each threshold.
+    """
+
+    isolated: Isolated
+    probes: Sequence[Quadrature]
+    rounding: float
+    confidence: float
+
+    def fraction_above(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Bounds of the fraction of eigenvalues ≥ x, (g,) each: of those from the first run on the whole space and
+        those from the probes of the rest the better ones."""
+        low, high = self._whole.fraction_above(x)
+        n, rest, slack = self._whole.size, self.isolated.remaining, self.isolated.slack + self.rounding
+        if rest and not self.probes:
+            return low, high
+        least, most = ((self.isolated.values >= (x + s * slack)[:, None]).double().sum(1) for s in (1, -1))
+        if rest:
+            least = least + rest * self._rest.fraction_above(x + slack)[0]
+            most = most + rest * self._rest.fraction_above(x - slack)[1]
+        # A count is a whole number.
+        low = torch.maximum(low, (least - 1e-6).ceil() / n)
+        return low, torch.maximum(low, torch.minimum(high, (most + 1e-6).floor() / n))
+
+    def fraction_below(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """The same for eigenvalues < x."""
+        low, high = self.fraction_above(x)
+        return 1 - high, 1 - low
+
+    def estimate_above(self, x: Tensor) -> Tensor:
+        """The Gauss rules' own estimate of the fraction ≥ x, without error, (g,)."""
+        return self._estimate(lambda nodes: (nodes >= x[:, None]).double())
+
+    def estimate_mean(self, f: Callable[[Tensor], Tensor]) -> float:
+        """The Gauss rules' estimate of the mean of f(λ), without error."""
+        return float(self._estimate(f))
+
+    def _estimate(self, f: Callable[[Tensor], Tensor]) -> Tensor:
+        if self.isolated.remaining and not self.probes:
+            nodes, weights = self._whole.groups[0][0].nodes_and_weights()
+            return (weights * f(nodes)).sum(-1)
+        n, total = self._whole.size, f(self.isolated.values).sum(-1)
+        for q in self.probes:
+            nodes, weights = q.nodes_and_weights()
+            total = total + self.isolated.remaining / len(self.probes) * (weights * f(nodes)).sum(-1)
+        return total / n
+
+    @property
+    def products(self) -> int:
+        """Matrix-vector products behind the bounds."""
+        return self.isolated.run.steps + sum(q.steps for q in self.probes)
+
+    @cached_property
+    def _whole(self) -> SpectralTails:
+        run = self.isolated.run
+        return SpectralTails(run.operator.size, [[Quadrature.of(run)]], self.isolated.theta, self.rounding, self._part)
+
+    @cached_property
+    def _rest(self) -> SpectralTails:
+        unlocked = self.isolated.theta[~self.isolated.locked]
+        return SpectralTails(self.isolated.remaining, [self.probes], unlocked, self.rounding, self._part)
+
+    @property
+    def _part(self) -> float:
+        return (1 + self.confidence) / 2
