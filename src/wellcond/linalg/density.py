@@ -235,7 +235,7 @@ class _Measure:
         right = torch.searchsorted(self.points, x).clamp(1, len(self.points) - 1)
         left = right - 1
         a, b = self.points[left], self.points[right]
-        share = ((x - a) / (b - a).clamp_min(1e-300)).clamp(0, 1)
+        share = torch.where(a < b, ((x - a) / (b - a)).clamp(0, 1), (x > b).double())
         return self.below[left] + share * (self.below[right] - self.below[left])
 
 
@@ -257,7 +257,7 @@ def _continued(theta: Tensor, start: Tensor, coupling: Tensor, within: Tensor) -
     if float(coupling.abs().max()) == 0.0 or a == b:
         weights = start.square() / start.square().sum()
         after = weights.cumsum(0)
-        return _Measure(theta.repeat_interleave(2), torch.stack([after - weights, after], 1).flatten())
+        return _Measure(theta.repeat_interleave(2), torch.cat([after.new_zeros(1), after.repeat_interleave(2)[:-1]]))
     m, size = len(theta), len(theta) + TAIL
     E = torch.diag(torch.cat([theta, theta.new_full((TAIL,), (a + b) / 2)]))
     E[m, :m] = E[:m, m] = coupling
@@ -295,7 +295,10 @@ def _linear_edges(nodes: Tensor, weights: Tensor, points: int) -> Tensor:
     equal = nodes[torch.searchsorted(weights.cumsum(0), levels).clamp_max(len(nodes) - 1)]
     # Only where mass is concentrated: elsewhere these would cut slivers off the uniform cells.
     cell = torch.searchsorted(uniform, equal)
-    return torch.cat([uniform, equal[torch.bincount(cell)[cell] > 2]]).unique()
+    edges = torch.cat([uniform, equal[torch.bincount(cell)[cell] > 2]]).unique()
+    # Nor cells around one repeated eigenvalue, as narrow as its rounding.
+    wide = edges.diff() > 1e-7 * (b - a + 2 * pad)
+    return torch.cat([edges[:1], edges[1:][wide]])
 
 
 def _log_edges(nodes: Tensor, resolution: float, points: int) -> Tensor:

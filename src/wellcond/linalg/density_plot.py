@@ -47,7 +47,8 @@ def plot(d: SpectralDensity, ax: Any = None) -> Any:
         below_resolution = f"{d.rest.value:.1%} of {d.size:,} eigenvalues below the resolution, {d.resolution:.1e}"
         ax.set_title(below_resolution, fontsize="medium")
         floor = 1.0
-    if len(d.density) and float(d.density.max()) > 100 * float(d.density.median()):
+    drawn = d.density[d.density > 0]
+    if len(drawn) > 1 and float(drawn.max()) > 100 * float(drawn.min()):
         ax.set_yscale("log")
         ax.set_ylim(bottom=floor)
     else:
