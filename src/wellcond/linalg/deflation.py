@@ -107,25 +107,29 @@ class DeflatedTails:
     rounding: float
     confidence: float
 
-    def fraction_above(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Bounds of the fraction of eigenvalues ≥ x, (g,) each: of those from the first run on the whole space and
-        those from the probes of the rest the better ones."""
-        low, high = self._whole.fraction_above(x)
+    def count_above(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Bounds of the number of eigenvalues ≥ x, (g,) each, whole numbers: of those from the first run on the whole
+        space and those from the probes of the rest the better ones."""
         n, rest, slack = self._whole.size, self.isolated.remaining, self.isolated.slack + self.rounding
-        if rest and not self.probes:
-            return low, high
-        least, most = ((self.isolated.values >= (x + s * slack)[:, None]).double().sum(1) for s in (1, -1))
-        if rest:
-            least = least + rest * self._rest.fraction_above(x + slack)[0]
-            most = most + rest * self._rest.fraction_above(x - slack)[1]
-        # A count is a whole number.
-        low = torch.maximum(low, (least - 1e-6).ceil() / n)
-        return low, torch.maximum(low, torch.minimum(high, (most + 1e-6).floor() / n))
+        low, high = (n * bound for bound in self._whole.fraction_above(x))
+        if self.probes or not rest:
+            least, most = ((self.isolated.values >= (x + s * slack)[:, None]).double().sum(1) for s in (1, -1))
+            if rest:
+                least = least + rest * self._rest.fraction_above(x + slack)[0]
+                most = most + rest * self._rest.fraction_above(x - slack)[1]
+            low, high = torch.maximum(low, least), torch.minimum(high, most)
+        low = (low - 1e-6).ceil()
+        return low, torch.maximum(low, (high + 1e-6).floor())
+
+    def fraction_above(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """The same as fractions of all eigenvalues."""
+        low, high = self.count_above(x)
+        return low / self._whole.size, high / self._whole.size
 
     def fraction_below(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """The same for eigenvalues < x."""
-        low, high = self.fraction_above(x)
-        return 1 - high, 1 - low
+        """Bounds of the fraction of eigenvalues < x, (g,) each."""
+        (low, high), n = self.count_above(x), self._whole.size
+        return (n - high) / n, (n - low) / n
 
     def estimate_above(self, x: Tensor) -> Tensor:
         """The Gauss rules' own estimate of the fraction ≥ x, without error, (g,)."""

@@ -274,6 +274,8 @@ class SampledSpectrum:
             return Estimate.undefined("no eigenvalue is known to be positive")
         grid, low, high, likely = self._upper_tail
         fewest, most = float(low[grid >= self.theta * top.high][0]), float(high[0])
+        # Fractions are of whole numbers: as much as ρ of them is not to be missed by a rounding error.
+        fraction -= 1e-9
         at_most = grid[high < fraction * fewest]
         at_least = grid[low >= fraction * most]
         best = max(1.0, top.low / (float(at_most[0]) if len(at_most) else top.high))
