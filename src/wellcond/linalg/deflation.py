@@ -68,7 +68,7 @@ class Isolated:
 
     def probe(self, operator: SymmetricOperator, probes: int, steps: int, *, seed: int = 0) -> list[Probe]:
         """Lanczos runs from uniform directions in what is left."""
-        if not self.remaining:
+        if not self.remaining or not probes:
             return []
         rest = Deflated(operator, self.vectors)
         return probe(rest, probes, min(steps, self.remaining), seed=seed, project=rest.project)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -12,7 +12,9 @@ from torch import Tensor
 from wellcond.linalg.deflation import DeflatedTails, Isolated
 from wellcond.linalg.eigenvalues import eigenvalues
 from wellcond.linalg.estimate import CONFIDENCE, Estimate
+from wellcond.linalg.lanczos import Lanczos
 from wellcond.linalg.operator import SymmetricOperator
+from wellcond.linalg.quadrature import Quadrature
 
 SEPARATED = 0.25
 """Where this share of the first run's Ritz pairs converge, the spectrum is spread over scales, as a network's is:
@@ -141,28 +143,11 @@ def spectral_density(
     n, spent = operator.size, operator.products
     first = n if n <= probes * steps else steps
     e = eigenvalues(operator, 1, "both", min_products=first, max_products=first, seed=seed, confidence=confidence)
-    known = Isolated.of(e.run)
-    short = steps // 8
-    if first == steps and probes >= 4 and int(known.locked.sum()) >= SEPARATED * steps:
-        e.run.extend(steps)
-        known, first, short = Isolated.of(e.run), e.run.steps, steps // 3
-    short = min(steps, max(LEAST, short))
-    count = (probes * steps - first) // short if known.remaining else 0
-    quadratures = [p.quadrature for p in known.probe(operator, count, short, seed=seed + 1)]
-    rules = [(*torch.linalg.eigh(q.T), q.residual) for q in quadratures]
-    unlocked = torch.cat([known.theta[~known.locked], *(theta for theta, _, _ in rules)])
-    measures = [_continued(theta, S[0], b * S[-1], unlocked) for theta, S, b in rules]
-    own = known.S[0, ~known.locked]
-    # Where the first run exhausted its Krylov space its start says nothing about what is left.
-    if float(own.square().sum()) > 1e-6 * known.remaining / n:
-        measures.append(_continued(known.theta[~known.locked], own, known.coupling[~known.locked], unlocked))
-    if known.remaining and not measures:  # nothing but its start says how often the eigenvalues found are repeated
-        known = Isolated(e.run, known.theta, known.S, known.coupling, torch.zeros_like(known.locked))
-        measures = [_continued(known.theta, known.S[0], torch.zeros_like(known.theta), known.theta)]
-    if operator.positive_semidefinite:
-        measures = [_Measure(m.points.clamp_min(0), m.below) for m in measures]
-
+    known, quadratures, measures = _sampled(operator, e.run, probes, steps, seed + 1)
     eigen, share = known.values, known.remaining / n
+    if operator.positive_semidefinite:
+        eigen = eigen.clamp_min(0)
+        measures = [_Measure(m.points.clamp_min(0), m.below) for m in measures]
     nodes, weights = _mixture(eigen, measures, n)
     resolution = _resolution(known, e.rounding) if scale == "log" else 0.0
     edges = _log_edges(nodes, resolution, points) if scale == "log" else _linear_edges(nodes, weights, points)
@@ -209,6 +194,30 @@ def spectral_density(
     )
 
 
+def _sampled(
+    operator: SymmetricOperator, run: Lanczos, probes: int, steps: int, seed: int
+) -> tuple[Isolated, list[Quadrature], list[_Measure]]:
+    """What the first run isolates, and the quadratures and continued measures of what remains."""
+    known, short = Isolated.of(run), steps // 8
+    if run.steps == steps and probes >= 4 and int(known.locked.sum()) >= SEPARATED * steps:
+        known, short = Isolated.of(run.extend(steps)), steps // 3
+    short = min(steps, max(LEAST, short))
+    found = known.probe(operator, (probes * steps - run.steps) // short, short, seed=seed)
+    quadratures = [p.quadrature for p in found]
+    rules = [(*torch.linalg.eigh(q.T), q.residual) for q in quadratures]
+    unlocked = torch.cat([known.theta[~known.locked], *(theta for theta, _, _ in rules)])
+    measures = [_continued(theta, S[0], residual * S[-1], unlocked) for theta, S, residual in rules]
+    start = known.S[0, ~known.locked]
+    # Where the run exhausted its Krylov space its start says nothing about what is left.
+    if float(start.square().sum()) > 1e-6 * known.remaining / operator.size:
+        measures.append(_continued(known.theta[~known.locked], start, known.coupling[~known.locked], unlocked))
+    if known.remaining and not measures:
+        # Nothing but the start says how often the eigenvalues found are repeated.
+        known = replace(known, locked=torch.zeros_like(known.locked))
+        measures = [_continued(known.theta, known.S[0], torch.zeros_like(known.theta), known.theta)]
+    return known, quadratures, measures
+
+
 def _check(probes: int, steps: int, scale: str, points: int, confidence: float) -> None:
     if probes < 1 or steps < 2:
         raise ValueError(f"got probes={probes}, steps={steps}; at least one probe of two steps is needed")
@@ -243,9 +252,9 @@ def _continued(theta: Tensor, start: Tensor, coupling: Tensor, within: Tensor) -
     """The measure of a Lanczos run that goes on for ever as in a continuous spectrum.
 
     Beyond what the run saw, its coefficients are set to the limits that those of every continuous density on [a, b]
-    have, (a + b)/2 and (b − a)/4 (the square-root terminator of the recursion method). On the deflated spectra of three
-    networks with runs of 20 products it divided the Wasserstein distance by 3.4 against the bare Gauss nodes, on a
-    Marchenko-Pastur one by 9.
+    have, (a + b)/2 and (b − a)/4 (the square-root terminator of the recursion method). With runs of 20 products it
+    divided the Wasserstein distance of bare Gauss nodes by 3.4 and 3.7 on deflated Hessians of two networks, by 9.7 on a
+    Marchenko-Pastur matrix.
 
     Args:
         theta: (m,), Ritz values.
@@ -289,7 +298,7 @@ def _mixture(eigen: Tensor, measures: list[_Measure], n: int) -> tuple[Tensor, T
 
 def _linear_edges(nodes: Tensor, weights: Tensor, points: int) -> Tensor:
     a, b = float(nodes[0]), float(nodes[-1])
-    pad = max(0.01 * (b - a), 1e-3 * max(abs(a), abs(b)), 1e-12)
+    pad = max(0.01 * (b - a), 1e-3 * max(abs(a), abs(b))) or 1.0
     uniform = torch.linspace(a - pad, b + pad, points - points // 2 + 1, dtype=torch.float64)
     levels = torch.linspace(0, 1, points // 2 + 2, dtype=torch.float64)[1:-1]
     equal = nodes[torch.searchsorted(weights.cumsum(0), levels).clamp_max(len(nodes) - 1)]
