@@ -253,8 +253,8 @@ def _continued(theta: Tensor, start: Tensor, coupling: Tensor, within: Tensor) -
 
     Beyond what the run saw, its coefficients are set to the limits that those of every continuous density on [a, b]
     have, (a + b)/2 and (b − a)/4 (the square-root terminator of the recursion method). With runs of 20 products it
-    divided the Wasserstein distance of bare Gauss nodes by 3.4 and 3.7 on deflated Hessians of two networks, by 9.7 on a
-    Marchenko-Pastur matrix.
+    divided the Wasserstein distance of bare Gauss nodes by 3.4 and 3.7 on deflated Hessians of two networks, by 9.7
+    on a Marchenko-Pastur matrix.
 
     Args:
         theta: (m,), Ritz values.
