@@ -9,6 +9,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from wellcond.linalg.estimate import CONFIDENCE
 from wellcond.linalg.lanczos import Lanczos
 from wellcond.linalg.operator import SymmetricOperator
 from wellcond.linalg.quadrature import Probe, Quadrature, SpectralTails, probe
@@ -96,27 +97,43 @@ class DeflatedTails:
     """Bounds of how many eigenvalues lie above a threshold: the isolated ones are counted, the rest is sampled.
 
     Attributes:
-        isolated: of the first run.
-        probes: of the rest.
-        rounding: by which a Ritz value may be off.
-        confidence: probability that the bounds hold, at each threshold.
+        isolated: (k,), eigenvalues.
+        slack: by which they and the rest's may be off.
+        whole: of the first run, on all of the space.
+        rest: of the probes of what the isolated ones leave; None without such probes.
     """
 
-    isolated: Isolated
-    probes: Sequence[Quadrature]
-    rounding: float
-    confidence: float
+    isolated: Tensor
+    slack: float
+    whole: SpectralTails
+    rest: SpectralTails | None
+
+    @classmethod
+    def of(
+        cls, known: Isolated, probes: Sequence[Quadrature], rounding: float, confidence: float = CONFIDENCE
+    ) -> DeflatedTails:
+        """From the first run and quadratures of what remains; nothing of the size of a vector is kept.
+
+        Args:
+            known: of the first run.
+            probes: of the rest.
+            rounding: by which a Ritz value may be off.
+            confidence: probability that the bounds hold, at each threshold.
+        """
+        n, part = known.run.operator.size, (1 + confidence) / 2
+        whole = SpectralTails(n, [[Quadrature.of(known.run)]], known.theta, rounding, part)
+        rest = SpectralTails(known.remaining, [probes], known.theta[~known.locked], rounding, part) if probes else None
+        return cls(known.values, known.slack + rounding, whole, rest)
 
     def count_above(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Bounds of the number of eigenvalues ≥ x, (g,) each, whole numbers: of those from the first run on the whole
         space and those from the probes of the rest the better ones."""
-        n, rest, slack = self._whole.size, self.isolated.remaining, self.isolated.slack + self.rounding
-        low, high = (n * bound for bound in self._whole.fraction_above(x))
-        if self.probes or not rest:
-            least, most = ((self.isolated.values >= (x + s * slack)[:, None]).double().sum(1) for s in (1, -1))
-            if rest:
-                least = least + rest * self._rest.fraction_above(x + slack)[0]
-                most = most + rest * self._rest.fraction_above(x - slack)[1]
+        low, high = (self.size * bound for bound in self.whole.fraction_above(x))
+        if self.rest is not None or len(self.isolated) == self.size:
+            least, most = ((self.isolated >= (x + s * self.slack)[:, None]).double().sum(1) for s in (1, -1))
+            if self.rest is not None:
+                least = least + self.rest.size * self.rest.fraction_above(x + self.slack)[0]
+                most = most + self.rest.size * self.rest.fraction_above(x - self.slack)[1]
             low, high = torch.maximum(low, least), torch.minimum(high, most)
         low = (low - 1e-6).ceil()
         return low, torch.maximum(low, (high + 1e-6).floor())
@@ -124,46 +141,37 @@ class DeflatedTails:
     def fraction_above(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """The same as fractions of all eigenvalues."""
         low, high = self.count_above(x)
-        return low / self._whole.size, high / self._whole.size
+        return low / self.size, high / self.size
 
     def fraction_below(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Bounds of the fraction of eigenvalues < x, (g,) each."""
-        (low, high), n = self.count_above(x), self._whole.size
+        (low, high), n = self.count_above(x), self.size
         return (n - high) / n, (n - low) / n
 
     def estimate_above(self, x: Tensor) -> Tensor:
         """The Gauss rules' own estimate of the fraction ≥ x, without error, (g,)."""
-        return self._estimate(lambda nodes: (nodes >= x[:, None]).double())
+        if self.rest is None:
+            return self.whole.estimate_above(x)
+        known = (self.isolated >= x[:, None]).double().sum(1)
+        return (known + self.rest.size * self.rest.estimate_above(x)) / self.size
 
     def estimate_mean(self, f: Callable[[Tensor], Tensor]) -> float:
         """The Gauss rules' estimate of the mean of f(λ), without error."""
-        return float(self._estimate(f))
+        if self.rest is None:
+            return self.whole.estimate_mean(f)
+        return (float(f(self.isolated).sum()) + self.rest.size * self.rest.estimate_mean(f)) / self.size
 
-    def _estimate(self, f: Callable[[Tensor], Tensor]) -> Tensor:
-        if self.isolated.remaining and not self.probes:
-            nodes, weights = self._whole.groups[0][0].nodes_and_weights()
-            return (weights * f(nodes)).sum(-1)
-        n, total = self._whole.size, f(self.isolated.values).sum(-1)
-        for q in self.probes:
-            nodes, weights = q.nodes_and_weights()
-            total = total + self.isolated.remaining / len(self.probes) * (weights * f(nodes)).sum(-1)
-        return total / n
+    @property
+    def size(self) -> int:
+        """n, eigenvalues in all."""
+        return self.whole.size
+
+    @property
+    def rounding(self) -> float:
+        """By which a Ritz value may be off."""
+        return self.whole.rounding
 
     @property
     def products(self) -> int:
         """Matrix-vector products behind the bounds."""
-        return self.isolated.run.steps + sum(q.steps for q in self.probes)
-
-    @cached_property
-    def _whole(self) -> SpectralTails:
-        run = self.isolated.run
-        return SpectralTails(run.operator.size, [[Quadrature.of(run)]], self.isolated.theta, self.rounding, self._part)
-
-    @cached_property
-    def _rest(self) -> SpectralTails:
-        unlocked = self.isolated.theta[~self.isolated.locked]
-        return SpectralTails(self.isolated.remaining, [self.probes], unlocked, self.rounding, self._part)
-
-    @property
-    def _part(self) -> float:
-        return (1 + self.confidence) / 2
+        return self.whole.products + (0 if self.rest is None else self.rest.products)

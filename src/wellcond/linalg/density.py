@@ -154,7 +154,7 @@ def spectral_density(
     below = torch.stack([m.at(edges) for m in measures]) if measures else edges.new_zeros(1, len(edges))
     cumulative = (eigen < edges[:, None]).double().sum(1) / n + share * below.mean(0)
     mass, error = cumulative.diff(), share * _sampling_error(below.diff(), known.remaining, len(measures))
-    lower, upper = DeflatedTails(known, quadratures, e.rounding, confidence).fraction_below(edges)
+    lower, upper = DeflatedTails.of(known, quadratures, e.rounding, confidence).fraction_below(edges)
     if operator.positive_semidefinite:
         lower, upper = (torch.where(edges > 0, bound, 0.0) for bound in (lower, upper))
 

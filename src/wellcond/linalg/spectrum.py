@@ -216,7 +216,7 @@ class SampledSpectrum:
         ritz = isolated.theta
         # One step resolves nothing: it is there for traces alone.
         resolving = [p.quadrature for p in probes] if effort.probe_steps > 1 else []
-        tails = DeflatedTails(isolated, resolving, e.run.rounding, _PART)
+        tails = DeflatedTails.of(isolated, resolving, e.run.rounding, _PART)
         # The known ones from an end inwards, as far as none is missing.
         known = e.error_bounds <= 1e-3 * float(e.values.abs().max())
         how = f"Lanczos, {e.products} products; an eigenvalue lies in the interval"
