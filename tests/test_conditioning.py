@@ -148,6 +148,65 @@ def test_the_cost_is_what_was_asked_for():
     assert conditioning(Hessian(problem), effective=False).products == problem.size
 
 
+def test_kappa_effective_takes_one_run_at_the_gradient_and_one_for_the_largest_eigenvalue():
+    """Each stops where the Krylov space ends; for a Hessian both are products with Gauss-Newton."""
+    problem, P = trained("tanh MLP", 0)
+    effort = Effort(extremes=25, count=2, probes=3, probe_steps=4, gradient_steps=6)
+    for H in (Hessian(problem), Hessian(problem).preconditioned(P)):
+        c = conditioning(H, dense_limit=0, effort=effort)
+        assert H.products == 25 + 3 * 4
+        assert c.products == H.products + 25 + 6
+        G = H.semidefinite()
+        assert G is not None
+        assert c.kappa_effective.low <= conditioning(G).kappa_effective.value
+
+
+@pytest.mark.parametrize("kind", [Hessian, GaussNewton])
+def test_a_damped_curvature_is_conditioned_as_its_spectrum_says(kind):
+    problem, P = trained("layer norm", 1)
+    plain = kind(problem).preconditioned(P)
+    spectrum = conditioning(plain, effective=False).spectrum
+    delta = 0.05 * float(spectrum[-1])
+    operator = plain + delta
+    dense, sampled = conditioning(operator), conditioning(operator, dense_limit=0)
+    assert float((dense.spectrum - spectrum - delta).abs().max()) < 1e-12
+    for figure in ("largest", "smallest", "kappa_mean", "kappa_effective"):
+        assert getattr(dense, figure).value in getattr(sampled, figure)
+    if kind is GaussNewton:
+        assert dense.kappa_star.value == pytest.approx(float((spectrum[-1] + delta) / (spectrum[0] + delta)), rel=1e-6)
+        assert dense.kappa_effective.value <= dense.kappa_star.value
+        assert dense.negative_fraction.value == 0
+
+
+def test_in_single_precision_intervals_hold_for_the_exact_matrix():
+    values = torch.cat([torch.logspace(-5, -2, 150), torch.logspace(-1.5, 1, 10)]).double()
+    for semidefinite in (True, False):
+        signed = values if semidefinite else torch.where(torch.arange(160) % 3 == 0, -values / 20, values)
+        A = random_spectrum(signed)
+        exact = conditioning(MatrixOperator(A, positive_semidefinite=semidefinite))
+        single = MatrixOperator(A.float(), positive_semidefinite=semidefinite)
+        for limit in (0, 1000):
+            c = conditioning(single, dense_limit=limit, effort=Effort(extremes=40, probe_steps=10))
+            for figure in ("largest", "smallest", "kappa_mean"):
+                assert getattr(exact, figure).value in getattr(c, figure), (figure, limit, semidefinite)
+            if limit == 0:
+                kept = exact.spectrum[exact.spectrum >= c.theta * exact.spectrum[-1]].flip(0)
+                assert float(kept[0] / kept[math.ceil(0.5 * len(kept)) - 1]) in c.kappa(0.5)
+                assert float((exact.spectrum < -c.theta * exact.spectrum[-1]).double().mean()) in c.negative_fraction
+
+
+def test_eigenvalues_known_one_by_one_are_counted_exactly():
+    """Ten large eigenvalues over a thousandth of their size: no random direction needs to say how many there are."""
+    values = torch.cat([torch.linspace(-1e-3, 1e-3, 390), torch.linspace(1, 3, 10)]).double()
+    c = conditioning(MatrixOperator(random_spectrum(values)), dense_limit=0)
+    low, high = c.counts_above(torch.tensor([0.03, 0.9, 2.5], dtype=torch.float64))
+    assert low.tolist() == high.tolist() == [10, 10, 3]
+    for rho in (0.5, 0.9):
+        kept = values.flip(0)[:10]
+        assert c.kappa(rho).high < 1.1 * float(kept[0] / kept[math.ceil(rho * 10) - 1])
+    assert c.negative_fraction.high == 0
+
+
 def test_results_depend_on_the_seed_alone():
     problem, _ = trained("tanh MLP", 0)
     first, again, other = (conditioning(Hessian(problem), dense_limit=0, seed=s) for s in (1, 1, 2))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -15,7 +15,9 @@ from wellcond.linalg import (
     SampledSpectrum,
     SymmetricOperator,
     WholeSpectrum,
+    eigenvalues,
 )
+from wellcond.linalg.spectrum import check_symmetric
 
 DENSE_LIMIT = 2000
 """Up to this many parameters the spectrum is computed whole."""
@@ -165,10 +167,17 @@ def _effective(
         whole = source if curvature is operator else WholeSpectrum.of(curvature, gradient)
         effective = _effective_whole(whole)
     else:
-        light = replace(effort, count=1, probes=1, probe_steps=1)
-        sampled = source if curvature is operator else SampledSpectrum.of(curvature, light, seed)
-        effective = _effective_sampled(curvature, sampled.largest(), gradient, effort.gradient_steps)
+        top = source.largest() if curvature is operator else _largest(curvature, effort, seed)
+        effective = _effective_sampled(curvature, top, gradient, effort.gradient_steps)
     return *effective, 0 if curvature is operator else curvature.products - spent
+
+
+def _largest(curvature: SymmetricOperator, effort: Effort, seed: int) -> Estimate:
+    """λ_max of a curvature of which nothing else is wanted: never from the gradient's run (theory, section 2.4)."""
+    steps = min(effort.extremes, curvature.size)
+    e = eigenvalues(curvature, min_products=steps, max_products=steps, seed=seed)
+    check_symmetric(e.run.rounding, e.run.scale, curvature.dtype)
+    return e.largest()
 
 
 def _effective_whole(source: WholeSpectrum) -> tuple[Estimate, Estimate]:

@@ -1,5 +1,9 @@
 """Symmetric operators by their products with vectors, and what such products prove. Knows no networks."""
 
+from wellcond.linalg.deflation import DeflatedTails as DeflatedTails
+from wellcond.linalg.deflation import Isolated as Isolated
+from wellcond.linalg.density import SpectralDensity as SpectralDensity
+from wellcond.linalg.density import spectral_density as spectral_density
 from wellcond.linalg.eigenvalues import Eigenvalues as Eigenvalues
 from wellcond.linalg.eigenvalues import eigenvalues as eigenvalues
 from wellcond.linalg.estimate import CONFIDENCE as CONFIDENCE

@@ -92,7 +92,14 @@ class Probe:
     product: Tensor
 
 
-def probe(operator: SymmetricOperator, probes: int, steps: int, *, seed: int = 0) -> list[Probe]:
+def probe(
+    operator: SymmetricOperator,
+    probes: int,
+    steps: int,
+    *,
+    seed: int = 0,
+    project: Callable[[Tensor], Tensor] | None = None,
+) -> list[Probe]:
     """Lanczos runs of `steps` products from `probes` directions, uniform on the sphere.
 
     Args:
@@ -100,16 +107,24 @@ def probe(operator: SymmetricOperator, probes: int, steps: int, *, seed: int = 0
         probes: how many.
         steps: products each; 1 is a plain sample vᵀAv.
         seed: of the directions.
+        project: onto the subspace in which the directions shall lie.
     """
     directions = RandomDirections(operator.size, operator.dtype, operator.device, seed)
     found = []
     for _ in range(probes):
-        run = Lanczos(operator, directions.draw()).extend(steps)
+        start = directions.draw()
+        run = Lanczos(operator, start if project is None else project(start)).extend(steps)
         found.append(Probe(Quadrature.of(run), run.basis[0].clone(), run.product_of_start()))
     return found
 
 
-def trace(probes: Sequence[Probe], deflate: Lanczos, largest: float, confidence: float = CONFIDENCE) -> Estimate:
+def trace(
+    probes: Sequence[Probe],
+    deflate: Lanczos,
+    largest: float,
+    confidence: float = CONFIDENCE,
+    dimension: int | None = None,
+) -> Estimate:
     """The trace of a positive semidefinite A: exact on a Krylov space already known, sampled outside it.
 
     tr A = tr(QAQᵀ) + tr B with B = (I−QᵀQ)A(I−QᵀQ). The first term is the trace of T, the second the mean of
@@ -122,12 +137,14 @@ def trace(probes: Sequence[Probe], deflate: Lanczos, largest: float, confidence:
         deflate: the Lanczos run whose space Q is taken out.
         largest: an upper bound of A's largest eigenvalue.
         confidence: probability that the interval holds.
+        dimension: of the space in which the probes' directions are uniform, where that is smaller: it must hold all
+            that lies outside Q.
     """
-    n, samples = deflate.operator.size, len(probes)
+    n, samples = deflate.operator.size if dimension is None else dimension, len(probes)
     T = deflate.tridiagonal()
     known, products = float(T.trace()), deflate.steps + samples
-    slack = n * deflate.rounding
-    if deflate.steps == n:
+    slack = deflate.operator.size * deflate.rounding
+    if deflate.steps == deflate.operator.size or not samples:
         return Estimate(known, known - slack, known + slack, f"trace of the whole space, {products} products")
     sampled = max(0.0, n / samples * sum(_outside(p, deflate, T) for p in probes))
     tau = math.log(2 / (1 - confidence))
@@ -168,9 +185,9 @@ class SpectralTails:
     def fraction_above(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Bounds of the fraction of eigenvalues that are ≥ x, (g,) each.
 
-        The mean over directions of the Chebyshev-Markov-Stieltjes bounds, widened by what sampling can do: a set of
-        k = fn eigenvectors gets from m uniform directions a mean mass f·χ²/(mk) with mk degrees of freedom (or a
-        little less spread), whose tails are Laurent and Massart's.
+        The mean over directions of the Chebyshev-Markov-Stieltjes bounds, widened by what sampling can do. A set of
+        k = fn eigenvectors gets a mean mass from m uniform directions whose tails are under the Chernoff bounds of
+        f·χ²/(mk) with mk degrees of freedom: a beta variable is smaller than that gamma one in convex order.
         """
         low = (self.extremes >= x[:, None] + self.rounding).double().sum(1) / self.size
         high = 1 - (self.extremes < x[:, None] - self.rounding).double().sum(1) / self.size
@@ -197,20 +214,28 @@ class SpectralTails:
         rules = [q.nodes_and_weights() for q in self.groups[-1]]
         return sum(float((w * f(nodes)).sum()) for nodes, w in rules) / len(rules)
 
-    def _deviation(self, directions: int) -> tuple[float, float]:
-        """c and d of Laurent and Massart: with probability 1 − δ each, f − c√f ≤ mean ≤ f + c√f + d."""
-        tau, weight = math.log(2 * len(self.groups) / (1 - self.confidence)), directions * self.size
-        return 2 * math.sqrt(tau / weight), 2 * tau / weight
-
     def _at_least(self, mean: Tensor, directions: int) -> Tensor:
         """The smallest fraction that could have given this mean."""
-        c, d = self._deviation(directions)
-        return ((torch.sqrt(c**2 + 4 * (mean - d).clamp_min(0)) - c) / 2).square()
+        return self._limit(mean, torch.zeros_like(mean), directions)
 
     def _at_most(self, mean: Tensor, directions: int) -> Tensor:
         """The largest."""
-        c, _ = self._deviation(directions)
-        return ((torch.sqrt(c**2 + 4 * mean.clamp_min(0)) + c) / 2).square()
+        return self._limit(mean, torch.ones_like(mean), directions)
+
+    def _limit(self, mean: Tensor, end: Tensor, directions: int) -> Tensor:
+        """The fraction between the mean and the end beyond which the mean would be too unlikely, by bisection.
+
+        Chernoff: a mean on the far side of r from f has a probability of at most exp(−(mn/2)(f ln(f/r) − f + r)).
+        """
+        tau = math.log(2 * len(self.groups) / (1 - self.confidence)) / (directions * self.size / 2)
+        # A mass of zero to rounding is not known to be less than that.
+        r = mean.clamp(torch.finfo(torch.float64).eps, 1)
+        near, far = r, end
+        for _ in range(50):
+            f = (near + far) / 2
+            likely = torch.xlogy(f, f / r) - f + r <= tau
+            near, far = torch.where(likely, f, near), torch.where(likely, far, f)
+        return far
 
     @property
     def products(self) -> int:

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
 from torch import Tensor
 
+from wellcond.linalg.deflation import DeflatedTails, Isolated
 from wellcond.linalg.eigenvalues import eigenvalues
 from wellcond.linalg.estimate import CONFIDENCE, Estimate
 from wellcond.linalg.operator import NOT_FINITE, SymmetricOperator
-from wellcond.linalg.quadrature import Quadrature, SpectralTails, probe, trace
+from wellcond.linalg.quadrature import trace
 
 SYMMETRIC = {torch.float64: 1e-3, torch.float32: 2e-2}
 """Products that are less symmetric than this, relative to the largest eigenvalue, are wrong and not just rounded: the
@@ -180,7 +181,7 @@ class SampledSpectrum:
     falling: list[Estimate]
     rising: list[Estimate]
     mean: Estimate
-    tails: SpectralTails
+    tails: DeflatedTails
     squared_rows: Tensor
     semidefinite: bool
 
@@ -210,12 +211,12 @@ class SampledSpectrum:
             confidence=_PART,
         )
         check_symmetric(e.run.rounding, e.run.scale, operator.dtype)
-        probes = probe(operator, effort.probes, effort.probe_steps, seed=seed + 1)
-        # The run for the extremes started from a random direction as well: it is the deepest probe of all.
-        deep, shallow = Quadrature.of(e.run), [p.quadrature for p in probes]
-        groups = [[deep], [*shallow, deep]] if effort.probe_steps > 1 else [[deep]]
-        ritz = torch.linalg.eigvalsh(e.run.tridiagonal())
-        tails = SpectralTails(operator.size, groups, ritz, e.run.rounding, _PART)
+        isolated = Isolated.of(e.run)
+        probes = isolated.probe(operator, effort.probes, effort.probe_steps, seed=seed + 1)
+        ritz = isolated.theta
+        # One step resolves nothing: it is there for traces alone.
+        resolving = [p.quadrature for p in probes] if effort.probe_steps > 1 else []
+        tails = DeflatedTails.of(isolated, resolving, e.run.rounding, _PART)
         # The known ones from an end inwards, as far as none is missing.
         known = e.error_bounds <= 1e-3 * float(e.values.abs().max())
         how = f"Lanczos, {e.products} products; an eigenvalue lies in the interval"
@@ -231,12 +232,19 @@ class SampledSpectrum:
                 float(ritz[0]) + e.run.rounding,
                 "smallest Ritz value of a matrix that should be positive semidefinite",
             )
-            mean = trace(probes, e.run, e.upper, _PART).scaled(1 / operator.size)
+            sampled = trace(probes, e.run, e.upper, _PART, isolated.remaining).scaled(1 / operator.size)
+            mean = _both(sampled, _mean_magnitude(tails, 0.0, e.upper))
         else:
             mean = _mean_magnitude(tails, e.lower, e.upper)
-        # (Av)ᵢ is the inner product of row i with a direction of length 1/√n per coordinate.
-        products = [e.run.product_of_start(), *(p.product for p in probes)]
-        rows = torch.stack([operator.size * product.square() for product in products])
+        # (Av)ᵢ is the inner product of row i with a direction of length 1/√n per coordinate; of the isolated
+        # eigenpairs the row norms are known.
+        known_rows = isolated.values.square().to(operator.dtype).to(operator.device) @ isolated.vectors.square()
+        rows = torch.stack(
+            [
+                operator.size * e.run.product_of_start().square(),
+                *(known_rows + isolated.remaining * p.product.square() for p in probes),
+            ]
+        )
         return cls((e.largest(), smallest), falling, rising, mean, tails, rows, semidefinite)
 
     def largest(self) -> Estimate:
@@ -266,6 +274,8 @@ class SampledSpectrum:
             return Estimate.undefined("no eigenvalue is known to be positive")
         grid, low, high, likely = self._upper_tail
         fewest, most = float(low[grid >= self.theta * top.high][0]), float(high[0])
+        # Fractions are of whole numbers: as much as ρ of them is not to be missed by a rounding error.
+        fraction -= 1e-9
         at_most = grid[high < fraction * fewest]
         at_least = grid[low >= fraction * most]
         best = max(1.0, top.low / (float(at_most[0]) if len(at_most) else top.high))
@@ -324,7 +334,15 @@ def _ratio(over: Estimate, under: Estimate, how: str) -> Estimate:
     return Estimate(over.value / under.value, low, high, how, max(0.0, over.confidence + under.confidence - 1))
 
 
-def _mean_magnitude(tails: SpectralTails, lower: float, upper: float) -> Estimate:
+def _both(first: Estimate, second: Estimate) -> Estimate:
+    """The value of the first, in the intervals of both."""
+    low, high = max(first.low, second.low), min(first.high, second.high)
+    if not second.defined or low > high:
+        return first
+    return replace(first, value=min(max(first.value, low), high), low=low, high=high)
+
+
+def _mean_magnitude(tails: DeflatedTails, lower: float, upper: float) -> Estimate:
     """The mean of |λ| as the area under the tails, ∫₀^∞ #{λ ≥ x} dx + ∫₀^∞ #{λ < −x} dx, over n: a lower and an
     upper sum over a grid, both fractions falling with x."""
     if not math.isfinite(upper - lower):
