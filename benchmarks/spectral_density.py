@@ -7,7 +7,7 @@ products; the others also get, in hindsight, their best division of it into prob
 are left out. PyHessian calls torch.eig, which torch no longer has, and leaves broadening to a script; both are supplied
 here. curvlinops is given both ends of the spectrum for nothing. Of two widths of broadening the better one counts.
 
-    python benchmarks/spectral_density.py [--quick]
+    python benchmarks/spectral_density.py [--quick] [--write-docs]
 
 Needs scipy, scikit-learn, and what is to be compared of curvlinops-for-pytorch, hessian-eigenthings and pyhessian.
 """
@@ -27,6 +27,7 @@ from sklearn.datasets import load_breast_cancer, load_digits, load_wine
 from torch import Tensor, nn
 
 import wellcond as wc
+from tables import Table, write_section
 from wellcond.linalg import MatrixOperator, spectral_density
 
 SPLITS = {640: [(8, 80), (4, 160), (16, 40), (32, 20)], 320: [(8, 40), (4, 80), (16, 20)], 160: [(4, 40), (2, 80)]}
@@ -180,30 +181,30 @@ def distances(estimate: Callable[..., Result], A: Tensor, exact: Tensor, split: 
 def main() -> None:
     arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     arguments.add_argument("--quick", action="store_true", help="fewer matrices, budgets and seeds")
-    quick = arguments.parse_args().quick
+    arguments.add_argument("--write-docs", action="store_true", help="put the table into docs/spectra-speed.md")
+    given = arguments.parse_args()
     warnings.simplefilter("ignore")
     torch.set_default_dtype(torch.float64)  # PyHessian has zeros of the default type
-    seeds = 4 if quick else 8
+    seeds = 4 if given.quick else 8
     peers = {name: f for name, f in PEERS.items() if importlib.util.find_spec(name)}
-    print(f"Wasserstein distance over mean |λ|, means of {seeds} seeds; others: probes × steps as ours | at their best")
-    for matrix, A in matrices(quick):
+    table = Table("matrix", "products", "estimate", "wellcond", *peers, "÷ best", "÷ best in hindsight")
+    for matrix, A in matrices(given.quick):
         exact = torch.linalg.eigvalsh(A)
-        print(f"\n{matrix}, n = {len(A)}")
-        for budget in [640] if quick else SPLITS:
+        for budget in [640] if given.quick else SPLITS:
             mine = distances(ours, A, exact, SPLITS[budget][0], seeds)
             rows = {
-                name: [distances(f, A, exact, split, seeds) for split in SPLITS[budget][: 2 if quick else None]]
+                name: [distances(f, A, exact, split, seeds) for split in SPLITS[budget][: 2 if given.quick else None]]
                 for name, f in peers.items()
             }
-            for kind in ("measure", "density"):
-                line, same, best = [f"wellcond {mine[kind]:.4f}"], math.inf, math.inf
-                for name, by_split in rows.items():
-                    values = [row[kind] for row in by_split if kind in row]
-                    if values:
-                        line.append(f"{name} {values[0]:.4f} | {min(values):.4f}")
-                        same, best = min(same, values[0]), min(best, *values)
-                ratios = f"ratio to the better {mine[kind] / same:.2f} | {mine[kind] / best:.2f}"
-                print(f"  {budget} products, {kind:8} {'; '.join(line)}; {ratios}", flush=True)
+            for kind, value in mine.items():
+                theirs = {name: [row[kind] for row in by_split if kind in row] for name, by_split in rows.items()}
+                known = [values for values in theirs.values() if values]
+                same, best = (min(map(f, known), default=math.nan) for f in (lambda v: v[0], min))
+                cells = [f"{values[0]:.4f}" if values else None for values in theirs.values()]
+                table.add(f"{matrix}, n = {len(A)}", budget, kind, f"{value:.4f}", *cells, value / same, value / best)
+    print(f"Wasserstein distance over mean |λ|, means of {seeds} seeds", table, sep="\n\n")
+    if given.write_docs:
+        write_section("spectral_density", table)
 
 
 if __name__ == "__main__":
