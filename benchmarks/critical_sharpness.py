@@ -54,7 +54,7 @@ def main() -> None:
                     if step not in POINTS.values():
                         continue
                     problem = wc.Problem(model, loss_fn, (X, y))
-                    d, _ = next_step(problem, optimizer, problem.gradient())
+                    d, *_ = next_step(problem, optimizer, problem.gradient())
                     truth = float(d @ (wc.Hessian(problem) @ d) / (d @ d))
                     start = problem.loss()
                     for dtype, row in rows.items():

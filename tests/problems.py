@@ -145,7 +145,9 @@ def random_spectrum(values: Tensor, seed: int = 0) -> Tensor:
 
 SPECTRA: dict[str, Tensor] = {
     "uniform": torch.linspace(1, 2, 120, dtype=torch.float64),
-    "clustered at the top": torch.cat([torch.linspace(0, 1, 100), 10 - 1e-3 * torch.rand(20)]).double(),
+    "clustered at the top": torch.cat(
+        [torch.linspace(0, 1, 100), 10 - 1e-3 * torch.linspace(0, 1, 20).sqrt()]
+    ).double(),
     "one tiny gap": torch.cat([torch.linspace(0, 1, 118), torch.tensor([2.0, 2.0 + 1e-6])]).double(),
     "graded over 1e12": torch.logspace(-12, 0, 120, dtype=torch.float64),
     "rank one": torch.cat([torch.zeros(119), torch.tensor([3.0])]).double(),

@@ -15,8 +15,7 @@ from torch import nn
 
 from tests.problems import PROBLEMS, SPECTRA, batches_of, make, random_spectrum, train
 from wellcond.curvature import EmpiricalFisher, GaussNewton, Hessian, OutputUnknownError
-from wellcond.linalg import MatrixOperator
-from wellcond.linalg.randomized import student
+from wellcond.linalg import MatrixOperator, student
 from wellcond.parameters import flatten
 from wellcond.preconditioners import Diagonal, preconditioner_of
 from wellcond.problem import Problem

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from wellcond.linalg import (
+    DENSE_LIMIT,
     Effort,
     Estimate,
     GradientQuadrature,
@@ -18,9 +19,6 @@ from wellcond.linalg import (
     eigenvalues,
 )
 from wellcond.linalg.spectrum import check_symmetric
-
-DENSE_LIMIT = 2000
-"""Up to this many parameters the spectrum is computed whole."""
 
 REMAINING = 0.01
 """ε of κ_eff: the fraction of the reducible loss that gradient descent is to leave."""

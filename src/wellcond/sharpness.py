@@ -16,8 +16,7 @@ from torch.optim import Optimizer
 from wellcond.linalg import CONFIDENCE, Estimate, inner, norm, number
 from wellcond.parameters import flatten, unflatten
 from wellcond.preconditioners import unwrapped_optimizer
-from wellcond.problem import LossNotFiniteError, Problem
-from wellcond.problem.isolation import random_state
+from wellcond.problem import LossNotFiniteError, Problem, random_state
 
 PASSES = 10
 """Forward passes over the data: one at p, at most five that look for the critical rate, four for the curvature."""
@@ -34,7 +33,7 @@ class CriticalSharpness:
         sharpness: 2/η_c. For gradient descent along an eigenvector it is the eigenvalue; in general the optimizer's own
             steps decide which curvatures it is a mean of.
         critical_learning_rate: η_c, the lr (of the first group, others in proportion) with which the next step would
-            leave the loss as it is, and any larger one raise it; "at least" where the loss fell as far as was looked.
+            leave the loss as it is, and a little larger one raise it; "at least" where it fell as far as was looked.
         curvature: dᵀHd/‖d‖², from second differences of the loss. In a piecewise linear network they see the kinks
             within their reach, which H at p does not.
         slope: ∇Lᵀd, the derivative of the loss along the step at the present lr; negative where it descends.
@@ -92,7 +91,7 @@ def critical_sharpness(problem: Problem, optimizer: Any, *, passes: int = PASSES
     if any(group.get("maximize") for group in optimizer.param_groups):
         raise ValueError("the optimizer maximizes; give it the negative loss and maximize=False to be measured")
     gradient = problem.gradient()
-    d, gradients = next_step(problem, optimizer, gradient)
+    d, gradients, passes_of_step = next_step(problem, optimizer, gradient)
     length = norm(d)
     if not 0 < length < math.inf:
         raise ValueError(
@@ -112,13 +111,13 @@ def critical_sharpness(problem: Problem, optimizer: Any, *, passes: int = PASSES
         learning_rate=rate,
         loss=line.start,
         step_norm=length,
-        forward_passes=line.passes,
+        forward_passes=passes_of_step + line.passes,
         gradients=gradients,
     )
 
 
-def next_step(problem: Problem, optimizer: Optimizer, gradient: Tensor) -> tuple[Tensor, int]:
-    """What the optimizer would add to the parameters now, (n,), taken by a copy of it; and the gradients it took.
+def next_step(problem: Problem, optimizer: Optimizer, gradient: Tensor) -> tuple[Tensor, int, int]:
+    """What the optimizer would add to the parameters now, (n,), taken by a copy of it; the gradients and the forward passes it took.
 
     Args:
         problem: whose parameters; those that the optimizer does not have stay.
@@ -155,11 +154,11 @@ def next_step(problem: Problem, optimizer: Optimizer, gradient: Tensor) -> tuple
                 g = g.to(q.dtype)
                 q.grad = g.to_sparse(1) if isinstance(twin, torch.optim.SparseAdam) else g.clone()
 
-    spent = 1
+    gradients, passes = 1, 0
 
     def closure() -> Tensor:
-        nonlocal spent
-        spent += 1
+        nonlocal gradients, passes
+        gradients, passes = gradients + 1, passes + 1
         with problem.moved(displacement()):
             give(problem.gradient())
             return torch.tensor(problem.loss(), dtype=problem.dtype, device=problem.device)
@@ -172,7 +171,7 @@ def next_step(problem: Problem, optimizer: Optimizer, gradient: Tensor) -> tuple
     with torch.no_grad(), random_state(problem.seed, problem.device):
         give(gradient)
         step(twin, closure) if needs_closure else step(twin)
-        return displacement(), spent
+        return displacement(), gradients, passes
 
 
 class _Line:

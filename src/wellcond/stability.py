@@ -24,7 +24,7 @@ rate is then 1/λ_max, at which a step along the steepest direction ends in that
 class EdgeRatio:
     """α·λ_max(PᵀHP) over the stability bound of the optimizer's update, its weight decay τ included.
 
-    Decay in the gradient makes PᵀHP + τPᵀP of PᵀHP; decoupled decay adds α·τ/2 to the ratio, whatever the momentum.
+    Decay in the gradient makes PᵀHP + τPᵀP of PᵀHP; decoupled decay adds lr·τ/2 to the ratio, whatever the momentum.
 
     Attributes:
         ratio: above 1 the step is locally unstable; full-batch training is known to hover at 1.
@@ -242,5 +242,6 @@ class _Shifted(SymmetricOperator):
 def _inverse(x: Estimate, over: float) -> Estimate:
     """over/x; infinite where x is not positive."""
     if x.value <= 0:
-        return Estimate(math.inf, math.inf, math.inf, "no positive curvature bounds it", x.confidence)
+        low = over / x.high if x.high > 0 else math.inf
+        return Estimate(math.inf, low, math.inf, "no positive curvature bounds it", x.confidence)
     return Estimate(over / x.value, over / x.high, over / x.low if x.low > 0 else math.inf, x.how, x.confidence)

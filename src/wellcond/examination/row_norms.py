@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from wellcond.linalg import CONFIDENCE, Estimate
+from wellcond.linalg import CONFIDENCE, Estimate, student
 
 SHOWN = 1500
 """Points kept for a plot."""
@@ -67,7 +67,7 @@ def row_norm_correlation(
     others = [torch.arange(samples) != j for j in range(samples)]
     left_out = torch.tensor([_corrected(x, rows[kept]) for kept in others], dtype=torch.float64)
     error = math.sqrt((samples - 1) / samples * float((left_out - left_out.mean()).square().sum()))
-    half = student(samples - 1) * error + ROUNDING
+    half = student(CONFIDENCE, samples - 1) * error + ROUNDING
     how = f"row norms from {samples} random products, corrected for their noise; jackknife interval"
     estimate = Estimate(value, max(-1.0, value - half), min(1.0, value + half), how, CONFIDENCE)
     return RowNormCorrelation(estimate, count, *points)
@@ -75,16 +75,6 @@ def row_norm_correlation(
 
 ROUNDING = 1e-6
 """What the precision of a float32 second moment can do to a correlation."""
-
-
-def student(degrees: int) -> float:
-    """How many estimated standard errors hold with probability `CONFIDENCE`: Student's quantile, by bisection of its
-    distribution function, which for the incomplete beta function needs only an integral over an angle."""
-    angle = torch.linspace(0, math.pi / 2, 20001, dtype=torch.float64)[:-1]
-    density = torch.cos(angle) ** (degrees - 1)
-    share = torch.cumsum(density, 0) / density.sum()
-    position = int((share < CONFIDENCE).sum())
-    return math.sqrt(degrees) * math.tan(float(angle[position]))
 
 
 def _corrected(x: Tensor, squared_rows: Tensor) -> float:

@@ -9,6 +9,7 @@ from wellcond.linalg.eigenvalues import eigenvalues as eigenvalues
 from wellcond.linalg.estimate import CONFIDENCE as CONFIDENCE
 from wellcond.linalg.estimate import Estimate as Estimate
 from wellcond.linalg.estimate import number as number
+from wellcond.linalg.estimate import student as student
 from wellcond.linalg.lanczos import Lanczos as Lanczos
 from wellcond.linalg.operator import DENSE_LIMIT as DENSE_LIMIT
 from wellcond.linalg.operator import MatrixOperator as MatrixOperator
@@ -17,8 +18,8 @@ from wellcond.linalg.quadrature import GradientQuadrature as GradientQuadrature
 from wellcond.linalg.quadrature import Probe as Probe
 from wellcond.linalg.quadrature import Quadrature as Quadrature
 from wellcond.linalg.quadrature import SpectralTails as SpectralTails
+from wellcond.linalg.quadrature import deflated_trace as deflated_trace
 from wellcond.linalg.quadrature import probe as probe
-from wellcond.linalg.quadrature import trace as trace
 from wellcond.linalg.randomized import DiagonalEstimate as DiagonalEstimate
 from wellcond.linalg.spectrum import Effort as Effort
 from wellcond.linalg.spectrum import SampledSpectrum as SampledSpectrum

@@ -13,7 +13,7 @@ from wellcond.linalg.estimate import CONFIDENCE
 from wellcond.linalg.lanczos import Lanczos
 from wellcond.linalg.operator import SymmetricOperator
 from wellcond.linalg.quadrature import Probe, Quadrature, SpectralTails, probe
-from wellcond.linalg.vectors import inner
+from wellcond.linalg.vectors import without
 
 CONVERGED = 1e-6
 """Ritz pairs are taken for eigenpairs while their joint residual is under this, relative to ‖A‖."""
@@ -83,10 +83,8 @@ class Deflated(SymmetricOperator):
         self.operator, self.U = operator, U
 
     def project(self, v: Tensor) -> Tensor:
-        """Pv, twice: once leaves rounding of the size of v."""
-        for _ in range(2):
-            v = v - inner(self.U, v) @ self.U
-        return v
+        """Pv."""
+        return without(self.U, v)
 
     def _multiply(self, v: Tensor) -> Tensor:
         return self.project(self.operator.matvec(v))

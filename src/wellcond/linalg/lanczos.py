@@ -7,9 +7,9 @@ import math
 import torch
 from torch import Tensor
 
-from wellcond.linalg.operator import NOT_FINITE, SymmetricOperator
+from wellcond.linalg.operator import SymmetricOperator
 from wellcond.linalg.unseen import Unseen
-from wellcond.linalg.vectors import RandomDirections, inner, norm, rotate
+from wellcond.linalg.vectors import NOT_FINITE, RandomDirections, inner, norm, rotate, without
 from wellcond.linalg.wanted import Wanted
 
 
@@ -156,9 +156,7 @@ class Lanczos:
 
     def _start_anew(self, theta: Tensor, residuals: Tensor, leftover: Tensor) -> None:
         assert self.restart is not None
-        w = self.restart.draw()
-        for _ in range(2):
-            w -= inner(self.basis, w) @ self.basis
+        w = without(self.basis, self.restart.draw())
         self.unseen.append(Unseen(self.operator.size - self.dimension, 1.0, theta, residuals))
         self.locked = self._coupled = self.dimension
         self._leftover, self.residual = leftover, 0.0

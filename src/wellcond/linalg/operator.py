@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 from wellcond.linalg.estimate import CONFIDENCE, Estimate
-from wellcond.linalg.randomized import NOT_FINITE as NOT_FINITE
 from wellcond.linalg.randomized import DiagonalEstimate, estimate_diagonal, estimate_trace
 
 DENSE_LIMIT = 2000

@@ -118,7 +118,7 @@ def probe(
     return found
 
 
-def trace(
+def deflated_trace(
     probes: Sequence[Probe],
     deflate: Lanczos,
     largest: float,

@@ -4,22 +4,16 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from statistics import NormalDist
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from wellcond.linalg.estimate import Estimate
-from wellcond.linalg.vectors import RandomDirections, inner, norm
+from wellcond.linalg.estimate import Estimate, student
+from wellcond.linalg.vectors import NOT_FINITE, RandomDirections, inner, norm, without
 
 if TYPE_CHECKING:
     from wellcond.linalg.operator import SymmetricOperator
-
-NOT_FINITE = (
-    "a product with the curvature is not finite: the loss has no second derivative at these parameters (for example √ "
-    "or a norm at 0), or it overflows"
-)
 
 FEWEST = 20
 """Products under which the spread of the samples says too little about their error."""
@@ -102,19 +96,6 @@ def estimate_diagonal(operator: SymmetricOperator, products: int, seed: int) -> 
     return DiagonalEstimate(known + mean, error, products, how)
 
 
-def student(confidence: float, freedom: int) -> float:
-    """The two-sided quantile of Student's t, by the expansion in 1/freedom (Abramowitz and Stegun 26.7.5): within 1 %
-    at 99.7 % from 9 degrees on."""
-    z = NormalDist().inv_cdf((1 + confidence) / 2)
-    terms = (
-        (z**3 + z) / 4,
-        (5 * z**5 + 16 * z**3 + 3 * z) / 96,
-        (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384,
-        (79 * z**9 + 776 * z**7 + 1482 * z**5 - 1920 * z**3 - 945 * z) / 92160,
-    )
-    return z + sum(term / freedom**k for k, term in enumerate(terms, 1))
-
-
 class _Sketch:
     """An orthonormal basis Q, (k, n), of the products of k random directions, H = QAQᵀ, and Σ qⱼ∘Aqⱼ, (n,)."""
 
@@ -129,26 +110,19 @@ class _Sketch:
             length = norm(y)
             if not math.isfinite(length):
                 raise FloatingPointError(NOT_FINITE)
-            y = _without(Q[:j], y)
+            y = without(Q[:j], y)
             if norm(y) <= 10 * torch.finfo(operator.dtype).eps * length:
                 # The range is exhausted, and zero is left outside: any direction fills the basis.
-                y = _without(Q[:j], directions.draw())
+                y = without(Q[:j], directions.draw())
             Q[j] = y / norm(y)
         self.Q = Q
         self.H = torch.empty(count, count, dtype=torch.float64)
         self.products = torch.zeros_like(Q[0])
         for j in range(count):
             z = operator.matvec(Q[j])
-            self.H[:, j] = inner(Q, z).double().cpu()
+            self.H[:, j] = inner(Q, z).cpu().double()
             self.products += Q[j] * z
 
     def outside(self, v: Tensor) -> Tensor:
         """v less its part in the space."""
         return v - inner(self.Q, v) @ self.Q
-
-
-def _without(Q: Tensor, v: Tensor) -> Tensor:
-    """v less its part in the space of Q's rows, orthogonal to them to rounding."""
-    for _ in range(2):
-        v = v - inner(Q, v) @ Q
-    return v

@@ -12,8 +12,9 @@ from torch import Tensor
 from wellcond.linalg.deflation import DeflatedTails, Isolated
 from wellcond.linalg.eigenvalues import eigenvalues
 from wellcond.linalg.estimate import CONFIDENCE, Estimate
-from wellcond.linalg.operator import NOT_FINITE, SymmetricOperator
-from wellcond.linalg.quadrature import trace
+from wellcond.linalg.operator import SymmetricOperator
+from wellcond.linalg.quadrature import deflated_trace
+from wellcond.linalg.vectors import NOT_FINITE
 
 SYMMETRIC = {torch.float64: 1e-3, torch.float32: 2e-2}
 """Products that are less symmetric than this, relative to the largest eigenvalue, are wrong and not just rounded: the
@@ -232,7 +233,7 @@ class SampledSpectrum:
                 float(ritz[0]) + e.run.rounding,
                 "smallest Ritz value of a matrix that should be positive semidefinite",
             )
-            sampled = trace(probes, e.run, e.upper, _PART, isolated.remaining).scaled(1 / operator.size)
+            sampled = deflated_trace(probes, e.run, e.upper, _PART, isolated.remaining).scaled(1 / operator.size)
             mean = _both(sampled, _mean_magnitude(tails, 0.0, e.upper))
         else:
             mean = _mean_magnitude(tails, e.lower, e.upper)

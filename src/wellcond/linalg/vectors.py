@@ -15,6 +15,12 @@ STREAM = 0x5EED0FD12EC7
 """Sets the random directions' streams apart from those that `torch.manual_seed` starts."""
 
 
+NOT_FINITE = (
+    "a product with the curvature is not finite: the loss has no second derivative at these parameters (for example √ "
+    "or a norm at 0), or it overflows"
+)
+
+
 def inner(x: Tensor, y: Tensor) -> Tensor:
     """Inner products of long vectors.
 
@@ -47,6 +53,13 @@ def norm(x: Tensor) -> float:
         return largest
     scaled = x / largest
     return largest * math.sqrt(float(inner(scaled, scaled)))
+
+
+def without(Q: Tensor, v: Tensor) -> Tensor:
+    """v less its part in the space of Q's orthonormal rows, (k, n); twice: once leaves rounding of the size of v."""
+    for _ in range(2):
+        v = v - inner(Q, v) @ Q
+    return v
 
 
 def rotate(rows: Tensor, S: Tensor) -> None:

@@ -1,5 +1,6 @@
 """The one place that knows modules, batches, modes, buffers and random state."""
 
+from wellcond.problem.isolation import random_state as random_state
 from wellcond.problem.parameters import optimized_parameters as optimized_parameters
 from wellcond.problem.parameters import positions_of as positions_of
 from wellcond.problem.parameters import unwrapped as unwrapped
