@@ -15,10 +15,11 @@ from torch import nn
 
 from tests.problems import PROBLEMS, SPECTRA, batches_of, make, random_spectrum, train
 from wellcond.curvature import EmpiricalFisher, GaussNewton, Hessian, OutputUnknownError
-from wellcond.linalg import MatrixOperator, student
+from wellcond.linalg import MatrixOperator, eigenvalues, student
 from wellcond.parameters import flatten
 from wellcond.preconditioners import Diagonal, preconditioner_of
 from wellcond.problem import Problem
+from wellcond.stability import edge_ratio
 
 KINDS = (Hessian, GaussNewton, EmpiricalFisher)
 
@@ -384,3 +385,51 @@ def test_a_matrix_that_is_written_into_is_not_the_one_that_is_kept():
     A = MatrixOperator(torch.eye(2))
     A.dense().zero_()
     assert torch.equal(A.dense(), torch.eye(2))
+
+
+def test_a_tied_weight_is_found_by_all_its_names():
+    problem = problem_of("tied weights")
+    H = Hessian(problem)
+    assert H.block("out.*").names == H.block(problem.model.out).names == ["embedding.weight"]
+
+
+def test_damping_is_no_noise_in_an_estimate():
+    A = MatrixOperator(random_spectrum(SPECTRA["indefinite"]))
+    plain, damped = A.trace(40), (A + 1e6).trace(40)
+    assert damped.high - damped.low == pytest.approx(plain.high - plain.low, rel=1e-6)
+    assert damped.value == pytest.approx(plain.value + 120e6)
+    plain, damped = A.diagonal(40), (A + 1e6).diagonal(40)
+    assert torch.equal(plain.standard_error, damped.standard_error)
+    assert torch.allclose(damped.values, plain.values + 1e6)
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1.0, 1e30])
+def test_estimates_at_any_scale_in_float32(scale):
+    matrix = random_spectrum(SPECTRA["planted spike"]).float()
+    plain, other = MatrixOperator(matrix).diagonal(40), MatrixOperator(matrix * scale).diagonal(40)
+    assert torch.allclose(other.values / scale, plain.values, rtol=1e-4, atol=1e-5)
+    assert torch.allclose(other.standard_error / scale, plain.standard_error, rtol=1e-3)
+
+
+def test_what_is_no_operator_problem_or_preconditioner_is_refused():
+    problem = problem_of("tanh MLP")
+    H = Hessian(problem)
+    for call, words in (
+        (lambda: Hessian(problem.model), "wc.Problem"),
+        (lambda: H.preconditioned(torch.optim.SGD(problem.model.parameters())), "preconditioner_of"),
+        (lambda: eigenvalues(torch.eye(3)), "MatrixOperator"),
+        (lambda: H.to_scipy() @ np.ones(problem.size, dtype=complex), "complex"),
+    ):
+        with pytest.raises(TypeError, match=words):
+            call()
+    for call, words in (
+        (lambda: H @ [1.0, 2.0], "a list"),
+        (lambda: H.trace(confidence=1), "confidence"),
+        (lambda: problem_of("tanh MLP", memory_limit=-1), "memory_limit"),
+        (lambda: problem_of("tanh MLP", memory_limit="1GB"), "memory_limit"),
+        (lambda: problem_of("tanh MLP", seed=1.5), "whole number"),
+        (lambda: problem.moved(torch.ones(3)).__enter__(), "displacement"),
+        (lambda: edge_ratio(problem, torch.optim.SGD(problem.parameters), curvature=H.block("0.*")), "or a block"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            call()

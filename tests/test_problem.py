@@ -637,3 +637,23 @@ def test_freed_memory_stays_with_the_process_inside_the_block():
         with problem:
             faults()
         assert faults() < 1000  # given back and mapped anew they are 10 × 4 × 6,144
+
+
+def test_what_a_module_collects_is_left_as_it_was():
+    class Collecting(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.linear, self.seen, self.by_name, self.kinds = nn.Linear(2, 1), ["a"], {"a": 1}, {"a"}
+
+        def forward(self, x):
+            self.seen.append("b")
+            self.by_name["b"] = 2
+            self.kinds.add("b")
+            return self.linear(x)
+
+    model = Collecting()
+    held = model.seen, model.by_name, model.kinds
+    problem = Problem(model, nn.MSELoss(), (torch.ones(3, 2), torch.ones(3, 1)))
+    problem.loss(), problem.gradient()
+    assert held == (["a"], {"a": 1}, {"a"})
+    assert all(x is y for x, y in zip(held, (model.seen, model.by_name, model.kinds), strict=True))

@@ -16,6 +16,7 @@ from wellcond.linalg import (
     SampledSpectrum,
     SymmetricOperator,
     WholeSpectrum,
+    check_operator,
     eigenvalues,
 )
 from wellcond.linalg.spectrum import check_symmetric
@@ -111,6 +112,7 @@ def conditioning(
     >>> print(c.largest, c.kappa_mean, c.kappa_star, c.kappa(0.5))
     9 2.25 9 4.5
     """
+    check_operator(operator)
     effort = effort or Effort()
     spent = operator.products
     whole = operator.size <= dense_limit

@@ -117,7 +117,7 @@ def critical_sharpness(problem: Problem, optimizer: Any, *, passes: int = PASSES
 
 
 def next_step(problem: Problem, optimizer: Optimizer, gradient: Tensor) -> tuple[Tensor, int, int]:
-    """What the optimizer would add to the parameters now, (n,), taken by a copy of it; the gradients and the forward passes it took.
+    """What the optimizer would add to the parameters now, (n,), taken by a copy of it; gradients and passes spent.
 
     Args:
         problem: whose parameters; those that the optimizer does not have stay.

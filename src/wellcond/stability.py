@@ -206,6 +206,7 @@ def _largest(
     """λ_max of D^½PᵀHPD^½ + S: D the share of each parameter, S its decay; by a product with each only where they are
     not the same everywhere."""
     curvature = curvature or Hessian(problem)
+    curvature.check_of(problem)
     most = max(float(s.max()) for s in shifts)
     operator: SymmetricOperator
     if len(set(shares)) == 1:

@@ -17,29 +17,41 @@ from wellcond.parameters import flatten, unflatten
 if TYPE_CHECKING:
     from wellcond.curvature.operator import CurvatureOperator
 
-MOST = 8
+MOST_PROGRAMS = 8
 """Programs of one operator and problem; batches of further shapes are multiplied without."""
 
 
 def kept_product(operator: CurvatureOperator, index: int, v: Tensor) -> Tensor | None:
     """The product by what is kept of a compiled program: all that it takes, also outside `problem.evaluating()`."""
-    program = _programs(operator).get(operator.problem.signature(index))
-    if program is None or not program.trusted.get(index):
+    problem = operator.problem
+    program = _programs(operator).get(problem.signature(index))
+    if program is None or not problem.already_kept(program.trust, index):
         return None
-    constants = operator.problem.already_kept(program.key, index)
+    constants = problem.already_kept(program.key, index)
     return None if constants is None else program.finish(constants, v)
 
 
 def compiled_product(operator: CurvatureOperator, index: int, v: Tensor) -> Tensor | None:
     """The product of one batch's matrix by a compiled program, inside `problem.evaluating()`; None where there is none.
 
-    The first product of every batch is held against the eager one.
+    Only inside `with problem:`, where nothing changes: a program knows the parameters, buffers and batch as they come,
+    but all else in the network as it was traced. So the first product of every batch in a block is held against the
+    eager one.
     """
-    programs, shape = _programs(operator), operator.problem.signature(index)
+    problem, programs = operator.problem, _programs(operator)
+    if not problem.keeping:
+        return None
+    shape = problem.signature(index)
     if shape not in programs:
-        programs[shape] = _Program.of(operator, index, v) if len(programs) < MOST else None
+        programs[shape] = _Program.of(operator, index, v) if len(programs) < MOST_PROGRAMS else None
     program = programs[shape]
-    return None if program is None else program.product(operator, index, v)
+    if program is None:
+        return None
+    product, why = program.product(operator, index, v)
+    if why:
+        programs[shape] = None
+        warnings.warn(f"compile=True has no effect on a product any more: {why}", stacklevel=2)
+    return product
 
 
 def _programs(operator: CurvatureOperator) -> dict[Any, _Program | None]:
@@ -55,15 +67,14 @@ class _Program:
         second: the rest, (constants, vector) → product.
         bytes: of the constants, beyond what the modules and the batch hold.
         random: whether it draws random numbers, which only the first part does.
-        trusted: by batch, whether it agrees with the eager product there.
+        key, trust: under which constants are kept, and that they were held against the eager product.
     """
 
     def __init__(self, key: Any, whole: fx.GraphModule):
-        self.key = (key, "compiled")
+        self.key, self.trust = (key, "compiled"), (key, "trusted")
         self.first, self.second = _split(whole)
         self.random = any(_is_random(node) for node in whole.graph.nodes)
         self.bytes = 0
-        self.trusted: dict[int, bool] = {}
         self._whole, self._second = _compiled(whole), _compiled(self.second)
 
     @classmethod
@@ -83,7 +94,9 @@ class _Program:
             with torch.no_grad():
                 pure = make_fx(torch.func.functionalize(traced))(*held, *tensors, v)
         except Exception as error:
-            _warn(f"it can't be traced ({_first_line(error)})")
+            warnings.warn(
+                f"compile=True has no effect on a product: it can't be traced ({_first_line(error)})", stacklevel=2
+            )
             return None
         pure.graph.eliminate_dead_code(_matters)
         pure.recompile()
@@ -91,28 +104,23 @@ class _Program:
         program.bytes = _bytes_beyond(program.constants(operator, index), [*held, *tensors])
         return program
 
-    def product(self, operator: CurvatureOperator, index: int, v: Tensor) -> Tensor | None:
-        if self.trusted.get(index) is False:
-            return None
+    def product(self, operator: CurvatureOperator, index: int, v: Tensor) -> tuple[Tensor | None, str]:
+        """The product, None if it is to be made eagerly; and why this program is of no use any more."""
+        problem = operator.problem
         try:
             product = self._run(operator, index, v)
         except Exception as error:
-            self.trusted = dict.fromkeys(range(len(operator.problem.batches)), False)
-            _warn(f"it can't be compiled ({_first_line(error)})")
-            return None
-        if product is not None and index not in self.trusted:
-            pieces = unflatten(v, operator.parameters)
-            expected = flatten(operator._batch_product(operator._graph(index), pieces, keep=False))
-            allowed = math.sqrt(torch.finfo(v.dtype).eps) * norm(expected)
-            self.trusted[index] = norm(product - expected) <= allowed
-            if not self.trusted[index]:
-                _warn(
-                    "it draws other random numbers than the eager product (measure with mode='eval' to have none)"
-                    if self.random
-                    else "it differs from the eager product: the network's way depends on values"
-                )
-                return expected
-        return product
+            return None, f"it can't be compiled ({_first_line(error)})"
+        if product is None or problem.already_kept(self.trust, index):
+            return product, ""
+        pieces = unflatten(v, operator.parameters)
+        expected = flatten(operator._batch_product(operator._graph(index), pieces, keep=False))
+        if norm(product - expected) <= math.sqrt(torch.finfo(v.dtype).eps) * norm(expected):
+            problem.kept(self.trust, index, lambda: True, lambda: 0)
+            return product, ""
+        if self.random:
+            return expected, "it draws other random numbers than the eager one (measure with mode='eval' to have none)"
+        return expected, "it differs from the eager one: what the network does depends on values, or has changed"
 
     def finish(self, constants: Sequence[Tensor], v: Tensor) -> Tensor:
         """The product from the constants of a batch."""
@@ -184,7 +192,3 @@ def _bytes_beyond(tensors: Sequence[Tensor], known: Sequence[Tensor]) -> int:
 
 def _first_line(error: Exception) -> str:
     return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
-
-
-def _warn(why: str) -> None:
-    warnings.warn(f"compile=True has no effect on a product: {why}", stacklevel=2)

@@ -41,9 +41,9 @@ class GaussNewton(CurvatureOperator):
     positive_semidefinite = True
 
     def __init__(self, problem: Problem):
+        super().__init__(problem)
         if problem.loss_fn is None:
             raise OutputUnknownError("they need loss_fn(output, target); loss=callable(model, batch) hides the output")
-        super().__init__(problem)
 
     def _output(self, index: int) -> Tensor:
         output = self.problem.batch_output(index)

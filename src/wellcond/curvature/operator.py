@@ -16,7 +16,7 @@ from wellcond.curvature.preconditioned import Preconditioned
 from wellcond.linalg import SymmetricOperator
 from wellcond.parameters import flatten, unflatten
 from wellcond.preconditioners import Preconditioner
-from wellcond.problem import Problem, positions_of
+from wellcond.problem import Problem
 
 WORTH_KEEPING = 2
 """Products from which on a kept graph pays: it costs a third of a gradient to size, one to make and about 1.5 for each
@@ -40,6 +40,8 @@ class CurvatureOperator(SymmetricOperator):
     """
 
     def __init__(self, problem: Problem):
+        if not isinstance(problem, Problem):
+            raise TypeError(f"got a {type(problem).__name__}; give a wc.Problem(model, loss_fn, data)")
         super().__init__(problem.size, problem.dtype, problem.device)
         self.problem = problem
         self.positions = tuple(range(len(problem.parameters)))
@@ -62,9 +64,8 @@ class CurvatureOperator(SymmetricOperator):
         Raises:
             TypeError, ValueError: for what is none of these, or no parameter of this operator.
         """
-        chosen = positions_of(which, self.names, self.parameters)
         block = copy.copy(self)
-        block.positions = tuple(self.positions[i] for i in chosen)
+        block.positions = self.problem.positions_of(which, self.positions)
         block.size, block.products = sum(p.numel() for p in block.parameters), 0
         block.on_product = block.on_batch = None
         return block
@@ -84,7 +85,16 @@ class CurvatureOperator(SymmetricOperator):
         Args:
             P: over this operator's parameters, in any order.
         """
+        if not isinstance(P, Preconditioner):
+            raise TypeError(f"got a {type(P).__name__}; give a preconditioner, such as wc.preconditioner_of(optimizer)")
         return Preconditioned(self, P)
+
+    def check_of(self, problem: Problem) -> None:
+        """Refuse to stand for the curvature of another problem, or of all its parameters where this is a block."""
+        if self.problem is not problem or self.size != problem.size:
+            raise ValueError(
+                "curvature= is of another problem, or a block; give one over all of this problem's parameters"
+            )
 
     def keeping(self, products: int) -> contextlib.AbstractContextManager[object]:
         """`with problem:` where so many products are worth it."""

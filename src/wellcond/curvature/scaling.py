@@ -48,10 +48,13 @@ def row_scaling(curvature: CurvatureOperator, *, floor: float = FLOOR, products:
         raise ValueError(f"got products={products}; at least one random product is needed")
     directions = RandomDirections(curvature.size, curvature.dtype, curvature.device, seed)
     squares = torch.zeros(curvature.size, dtype=curvature.dtype, device=curvature.device)
+    unit = 0.0
     with curvature.keeping(products):
         for _ in range(products):
-            squares += curvature.matvec(directions.draw()).square()
-    return _inverse_root(curvature, (squares * (curvature.size / products)).sqrt(), floor)
+            product = curvature.matvec(directions.draw())
+            unit = unit or float(product.abs().max()) or 1.0  # in units of it squares neither overflow nor underflow
+            squares += (product / unit).square()
+    return _inverse_root(curvature, unit * (squares * (curvature.size / products)).sqrt(), floor)
 
 
 def _inverse_root(curvature: CurvatureOperator, sizes: Tensor, floor: float) -> Diagonal:

@@ -79,6 +79,7 @@ def forecast(
                 "the gradient is zero: nothing is predicted to move; measure before the minimum is reached"
             )
         model_of, H = curvature or _curvature(problem), Hessian(problem)
+        model_of.check_of(problem)
         found, products, passes = {}, 0, 1
         for P in {id(run.P): run.P for run in runs}.values():  # one basis of long vectors at a time
             model = _Model.of(model_of, H, P, gradient, min(steps, max_products), seed)

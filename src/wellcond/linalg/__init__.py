@@ -14,6 +14,7 @@ from wellcond.linalg.lanczos import Lanczos as Lanczos
 from wellcond.linalg.operator import DENSE_LIMIT as DENSE_LIMIT
 from wellcond.linalg.operator import MatrixOperator as MatrixOperator
 from wellcond.linalg.operator import SymmetricOperator as SymmetricOperator
+from wellcond.linalg.operator import check_operator as check_operator
 from wellcond.linalg.quadrature import GradientQuadrature as GradientQuadrature
 from wellcond.linalg.quadrature import Probe as Probe
 from wellcond.linalg.quadrature import Quadrature as Quadrature

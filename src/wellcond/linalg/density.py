@@ -13,7 +13,7 @@ from wellcond.linalg.deflation import DeflatedTails, Isolated
 from wellcond.linalg.eigenvalues import eigenvalues
 from wellcond.linalg.estimate import CONFIDENCE, Estimate
 from wellcond.linalg.lanczos import Lanczos
-from wellcond.linalg.operator import SymmetricOperator
+from wellcond.linalg.operator import SymmetricOperator, check_operator
 from wellcond.linalg.quadrature import Quadrature
 
 SEPARATED = 0.25
@@ -138,6 +138,7 @@ def spectral_density(
     >>> print(d.largest, d.products, round(float(d.weights @ d.nodes), 1))
     3 320 2.0
     """
+    check_operator(operator)
     points = points or (100 if scale == "log" else 400)
     _check(probes, steps, scale, points, confidence)
     n, spent = operator.size, operator.products

@@ -10,14 +10,10 @@ from torch import Tensor
 
 from wellcond.linalg.estimate import CONFIDENCE, Estimate
 from wellcond.linalg.lanczos import Lanczos
-from wellcond.linalg.operator import SymmetricOperator
+from wellcond.linalg.operator import EVALUATION, SymmetricOperator, check_operator
 from wellcond.linalg.unseen import Unseen
 from wellcond.linalg.vectors import RandomDirections, inner, norm
 from wellcond.linalg.wanted import Claim, Wanted
-
-EVALUATION = 32.0
-"""Roundings, relative to the largest eigenvalue, by which a matrix evaluated in floating point may differ from the
-exact one and still be symmetric: networks on raw inputs in float32 came to 14."""
 
 SHARE = 0.3
 """Of the random direction in a start that is a user's guess. From 0.01 to 1 the products differed by two or three."""
@@ -144,6 +140,7 @@ def eigenvalues(
     >>> [round(v, 2) for v in e.values.tolist()]
     [100.0, 99.0]
     """
+    check_operator(operator)
     wanted = Wanted(which, k, operator.size)
     n, count = operator.size, wanted.count
     if not tol > 0 or not 0 < confidence < 1:
@@ -251,6 +248,8 @@ def _mixed(start: Tensor, direction: Tensor, seed: int) -> tuple[Tensor, float, 
     made from both.
     """
     n = len(direction)
+    if not isinstance(start, Tensor):
+        raise TypeError(f"got start= as a {type(start).__name__}; give a tensor of shape ({n},) or ({n}, s)")
     if start.ndim not in (1, 2) or start.shape[0] != n or not start.numel():
         raise ValueError(f"got start= of shape {tuple(start.shape)}; expected ({n},), or ({n}, s) for s guesses")
     if start.dtype != direction.dtype or start.device != direction.device:

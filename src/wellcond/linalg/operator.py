@@ -6,7 +6,8 @@ import contextlib
 import copy
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any, Self
 
 import torch
@@ -14,6 +15,11 @@ from torch import Tensor
 
 from wellcond.linalg.estimate import CONFIDENCE, Estimate
 from wellcond.linalg.randomized import DiagonalEstimate, estimate_diagonal, estimate_trace
+from wellcond.linalg.vectors import NOT_FINITE
+
+EVALUATION = 32.0
+"""Roundings, relative to the largest eigenvalue, by which a matrix evaluated in floating point may differ from the
+exact one and still be symmetric: networks on raw inputs in float32 came to 14."""
 
 DENSE_LIMIT = 2000
 """Up to this size a matrix is formed where that gives an exact answer."""
@@ -71,6 +77,8 @@ class SymmetricOperator(ABC):
         Raises:
             ValueError: if `v` has another shape, dtype or device.
         """
+        if not isinstance(v, Tensor):
+            raise ValueError(f"got a {type(v).__name__}; this operator takes a tensor of shape ({self.size},)")
         if v.shape != (self.size,) or v.dtype != self.dtype or v.device != self.device:
             raise ValueError(
                 f"got a vector of shape {tuple(v.shape)}, {v.dtype} on {v.device}; this operator takes shape "
@@ -86,14 +94,15 @@ class SymmetricOperator(ABC):
 
     def matmat(self, V: Tensor) -> Tensor:
         """The product with each column of V, (n, k) → (n, k)."""
-        if V.ndim != 2:
-            raise ValueError(f"got a tensor of shape {tuple(V.shape)}; give ({self.size},) or ({self.size}, k)")
+        if not isinstance(V, Tensor) or V.ndim != 2:
+            what = f"a tensor of shape {tuple(V.shape)}" if isinstance(V, Tensor) else f"a {type(V).__name__}"
+            raise ValueError(f"got {what}; give a tensor of shape ({self.size},) or ({self.size}, k)")
         with self.keeping(V.shape[1]):
             columns = [self.matvec(column.contiguous()) for column in V.T]
         return torch.stack(columns, dim=1) if columns else torch.zeros_like(V)
 
     def __matmul__(self, x: Tensor) -> Tensor:
-        return self.matvec(x) if x.ndim == 1 else self.matmat(x)
+        return self.matvec(x) if isinstance(x, Tensor) and x.ndim == 1 else self.matmat(x)
 
     def damped(self, damping: float) -> Self:
         """This matrix with δ times the identity added; `operator + δ` is the same.
@@ -134,10 +143,12 @@ class SymmetricOperator(ABC):
         if products is None:
             products = self.size if self.size <= DENSE_LIMIT else 120
         if products >= self.size:
-            values = self.dense().diagonal().clone()
+            values = self._finite_diagonal()
             return DiagonalEstimate(values, torch.zeros_like(values), self.size, "exact")
-        with self.keeping(products):
-            return estimate_diagonal(self, products, seed)
+        # The damping is known: sampled with the rest it would only be noise.
+        with self.keeping(products), self._undamped() as undamped:
+            estimate = estimate_diagonal(undamped, products, seed)
+        return replace(estimate, values=estimate.values + self.damping)
 
     def trace(self, products: int | None = None, *, seed: int = 0, confidence: float = CONFIDENCE) -> Estimate:
         """The trace: of the matrix where that is small, else estimated with an interval.
@@ -148,15 +159,35 @@ class SymmetricOperator(ABC):
             seed: of the random directions.
             confidence: probability of the interval, by Student's t.
         """
+        if not 0 < confidence < 1:
+            raise ValueError(f"got confidence={confidence}; it is above 0 and below 1")
         if products is None:
             products = self.size if self.size <= DENSE_LIMIT else 120
         if products >= self.size:
-            diagonal = self.dense().diagonal().double()
-            error = self.size * torch.finfo(self.dtype).eps * float(diagonal.abs().sum())
+            diagonal = self._finite_diagonal().double()
+            error = EVALUATION * torch.finfo(self.dtype).eps * math.sqrt(self.size) * float(diagonal.abs().max())
             value = float(diagonal.sum())
             return Estimate(value, value - error, value + error, f"exact: the whole matrix, {self.size} products")
-        with self.keeping(products):
-            return estimate_trace(self, products, seed, confidence)
+        with self.keeping(products), self._undamped() as undamped:
+            estimate = estimate_trace(undamped, products, seed, confidence)
+        added = self.damping * self.size
+        return replace(estimate, value=estimate.value + added, low=estimate.low + added, high=estimate.high + added)
+
+    def _finite_diagonal(self) -> Tensor:
+        diagonal = self.dense().diagonal().clone()
+        if not bool(torch.isfinite(diagonal).all()):
+            raise FloatingPointError(NOT_FINITE)
+        return diagonal
+
+    @contextlib.contextmanager
+    def _undamped(self) -> Iterator[Self]:
+        """This operator without the damping; its products count as this one's."""
+        twin = self.damped(-self.damping)
+        twin.on_product = self.on_product
+        try:
+            yield twin
+        finally:
+            self.products += twin.products
 
     def to_scipy(self) -> Any:
         """This operator as a `scipy.sparse.linalg.LinearOperator` on numpy vectors (needs scipy)."""
@@ -164,12 +195,32 @@ class SymmetricOperator(ABC):
         from scipy.sparse.linalg import LinearOperator
 
         def multiply(v: Any) -> Any:
+            if np.iscomplexobj(v):
+                raise TypeError("got complex vectors; this operator is real")
             x = torch.as_tensor(np.asarray(v), dtype=self.dtype, device=self.device)
-            return (self @ (x if x.ndim == 2 and x.shape[1] != 1 else x.reshape(-1))).cpu().numpy()
+            return (self @ x).cpu().numpy()
 
         dtype = torch.empty(0, dtype=self.dtype).numpy().dtype
         return LinearOperator(
-            shape=self.shape, matvec=multiply, rmatvec=multiply, matmat=multiply, rmatmat=multiply, dtype=dtype
+            shape=self.shape,
+            matvec=lambda v: multiply(v.reshape(-1)),
+            rmatvec=lambda v: multiply(v.reshape(-1)),
+            matmat=multiply,
+            rmatmat=multiply,
+            dtype=dtype,
+        )
+
+
+def check_operator(operator: object) -> None:
+    """Refuse what is no operator, with what makes one.
+
+    Raises:
+        TypeError: for anything else.
+    """
+    if not isinstance(operator, SymmetricOperator):
+        raise TypeError(
+            f"got a {type(operator).__name__}; give an operator, such as wc.Hessian(problem) or "
+            "wellcond.linalg.MatrixOperator(matrix)"
         )
 
 

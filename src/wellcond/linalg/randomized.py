@@ -88,12 +88,15 @@ def estimate_diagonal(operator: SymmetricOperator, products: int, seed: int) -> 
     for i in range(1, probes + 1):
         signs = torch.randint(2, known.shape, generator=generator, device=known.device).to(known.dtype) * 2 - 1
         sample = signs * sketch.outside(operator.matvec(sketch.outside(signs)))
+        if i == 1:  # in units of it squares neither overflow nor underflow
+            unit = max(float(sample.abs().max()), torch.finfo(sample.dtype).tiny)
+        sample = sample / unit
         before = sample - mean
         mean += before / i
         spread += before * (sample - mean)
-    error = (spread / (probes - 1) / probes).sqrt()
+    error = unit * (spread / (probes - 1) / probes).sqrt()
     how = f"Hutchinson outside {len(Q)} directions, {products} products"
-    return DiagonalEstimate(known + mean, error, products, how)
+    return DiagonalEstimate(known + unit * mean, error, products, how)
 
 
 class _Sketch:

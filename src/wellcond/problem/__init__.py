@@ -2,7 +2,6 @@
 
 from wellcond.problem.isolation import random_state as random_state
 from wellcond.problem.parameters import optimized_parameters as optimized_parameters
-from wellcond.problem.parameters import positions_of as positions_of
 from wellcond.problem.parameters import unwrapped as unwrapped
 from wellcond.problem.problem import LossNotFiniteError as LossNotFiniteError
 from wellcond.problem.problem import Problem as Problem

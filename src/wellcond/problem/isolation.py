@@ -75,6 +75,12 @@ class Isolation:
         self._saved = [
             (m, dict(m.__dict__), dict(m._parameters), dict(m._buffers), dict(m._modules)) for m in self.modules
         ]
+        collections = [
+            (x, copy.copy(x))
+            for _, attributes, *_ in self._saved
+            for name, x in attributes.items()
+            if type(x) in (list, dict, set) and not name.startswith("_")
+        ]
         with contextlib.ExitStack() as stack:
             stack.enter_context(torch.inference_mode(False))
             stack.enter_context(torch.enable_grad())
@@ -97,6 +103,9 @@ class Isolation:
                         now.update(before)
                     m.__dict__.clear()
                     m.__dict__.update(attributes)
+                for collection, before in collections:
+                    collection.clear()
+                    (collection.extend if isinstance(collection, list) else collection.update)(before)
                 self._saved = []
 
     def renew(self, given: Mapping[int, Tensor] | None = None, shared: dict[int, Tensor] | None = None) -> list[Tensor]:

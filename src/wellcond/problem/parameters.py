@@ -78,24 +78,34 @@ def trainable(model: nn.Module, chosen: Iterable[nn.Parameter | str] | None) -> 
 
 
 def positions_of(
-    which: Iterable[str | nn.Module | nn.Parameter], names: list[str], parameters: list[nn.Parameter]
+    which: Iterable[str | nn.Module | nn.Parameter],
+    named: list[tuple[str, nn.Parameter]],
+    parameters: list[nn.Parameter],
 ) -> list[int]:
-    """Places, rising, of the parameters that names, patterns of names, modules or parameters point to."""
+    """Places, rising, of the parameters that names, patterns of names, modules or parameters point to.
+
+    Args:
+        which: what points to them.
+        named: all names, of a tied parameter every one.
+        parameters: those that have a place.
+    """
     ids = {id(p): i for i, p in enumerate(parameters)}
+    named = [(name, p) for name, p in named if id(p) in ids]
+    names = [name for name, _ in named]
     found: set[int] = set()
     for item in which:
         if isinstance(item, str):
-            matches = [i for i, name in enumerate(names) if name == item or fnmatch.fnmatchcase(name, item)]
+            matches = [p for name, p in named if name == item or fnmatch.fnmatchcase(name, item)]
         elif isinstance(item, nn.Module):
-            matches = [ids[id(p)] for p in item.parameters() if id(p) in ids]
-        elif isinstance(item, torch.Tensor):
-            matches = [ids[id(item)]] if id(item) in ids else []
+            matches = [p for p in item.parameters() if id(p) in ids]
+        elif isinstance(item, nn.Parameter):
+            matches = [item] if id(item) in ids else []
         else:
             raise TypeError(f"got a {type(item).__name__}; give names, patterns of names, modules or parameters")
         if not matches:
             what = repr(item) if isinstance(item, str) else f"this {type(item).__name__}"
             raise ValueError(f"{what} has none of the parameters that are measured; they are {_listed(names)}")
-        found.update(matches)
+        found.update(ids[id(p)] for p in matches)
     if not found:
         raise ValueError(f"no parameter is named; there are {_listed(names)}")
     return sorted(found)

@@ -16,7 +16,7 @@ from wellcond.parameters import flatten, unflatten
 from wellcond.problem.batches import count_examples, move, read_batches, signature, tensors_of, with_tensors
 from wellcond.problem.isolation import Isolation, random_state, seed_all
 from wellcond.problem.kept import Kept, graph_bytes, graph_nodes
-from wellcond.problem.parameters import one_device, trainable, unwrapped, working_dtype
+from wellcond.problem.parameters import one_device, positions_of, trainable, unwrapped, working_dtype
 
 T = TypeVar("T")
 
@@ -67,8 +67,8 @@ class Problem:
         dtype: evaluate in this floating-point type; the parameters' own unless given, and float32 for parameters in
             bfloat16 or float16.
         memory_limit: bytes of graphs to keep at most inside `with problem:`; with 0 none are.
-        compile: trace each product once for every shape of batch and compile it (torch.compile): faster products, after
-            seconds of compiling. What can't be traced is multiplied as without, with a warning.
+        compile: inside `with problem:` trace each product once for every shape of batch and compile it (torch.compile):
+            faster products, after seconds of compiling. What can't be traced is multiplied as without, with a warning.
 
     Attributes:
         parameters: the model's parameters in order, a tied one once.
@@ -107,8 +107,10 @@ class Problem:
             raise TypeError("TorchScript modules can't be measured without changing them; give the original module")
         if isinstance(loss_fn, type):
             raise TypeError(f"loss_fn is the class {loss_fn.__name__}; give an instance, {loss_fn.__name__}()")
-        if not 0 <= seed < 2**32:
-            raise ValueError(f"got seed={seed}; it is at least 0 and below 2**32")
+        if not isinstance(memory_limit, int | float) or not memory_limit >= 0:
+            raise ValueError(f"got memory_limit={memory_limit!r}; it is a number of bytes, 0 or more")
+        if not isinstance(seed, int) or not 0 <= seed < 2**32:
+            raise ValueError(f"got seed={seed}; it is a whole number, at least 0 and below 2**32")
         if (loss_fn is None) == (loss is None):
             raise ValueError("give either loss_fn(output, target) or loss=callable(model, batch)")
         if not callable(loss_fn or loss):
@@ -190,6 +192,8 @@ class Problem:
         Args:
             displacement: (n,), in `dtype`, by which the sum is taken too.
         """
+        if displacement.shape != (self.size,):
+            raise ValueError(f"got a displacement of shape {tuple(displacement.shape)}; expected ({self.size},)")
         before, kept = self._moved, self._kept
         pieces = unflatten(displacement.to(self.dtype), self.parameters)
         starts = [before.get(id(p), p).detach().to(self.dtype) for p in self.parameters]
@@ -314,9 +318,19 @@ class Problem:
             self.leaves = self._isolation.renew(self._moved, kept.copies)
         return kept.graphs[key, index]
 
+    @property
+    def keeping(self) -> bool:
+        """Whether a `with problem:` block is open."""
+        return self._kept.open()
+
     def already_kept(self, key: Any, index: int) -> Any:
         """What `kept` holds for a batch; None where it holds nothing."""
         return self._kept.graphs.get((key, index)) if self._kept.open() else None
+
+    def positions_of(self, which: Iterable[str | nn.Module | nn.Parameter], among: tuple[int, ...]) -> tuple[int, ...]:
+        """Places, among some of `parameters`, of those that names, patterns, modules or parameters point to."""
+        named = list(self.model.named_parameters(remove_duplicate=False))
+        return tuple(among[i] for i in positions_of(which, named, [self.parameters[i] for i in among]))
 
     def inputs(self, index: int) -> tuple[list[Tensor], list[Tensor]]:
         """All that an evaluation of a batch depends on, inside `evaluating`: what the modules hold, and the batch."""
