@@ -13,8 +13,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import wellcond as wc
 from tests.problems import make, train
-from wellcond.examination.row_norms import row_norm_correlation, student
-from wellcond.linalg import CONFIDENCE
+from wellcond.examination.row_norms import row_norm_correlation
 from wellcond.parameters import flatten
 
 
@@ -334,15 +333,6 @@ def test_the_correlation_is_undefined_where_there_is_nothing_to_correlate():
     assert not row_norm_correlation(rows, torch.full((6,), torch.nan), exact=False).correlation.defined
     assert not row_norm_correlation(torch.zeros(5, 6), root_v, exact=False).correlation.defined
     assert not row_norm_correlation(rows[:3], root_v, exact=False).correlation.defined
-
-
-def test_students_quantile_is_scipys():
-    from scipy.stats import t
-
-    for degrees in (1, 2, 3, 7, 40):
-        assert student(degrees) == pytest.approx(
-            t.ppf((1 + CONFIDENCE) / 2, degrees), rel=3e-2 if degrees == 1 else 1e-3
-        )
 
 
 @pytest.mark.parametrize("name", ["dropout", "convolution", "attention", "LSTM", "tied weights", "batch norm"])

@@ -120,10 +120,11 @@ def conditioning(
     curvature = operator.semidefinite() if gradient is not None else None
     # κ_eff is made of the gradient's weights on the semidefinite curvature: on this one's own, where it is.
     own = gradient if curvature is operator else None
-    source: WholeSpectrum | SampledSpectrum = (
-        WholeSpectrum.of(operator, own) if whole else SampledSpectrum.of(operator, effort, seed)
-    )
-    kappa_effective, outside, extra = _effective(operator, curvature, gradient, source, effort, seed)
+    with operator.keeping(effort.extremes):
+        source: WholeSpectrum | SampledSpectrum = (
+            WholeSpectrum.of(operator, own) if whole else SampledSpectrum.of(operator, effort, seed)
+        )
+        kappa_effective, outside, extra = _effective(operator, curvature, gradient, source, effort, seed)
     if not effective:
         kappa_effective = outside = Estimate.undefined("not asked for")
     return Conditioning(

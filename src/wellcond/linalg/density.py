@@ -143,8 +143,18 @@ def spectral_density(
     _check(probes, steps, scale, points, confidence)
     n, spent = operator.size, operator.products
     first = n if n <= probes * steps else steps
-    e = eigenvalues(operator, 1, "both", min_products=first, max_products=first, seed=seed, confidence=confidence)
-    known, quadratures, measures = _sampled(operator, e.run, probes, steps, seed + 1)
+    with operator.keeping(probes * steps):
+        e = eigenvalues(
+            operator,
+            1,
+            "both",
+            min_products=first,
+            max_products=first,
+            max_basis=min(n, max(2 * first, 8)),  # the first run may become twice as long
+            seed=seed,
+            confidence=confidence,
+        )
+        known, quadratures, measures = _sampled(operator, e.run, probes, steps, seed + 1)
     eigen, share = known.values, known.remaining / n
     if operator.positive_semidefinite:
         eigen = eigen.clamp_min(0)
