@@ -6,6 +6,7 @@ PEERS := .venv-peers/bin
 PEERS_READY := .venv-peers/.ready
 
 .PHONY: help demo test test-browser test-cross-library lint format bench bench-quick bench-peers bench-peers-quick
+.PHONY: accuracy accuracy-quick
 .PHONY: peers sparse sparse-quick picture clean
 
 help: ## this list
@@ -47,6 +48,16 @@ bench-quick: $(READY) ## the same with fewer repetitions
 	$(BIN)/python benchmarks/eigenvalues.py --quick
 	$(BIN)/python benchmarks/spectral_density.py --quick
 	$(BIN)/python benchmarks/scale.py --quick
+
+accuracy: $(READY) ## how often intervals, forecasts and critical sharpness hold (the tables of docs/spectra, forecast, stability)
+	$(BIN)/python benchmarks/coverage.py
+	$(BIN)/python benchmarks/forecast_order.py
+	$(BIN)/python benchmarks/critical_sharpness.py
+
+accuracy-quick: $(READY) ## the same with fewer seeds
+	$(BIN)/python benchmarks/coverage.py --quick
+	$(BIN)/python benchmarks/forecast_order.py --quick
+	$(BIN)/python benchmarks/critical_sharpness.py --quick
 
 bench-peers: $(PEERS_READY) ## the tables of docs/spectra-speed.md, beside other libraries, from new runs
 	$(PEERS)/python benchmarks/product_cost.py --write-docs

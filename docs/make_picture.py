@@ -3,6 +3,7 @@
 python docs/make_picture.py
 """
 
+import importlib.util
 import shutil
 import subprocess
 import sys
@@ -14,7 +15,8 @@ FLAGS = ["--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--
 
 
 def main() -> None:
-    """Write docs/images/report.png and docs/images/sparse_digits.png."""
+    """Write docs/images/density.png, report.png and sparse_digits.png."""
+    density()
     chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
     if chromium is None:
         sys.exit("no Chromium on this machine (Debian: apt-get install chromium)")
@@ -32,6 +34,32 @@ def picture(name: str, command: list[Path | str], size: str, chromium: str) -> N
         subprocess.run([*command, "--output", page], check=True, stdout=subprocess.DEVNULL)
         where = [f"--user-data-dir={folder}/profile", f"--window-size={size}", f"--screenshot={target}"]
         subprocess.run([chromium, *FLAGS, *where, "--virtual-time-budget=8000", page.as_uri()], check=True)
+    check_size(target)
+
+
+def density() -> None:
+    """The spectrum of the digits example's Hessian, linear and by decades."""
+    import matplotlib
+    import matplotlib.pyplot as plt
+
+    import wellcond as wc
+
+    matplotlib.use("Agg")
+    spec = importlib.util.spec_from_file_location("digits", HERE.parent / "examples" / "digits.py")
+    example = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(example)
+    run = example.setup()
+    H = wc.Hessian(wc.Problem(run.model, run.loss_fn, run.data))
+    figure, axes = plt.subplots(2, figsize=(7, 7), layout="constrained")
+    for ax, scale in zip(axes, ("linear", "log"), strict=True):
+        wc.spectral_density(H, scale=scale).plot(ax)
+    target = HERE / "images" / "density.png"
+    figure.savefig(target, dpi=110)
+    check_size(target)
+
+
+def check_size(target: Path) -> None:
+    """Refuse a picture that is too large for a repository."""
     bytes_ = target.stat().st_size
     if bytes_ > 200_000:
         sys.exit(f"{target} has {bytes_:,} bytes, more than a picture in the repository should")

@@ -50,7 +50,7 @@ def test_the_penalties_of_the_readme_and_their_page_run():
     assert "MyOptimizer" in supported()
 
 
-@pytest.mark.parametrize("page", ["curvature", "forecast", "stability"])
+@pytest.mark.parametrize("page", ["curvature", "forecast", "spectra", "stability"])
 def test_the_examples_of_a_page_run(page):
     torch.manual_seed(0)
     names: dict = {}
