@@ -60,6 +60,8 @@ def test_the_examples_of_a_page_run(page):
         "problem": wc.Problem(names["model"], names["loss_fn"], (names["X"], names["y"])),
     }
     size = names["problem"].size
+    P = wc.preconditioner_of(names["optimizer"])
+    names["Hz"] = wc.Hessian(names["problem"]).preconditioned(P)
     names |= {"v": torch.ones(size), "V": torch.ones(size, 2)}
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / f"{page}.md").read_text(encoding="utf-8"), re.DOTALL)
     assert blocks

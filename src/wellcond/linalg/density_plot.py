@@ -23,7 +23,7 @@ def plot(d: SpectralDensity, ax: Any = None) -> Any:
     if d.scale == "linear":
         _steps(ax, d.edges, d.density, d.standard_error, POSITIVE)
         ax.set_xlabel(f"eigenvalue of {d.of}")
-        ax.set_ylabel("fraction of eigenvalues per unit of eigenvalue")
+        ax.set_ylabel("fraction per unit of eigenvalue")
         # Less than a third of an eigenvalue in the widest cell is no eigenvalue.
         floor = 0.3 / d.size / float(d.edges.diff().max())
     else:
