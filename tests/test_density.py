@@ -294,7 +294,7 @@ def test_the_plot_says_what_its_axes_are():
 
     A = MatrixOperator(random_spectrum(graded()))
     for scale, x, y in (
-        ("linear", "eigenvalue of MatrixOperator", "fraction of eigenvalues per unit of eigenvalue"),
+        ("linear", "eigenvalue of MatrixOperator", "fraction per unit of eigenvalue"),
         ("log", "|eigenvalue| of MatrixOperator", "eigenvalues per decade"),
     ):
         d = spectral_density(A, probes=4, steps=20, scale=scale)
