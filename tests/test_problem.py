@@ -657,3 +657,33 @@ def test_what_a_module_collects_is_left_as_it_was():
     problem.loss(), problem.gradient()
     assert held == (["a"], {"a": 1}, {"a"})
     assert all(x is y for x, y in zip(held, (model.seen, model.by_name, model.kinds), strict=True))
+
+
+def test_a_network_that_uses_torch_func_is_measured():
+    class Energy(nn.Module):
+        """The gradient of a network by its input, as a force field is made of an energy."""
+
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.Linear(3, 5), nn.Linear(5, 1)
+
+        def forward(self, x):
+            return torch.func.vmap(torch.func.grad(lambda row: self.b(torch.tanh(self.a(row))).sum()))(x)
+
+    torch.manual_seed(0)
+    model = Energy().double()
+    x, y = torch.randn(6, 3, dtype=torch.float64), torch.randn(6, 3, dtype=torch.float64)
+    problem = Problem(model, nn.MSELoss(), (x, y))
+    names = [name for name, _ in model.named_parameters()]
+
+    def loss(*values):
+        return nn.functional.mse_loss(torch.func.functional_call(model, dict(zip(names, values, strict=True)), (x,)), y)
+
+    blocks = torch.autograd.functional.hessian(loss, tuple(p.detach() for p in model.parameters()))
+    sizes = [p.numel() for p in model.parameters()]
+    rows = [
+        torch.cat([b.reshape(m, n) for b, n in zip(row, sizes, strict=True)], 1)
+        for row, m in zip(blocks, sizes, strict=True)
+    ]
+    with problem:
+        assert torch.allclose(Hessian(problem).dense(), torch.cat(rows), rtol=1e-9, atol=1e-12)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
@@ -64,9 +65,9 @@ class Kept:
         return [(p.data_ptr(), p._version) for p in self._parameters]
 
 
-def graph_bytes(build: Callable[[], Any]) -> int:
-    """Bytes of the tensors that autograd saves for what `build` makes. The graph made here is thrown away: one with
-    these hooks in it would call them in every product."""
+def graph_bytes(build: Callable[[], Any]) -> float:
+    """Bytes of the tensors that autograd saves for what `build` makes; infinite for networks that use torch.func, which
+    does not say. The graph made here is thrown away: one with these hooks in it would call them in every product."""
     seen: dict[int, int] = {}
 
     def pack(x: Tensor) -> Tensor:
@@ -74,8 +75,13 @@ def graph_bytes(build: Callable[[], Any]) -> int:
         seen[storage.data_ptr()] = storage.nbytes()
         return x
 
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
-        build()
+    try:
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
+            build()
+    except RuntimeError as error:
+        if "saved tensor hooks" in str(error):
+            return math.inf
+        raise
     return sum(seen.values())
 
 

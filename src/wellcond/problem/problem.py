@@ -138,7 +138,7 @@ class Problem:
         self.loss_dtype = self.dtype
         self._tiny: bool | None = None
         self._sizing = False
-        self._forward: tuple[int, int] | None = None
+        self._forward: tuple[float, int] | None = None
         self._signatures: dict[int, Any] = {}
         self._example_scale: dict[int, int | None] = {}
         self._kept = Kept(self.parameters)
@@ -427,7 +427,7 @@ class Problem:
             self._bytes_per_example[key] = graph_bytes(build) / examples
         return self._bytes_per_example[key] * examples
 
-    def _forward_bytes(self, index: int) -> int:
+    def _forward_bytes(self, index: int) -> float:
         """Bytes that a forward pass over a batch keeps for a backward one."""
         if self._forward is None:
             self._sizing = True
@@ -436,7 +436,7 @@ class Problem:
             finally:
                 self._sizing = False
         size, examples = self._forward
-        return size * self._examples_in(index) // examples
+        return size * self._examples_in(index) / examples
 
     def _examples_in(self, index: int) -> int:
         return max(1, count_examples(self.batches[index]))
