@@ -118,7 +118,7 @@ def test_lanczos_for_one_eigenvalue_stops_after_two_products(seed):
     assert 0.8 < float(found.eigenvalues[0]) < 0.84, MENDED
     ours = wc.eigenvalues(curvature_of(case, "hessian"), k=1, seed=seed)
     assert ours.products <= 20
-    assert abs(float(ours.values[0]) - 1.5) <= float(ours.error_bounds[0]) < 1e-6
+    assert abs(float(ours.values[0]) - 1.5) <= float(ours.error_bounds[0]) < 1e-3
 
 
 def test_and_may_call_it_converged():
