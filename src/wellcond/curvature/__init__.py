@@ -2,8 +2,8 @@
 
 from wellcond.curvature.empirical_fisher import EmpiricalFisher as EmpiricalFisher
 from wellcond.curvature.gauss_newton import GaussNewton as GaussNewton
-from wellcond.curvature.gauss_newton import OutputUnknownError as OutputUnknownError
 from wellcond.curvature.hessian import Hessian as Hessian
+from wellcond.curvature.of_output import OutputUnknownError as OutputUnknownError
 from wellcond.curvature.operator import CurvatureOperator as CurvatureOperator
 from wellcond.curvature.preconditioned import Preconditioned as Preconditioned
 from wellcond.curvature.scaling import jacobi as jacobi

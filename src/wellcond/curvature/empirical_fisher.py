@@ -6,11 +6,11 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from wellcond.curvature.gauss_newton import GaussNewton
 from wellcond.curvature.jacobian import Jacobian
+from wellcond.curvature.of_output import OutputCurvature
 
 
-class EmpiricalFisher(GaussNewton):
+class EmpiricalFisher(OutputCurvature):
     """F = (1/N) Σ gᵢgᵢᵀ, gᵢ the gradient of example i's loss at its own target, so that the mean of gᵢ is ∇L.
 
     It is not the Fisher matrix, whose targets are drawn from the model, and need not be near the Hessian (Kunstner,
@@ -26,10 +26,10 @@ class EmpiricalFisher(GaussNewton):
             is not a mean or a sum over examples.
     """
 
-    def _graph(self, index: int) -> Jacobian:  # type: ignore[override]
+    def _graph(self, index: int) -> Jacobian:
         output, leaves = self._output(index), self._leaves()
         return Jacobian(self.problem.example_losses(index, output), leaves)
 
-    def _batch_product(self, graph: Jacobian, pieces: Sequence[Tensor], keep: bool) -> tuple[Tensor, ...]:  # type: ignore[override]
+    def _batch_product(self, graph: Jacobian, pieces: Sequence[Tensor], keep: bool) -> tuple[Tensor, ...]:
         pushed = graph.push(pieces)
         return graph.pull(pushed / len(pushed), keep)

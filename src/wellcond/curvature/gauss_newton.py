@@ -9,12 +9,7 @@ import torch
 from torch import Tensor
 
 from wellcond.curvature.jacobian import Jacobian
-from wellcond.curvature.operator import CurvatureOperator
-from wellcond.problem import Problem
-
-
-class OutputUnknownError(ValueError):
-    """The problem does not say what its network's output is, as one tensor."""
+from wellcond.curvature.of_output import OutputCurvature
 
 
 class _Graph(NamedTuple):
@@ -25,7 +20,7 @@ class _Graph(NamedTuple):
     loss_gradient: Tensor  # ∇loss, as a function of loss_input
 
 
-class GaussNewton(CurvatureOperator):
+class GaussNewton(OutputCurvature):
     """G = Jᵀ ∇²loss J, J the derivative of the network's output by its parameters (Schraudolph 2002).
 
     Positive semidefinite where the loss is convex in the output, as squared error and cross entropy are.
@@ -37,20 +32,6 @@ class GaussNewton(CurvatureOperator):
         OutputUnknownError: where the loss is not split into output and target, or (on multiplying) where the output is
             not one tensor.
     """
-
-    positive_semidefinite = True
-
-    def __init__(self, problem: Problem):
-        super().__init__(problem)
-        if problem.loss_fn is None:
-            raise OutputUnknownError("they need loss_fn(output, target); loss=callable(model, batch) hides the output")
-
-    def _output(self, index: int) -> Tensor:
-        output = self.problem.batch_output(index)
-        if not isinstance(output, Tensor):
-            raise OutputUnknownError(f"they need an output that is one tensor, not a {type(output).__name__}")
-        self.problem.check_depends(output)
-        return output
 
     def _graph(self, index: int) -> _Graph:
         output = self._output(index)
