@@ -139,7 +139,10 @@ class CurvatureOperator(SymmetricOperator):
                     part = compiled_product(self, index, v) if problem.compile else None
                 if part is None:
                     part = self._eager_product(index, v)
-                total = part.mul_(weight) if total is None else total.add_(part, alpha=weight)
+                if total is not None:
+                    total.add_(part, alpha=weight)
+                else:
+                    total = part if weight == 1 else part.mul_(weight)
                 if self.on_batch is not None and index + 1 < len(problem.weights):
                     self.on_batch((index + 1) / len(problem.weights))
         assert total is not None

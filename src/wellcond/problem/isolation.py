@@ -17,19 +17,23 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 RANDOM = (torch.Generator, random.Random, np.random.Generator, np.random.RandomState)
 """What can hold a random state of its own."""
 
+_PLAIN = {type(None), bool, int, float, str, tuple, list, dict, set, torch.Size}
+"""Most attributes of modules, which the slower question need not be asked of."""
+
 
 @contextlib.contextmanager
 def random_state(seed: int, device: torch.device) -> Iterator[None]:
     """Python's, numpy's and torch's global random state, seeded inside and restored after."""
-    python, numpy = random.getstate(), np.random.get_state()
-    devices = [] if device.type in ("cpu", "meta") else [device]
-    try:
-        with torch.random.fork_rng(devices, device_type=device.type if devices else "cuda"):
+    python, numpy, cpu = random.getstate(), np.random.get_state(), torch.default_generator.get_state()
+    on_cpu = device.type in ("cpu", "meta")
+    with contextlib.nullcontext() if on_cpu else torch.random.fork_rng([device], device_type=device.type):
+        try:
             seed_all(seed, device)
             yield
-    finally:
-        random.setstate(python)
-        np.random.set_state(numpy)
+        finally:
+            random.setstate(python)
+            np.random.set_state(numpy)
+            torch.default_generator.set_state(cpu)
 
 
 def seed_all(seed: int, device: torch.device) -> None:
@@ -67,6 +71,7 @@ class Isolation:
             m: (mode == "train" and (m.training or not root.training)) for root in roots for m in root.modules()
         }
         self.measured, self.dtype = measured, dtype
+        self._recurrent = any(isinstance(m, nn.RNNBase) for m in self.modules)
         self._saved: list[tuple[nn.Module, dict[str, Any], dict[str, Any], dict[str, Any], dict[str, Any]]] = []
 
     @contextlib.contextmanager
@@ -82,18 +87,21 @@ class Isolation:
             if type(x) in (list, dict, set) and not name.startswith("_")
         ]
         with contextlib.ExitStack() as stack:
-            stack.enter_context(torch.inference_mode(False))
+            if torch.is_inference_mode_enabled():
+                stack.enter_context(torch.inference_mode(False))
             stack.enter_context(torch.enable_grad())
-            stack.enter_context(torch.autocast(device.type, enabled=False))
+            if torch.is_autocast_enabled(device.type):
+                stack.enter_context(torch.autocast(device.type, enabled=False))
             # Only the math kernel of attention, and no cuDNN recurrence, can be differentiated twice.
             stack.enter_context(sdpa_kernel(SDPBackend.MATH))
-            if any(isinstance(m, nn.RNNBase) for m in self.modules):
+            if self._recurrent:
                 stack.enter_context(torch.backends.cudnn.flags(enabled=False))
             if "torch._dynamo" in sys.modules:
                 stack.enter_context(torch.compiler.set_stance("force_eager"))
             try:
-                for m in self.modules:
-                    m.training = self.training[m]
+                for m, training in self.training.items():
+                    if m.training != training:
+                        m.training = training
                 yield
             finally:
                 for m, attributes, *held in self._saved:
@@ -137,7 +145,7 @@ class Isolation:
                 for name, x in originals.items():
                     held[name] = None if x is None else copy_of(x)
             for name, x in attributes.items():
-                if isinstance(x, RANDOM) or _is_state(x):
+                if _is_state(x) or (type(x) not in _PLAIN and isinstance(x, RANDOM)):
                     m.__dict__[name] = copy_of(x)
         return leaves
 

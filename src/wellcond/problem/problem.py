@@ -218,11 +218,12 @@ class Problem:
             yield
             return
         self._inside = True
-        threads = torch.get_num_threads()
         try:
-            with random_state(self.seed, self.device), self._isolation.entered(self.device):
-                if self._is_tiny():
-                    torch.set_num_threads(1)
+            with (
+                random_state(self.seed, self.device),
+                self._isolation.entered(self.device),
+                _one_thread() if self._is_tiny() else contextlib.nullcontext(),
+            ):
                 yield
         except (RuntimeError, ValueError) as error:
             remedy = _remedy(str(error))
@@ -231,7 +232,6 @@ class Problem:
             raise ValueError(remedy) from error
         finally:
             self._inside, self.leaves, self._batch = False, [], None
-            torch.set_num_threads(threads)
 
     def batch_output(self, index: int) -> Any:
         """The model's output on a batch (pairs only), inside `evaluating`."""
@@ -466,6 +466,16 @@ class Problem:
                 "the loss does not depend on the parameters: something in the model or the loss detaches them "
                 "(.detach(), .item(), torch.no_grad, or a checkpoint with use_reentrant=True)"
             )
+
+
+@contextlib.contextmanager
+def _one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _refuse_sparse(gradients: list[Tensor], names: list[str]) -> None:
