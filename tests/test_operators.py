@@ -344,7 +344,9 @@ def test_graphs_are_kept_where_many_products_come(monkeypatch):
     H @ V[:, :12]
     assert len(made) == 1
     made.clear()
-    problem.memory_limit = 3 * problem._forward_bytes(0)  # room for the graph, but not for the most that it might be
+    problem.memory_limit = 3 * problem._sizes.forward(
+        0, problem.batch_loss
+    )  # room for the graph, but not for the most that it might be
     with problem:
         H @ V[0], H @ V[1]
         assert len(made) == 2  # one to see its size, one that is kept

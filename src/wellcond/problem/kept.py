@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import math
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any, TypeVar
+from collections.abc import Iterator, Sequence
+from typing import Any
 
-import torch
 from torch import Tensor
 
 from wellcond.problem.heap import heap_kept
-
-T = TypeVar("T")
 
 
 class Kept:
@@ -63,26 +59,6 @@ class Kept:
 
     def _current_versions(self) -> list[tuple[int, int]]:
         return [(p.data_ptr(), p._version) for p in self._parameters]
-
-
-def graph_bytes(build: Callable[[], Any]) -> float:
-    """Bytes of the tensors that autograd saves for what `build` makes; infinite for networks that use torch.func, which
-    does not say. The graph made here is thrown away: one with these hooks in it would call them in every product."""
-    seen: dict[int, int] = {}
-
-    def pack(x: Tensor) -> Tensor:
-        storage = x.untyped_storage()
-        seen[storage.data_ptr()] = storage.nbytes()
-        return x
-
-    try:
-        with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
-            build()
-    except RuntimeError as error:
-        if "saved tensor hooks" in str(error):
-            return math.inf
-        raise
-    return sum(seen.values())
 
 
 def graph_nodes(tensor: Tensor) -> Iterator[Any]:

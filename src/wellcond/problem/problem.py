@@ -15,8 +15,9 @@ from torch import Tensor, nn
 from wellcond.parameters import flatten, unflatten
 from wellcond.problem.batches import count_examples, move, read_batches, signature, tensors_of, with_tensors
 from wellcond.problem.isolation import Isolation, random_state, seed_all
-from wellcond.problem.kept import Kept, graph_bytes, graph_nodes
+from wellcond.problem.kept import Kept, graph_nodes
 from wellcond.problem.parameters import one_device, positions_of, trainable, unwrapped, working_dtype
+from wellcond.problem.sizes import Sizes
 
 T = TypeVar("T")
 
@@ -27,9 +28,6 @@ TINY = 2_000_000
 """Parameters times examples of a batch, and bytes of its activations, under which one thread is used. On two idle cores
 a product took 0.35 ms on one or two threads for 1,810 parameters and 128 examples, and 1.24 against 0.98 ms for 100,000
 and 64; with other work on the machine an examination of the former took 334 s on two threads and 32 s on one."""
-
-GRAPH_OVER_FORWARD = 4
-"""A gradient's graph holds at most so many times what the forward pass holds: 1.0 to 2.2 times on fifteen networks."""
 
 _TWICE = {
     "_embedding_bag": "nn.EmbeddingBag has no second derivative in torch; use nn.Embedding followed by a sum or mean",
@@ -137,12 +135,10 @@ class Problem:
         self.unreached: list[str] = []
         self.loss_dtype = self.dtype
         self._tiny: bool | None = None
-        self._sizing = False
-        self._forward: tuple[float, int] | None = None
+        self._sizes = Sizes([max(1, count_examples(b)) for b in found])
         self._signatures: dict[int, Any] = {}
         self._example_scale: dict[int, int | None] = {}
         self._kept = Kept(self.parameters)
-        self._bytes_per_example: dict[Any, float] = {}
         self._inside = False
         self._moved: dict[int, Tensor] = {}
         self._given: tuple[dict[int, Tensor], Any] | None = None
@@ -308,8 +304,9 @@ class Problem:
         if not kept.open():
             return None
         if (key, index) not in kept.graphs:
-            bytes_ = size() if size else self._graph_size(key, index, build)
-            if kept.bytes + bytes_ > self.memory_limit:
+            room = self.memory_limit - kept.bytes
+            bytes_ = size() if size else self._sizes.graph(key, index, build, self.batch_loss, room)
+            if bytes_ > room:
                 return None
             kept.graphs[key, index] = build()
             kept.bytes += bytes_
@@ -375,7 +372,7 @@ class Problem:
                 assert isinstance(module, nn.Module)
 
                 def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], name: str = name) -> None:
-                    if not self._sizing:
+                    if not self._sizes.measuring:
                         record(name, module, (args[0] if args else kwargs["input"]).detach())
 
                 handles.append(module.register_forward_pre_hook(hook, with_kwargs=True))
@@ -410,36 +407,12 @@ class Problem:
         """Whether operations are so small that a second thread brings nothing, and costs much on a busy machine.
         Decided by size, so that the same run gives the same bits."""
         if self._tiny is None:
-            largest = max(range(len(self.batches)), key=self._examples_in)
-            self._tiny = self.device.type == "cpu" and self.size * self._examples_in(largest) < TINY
+            largest = self._sizes.largest
+            most = count_examples(self.batches[largest])
+            self._tiny = self.device.type == "cpu" and self.size * most < TINY
             # few parameters may still mean long sequences or large images
-            self._tiny = self._tiny and self._forward_bytes(largest) < TINY
+            self._tiny = self._tiny and self._sizes.forward(largest, self.batch_loss) < TINY
         return self._tiny
-
-    def _graph_size(self, key: Any, index: int, build: Callable[[], Any]) -> float:
-        """Bytes of the graph that `build` makes for a batch: one is made and thrown away to be measured, unless there
-        is room for every batch even if it holds several times what a forward pass does."""
-        examples = self._examples_in(index)
-        if key not in self._bytes_per_example:
-            most = GRAPH_OVER_FORWARD * self._forward_bytes(index) / examples
-            if self._kept.bytes + most * self.examples <= self.memory_limit:
-                return most * examples
-            self._bytes_per_example[key] = graph_bytes(build) / examples
-        return self._bytes_per_example[key] * examples
-
-    def _forward_bytes(self, index: int) -> float:
-        """Bytes that a forward pass over a batch keeps for a backward one."""
-        if self._forward is None:
-            self._sizing = True
-            try:
-                self._forward = graph_bytes(lambda: self.batch_loss(index)), self._examples_in(index)
-            finally:
-                self._sizing = False
-        size, examples = self._forward
-        return size * self._examples_in(index) / examples
-
-    def _examples_in(self, index: int) -> int:
-        return max(1, count_examples(self.batches[index]))
 
     def _begin(self, index: int) -> Any:
         """A batch where the model is, with buffers and random state as every evaluation of it finds them."""
