@@ -16,12 +16,13 @@ from networks import Trained
 Product = Callable[[Tensor], Any]
 
 
-def products(run: Trained, curvature: str) -> dict[str, Callable[[], Product]]:
+def products(run: Trained, curvature: str, compiled: bool = False) -> dict[str, Callable[[], Product]]:
     """What builds each peer's product with a flat vector, by name.
 
     Args:
         run: the network, its loss and batches.
         curvature: "hessian" or "gauss-newton".
+        compiled: with torch's own linearization of the gradient, compiled.
     """
     makers: dict[str, Callable[[Trained], Product]] = {}
     if importlib.util.find_spec("curvlinops"):
@@ -32,6 +33,8 @@ def products(run: Trained, curvature: str) -> dict[str, Callable[[], Product]]:
         makers["PyHessian"] = _pyhessian
         if len(run.batches) == 1:  # only then does it keep its graph
             makers["PyHessian kept"] = _pyhessian_kept
+    if compiled and curvature == "hessian" and len(run.batches) == 1:
+        makers["linearize, compiled"] = _linearize
     return {name: lambda make=make: _with_math_attention(make, run) for name, make in makers.items()}
 
 
@@ -90,6 +93,27 @@ def _pyhessian_kept(run: Trained) -> Product:
 
     theirs = hessian(copy.deepcopy(run.model), run.loss_fn, data=run.batches[0], cuda=_on_gpu(run))
     return lambda v: hessian_vector_product(theirs.gradsH, theirs.params, _pieces(v, theirs.params))
+
+
+def _linearize(run: Trained) -> Product:
+    from torch.func import functional_call, grad, linearize
+    from torch.fx.experimental.proxy_tensor import make_fx
+
+    x, y = run.batches[0]
+    names, parameters = zip(*run.model.named_parameters(), strict=True)
+
+    def loss(*values: Tensor) -> Tensor:
+        return run.loss_fn(functional_call(run.model, dict(zip(names, values, strict=True)), (x,)), y)
+
+    at = [p.detach() for p in parameters]
+    derivative = linearize(grad(loss, argnums=tuple(range(len(at)))), *at)[1]
+    product = torch.compile(make_fx(derivative)(*[torch.zeros_like(p) for p in at]), fullgraph=True)
+
+    def multiply(v: Tensor) -> Tensor:
+        with torch.no_grad():
+            return flat(product(*_pieces(v, at)))
+
+    return multiply
 
 
 def _on_gpu(run: Trained) -> bool:

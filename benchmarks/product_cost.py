@@ -24,7 +24,7 @@ import wellcond as wc
 from tables import Table, write_section
 
 OURS = ("kept", "streaming", "compiled, kept", "compiled, streaming")
-PEERS = ("curvlinops", "hessian-eigenthings", "PyHessian", "PyHessian kept")
+PEERS = ("curvlinops", "hessian-eigenthings", "PyHessian", "PyHessian kept", "linearize, compiled")
 COLUMNS = OURS + PEERS
 
 BOUNDS = {
@@ -52,7 +52,7 @@ class Measured:
         self.kept: dict[str, int] = {}
         actions: dict[str, measuring.Action] = {"gradient": run.gradient}
         results: dict[str, Tensor] = {}
-        builders = ours(run, curvature, compiled, stack) | peers.products(run, curvature)
+        builders = ours(run, curvature, compiled, stack) | peers.products(run, curvature, compiled)
         for name, build in builders.items():
             made: list[peers.Product] = []
             self.set_up[name] = measuring.seconds(lambda made=made, build=build: made.append(started(build, v)))
@@ -135,7 +135,7 @@ def main() -> None:
 def remarks_on(row: str, network: str, m: Measured) -> list[str]:
     """Which peer wins, which bound is missed, whose result is wrong."""
     said = []
-    for here, theirs in (("streaming", PEERS[:3]), ("kept", PEERS[3:])):
+    for here, theirs in (("streaming", PEERS[:3]), ("kept", PEERS[3:4]), ("compiled, kept", PEERS[4:])):
         for name in theirs:
             if name in m.cost and name not in m.wrong and (won := measuring.wins(m.taken, name, here)):
                 said.append(f"{row}, {here}: {name} wins, {m.cost[name]:.2f} against {m.cost[here]:.2f} ({won}).")
