@@ -90,7 +90,7 @@ def layer_conditioning(problem: Problem, *, widest: int = WIDEST) -> list[LayerC
     >>> problem = Problem(torch.nn.Linear(2, 1), torch.nn.MSELoss(), (x, torch.zeros(4, 1)))
     >>> (layer,) = layer_conditioning(problem)
     >>> print(layer.kappa, layer.centered, layer.standardized)
-    178 1 1
+    127 1 1
     """
     if not isinstance(widest, int) or widest < 1:
         raise ValueError(f"got widest={widest!r}; it is a number of columns, at least 1")
