@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from tests.problems import make
-from wellcond.normalization import layer_conditioning
+from wellcond.normalization import NoLayersError, layer_conditioning
 from wellcond.problem import Problem
 
 
@@ -162,3 +162,166 @@ def test_activations_in_float32_widen_the_interval():
     for figure in ("kappa", "centered", "scaled", "standardized"):
         assert getattr(exact, figure).value in getattr(single, figure)
     assert exact.rank == single.rank
+
+
+def test_nearly_collinear_columns_are_no_collinear_ones():
+    """A Gram matrix squares what they differ by, 1e-9, into its own rounding and would call the rank 3."""
+    X = inputs(width=3)
+    X = torch.cat([X, X[:, :1] + 1e-9 * inputs(width=1, seed=1)], 1)
+    s = torch.linalg.svdvals(torch.cat([torch.ones(60, 1, dtype=torch.float64), X], 1))
+    layer = layer_of(X)
+    assert layer.rank == 5
+    assert layer.kappa.value == pytest.approx(float(s[0] / s[-1]), rel=1e-5)
+    assert float(s[0] / s[-1]) in layer.kappa
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_many_rows_in_many_batches_agree_with_all_at_once(bias):
+    X = inputs(N=5000, width=8, mean=1e6)
+    layer = layer_of(X, bias, batches=100)
+    normalized = nn.functional.layer_norm(X, (8,))
+    assert layer.row_normalized.value == pytest.approx(kappa(normalized, bias), rel=1e-8)
+    assert layer.centered.value == pytest.approx(kappa(X - X.mean(0), bias), rel=1e-8)
+    standardized = (X - X.mean(0)) / X.std(0, correction=0)
+    assert layer.standardized.value == pytest.approx(kappa(standardized, bias), rel=1e-8)
+    assert layer.largest.value == pytest.approx(float(torch.linalg.matrix_norm(X, 2) ** 2 / 5000), rel=1e-10)
+    torch.testing.assert_close(layer.mean, X.mean(0))
+    torch.testing.assert_close(layer.deviation, X.std(0, correction=0))
+
+
+def test_rows_that_sum_to_zero_lack_a_dimension():
+    X = nn.functional.layer_norm(inputs(N=500, width=6), (6,))
+    assert layer_of(X, bias=True).rank == 6
+    assert layer_of(X, bias=False).rank == 5
+    assert layer_of(X).kappa.value == pytest.approx(kappa(X, True), rel=1e-8)
+    # With a common offset they sum to a constant, which is a dimension that the mean alone has.
+    assert layer_of(X + 1, bias=False).rank == 6
+    one_hot = torch.eye(4, dtype=torch.float64).repeat(10, 1)
+    assert layer_of(one_hot, bias=True).rank == layer_of(one_hot, bias=False).rank == 4
+
+
+def wide(rank: int, N: int = 600, width: int = 500) -> torch.Tensor:
+    """Falling spectrum, float64."""
+    generator = torch.Generator().manual_seed(0)
+    left = torch.randn(N, rank, dtype=torch.float64, generator=generator)
+    right = torch.randn(rank, width, dtype=torch.float64, generator=generator)
+    return left * torch.logspace(0, -3, rank, dtype=torch.float64) @ right + 0.1
+
+
+def test_a_sketch_bounds_what_it_does_not_see():
+    X = wide(500)
+    problem = Problem(nn.Linear(500, 1).double(), nn.MSELoss(), (X, torch.zeros(600, 1, dtype=torch.float64)))
+    (exact,), (sketched,) = layer_conditioning(problem), layer_conditioning(problem, widest=499)
+    for figure in ("kappa", "centered", "scaled", "standardized", "row_normalized"):
+        true, bound = getattr(exact, figure), getattr(sketched, figure)
+        assert bound.unresolved
+        assert not true.unresolved
+        assert 1 < bound.low <= true.value
+        assert "random directions" in bound.how
+    assert exact.kappa.value > sketched.kappa.low > 30
+    assert exact.largest.value in sketched.largest
+    assert sketched.largest.high < 1.1 * sketched.largest.low
+    assert 256 < sketched.rank <= exact.rank == 501
+    assert sketched.mean_share == pytest.approx(exact.mean_share, rel=0.01)
+    torch.testing.assert_close(sketched.mean, exact.mean)
+    torch.testing.assert_close(sketched.deviation, exact.deviation)
+
+
+@pytest.mark.parametrize("rank", [5, 100])
+def test_a_sketch_that_sees_everything_is_exact(rank):
+    X = wide(rank)
+    problem = Problem(nn.Linear(500, 1).double(), nn.MSELoss(), (X, torch.zeros(600, 1, dtype=torch.float64)))
+    (exact,), (sketched,) = layer_conditioning(problem), layer_conditioning(problem, widest=499)
+    assert sketched.rank == exact.rank == rank + 1
+    for figure in ("kappa", "centered", "standardized"):
+        true, found = getattr(exact, figure), getattr(sketched, figure)
+        assert found.value == pytest.approx(true.value, rel=1e-4)
+        assert true.value in found
+
+
+def test_a_sketch_of_fewer_rows_than_directions():
+    X = inputs(N=40, width=300)
+    problem = Problem(nn.Linear(300, 1).double(), nn.MSELoss(), (X, torch.zeros(40, 1, dtype=torch.float64)))
+    (exact,), (sketched,) = layer_conditioning(problem), layer_conditioning(problem, widest=299)
+    assert sketched.rank == exact.rank == 40
+    assert sketched.kappa.value == pytest.approx(exact.kappa.value, rel=1e-5)
+
+
+def test_a_single_example_and_inputs_that_are_all_zero():
+    x = torch.tensor([[1.0, 2.0, 3.0]], dtype=torch.float64)
+    layer = layer_of(x, batches=1)
+    assert (layer.rows, layer.rank, layer.constant, layer.kappa.value) == (1, 1, 3, 1.0)
+    assert layer.mean_share == pytest.approx(1)
+    zero = layer_of(torch.zeros(5, 3, dtype=torch.float64))
+    assert (zero.rank, zero.constant, zero.kappa.value, zero.standardized.value) == (1, 3, 1.0, 1.0)
+    assert zero.mean_share == 0
+
+
+def test_integer_inputs_are_numbers():
+    class Cast(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = nn.Linear(3, 1)
+            self.inner.register_forward_pre_hook(lambda m, args: (args[0].long(),))
+            self.inner.forward = lambda x: nn.functional.linear(x.double(), self.inner.weight, self.inner.bias)
+
+        def forward(self, x):
+            return self.inner(x)
+
+    X = (10 * inputs(width=3)).long()
+    (layer,) = layer_conditioning(Problem(Cast().double(), nn.MSELoss(), (X.double(), torch.zeros(60, 1).double())))
+    assert layer.kappa.value == pytest.approx(kappa(X.double(), True), rel=1e-8)
+
+
+def test_bad_input_is_named():
+    problem = Problem(nn.Embedding(4, 1), nn.MSELoss(), (torch.tensor([0, 1]), torch.zeros(2, 1)))
+    with pytest.raises(NoLayersError, match=r"Embedding has none of the layers .* nn\.MultiheadAttention"):
+        layer_conditioning(problem)
+    problem = Problem(nn.Linear(2, 1), nn.MSELoss(), (torch.ones(3, 2), torch.ones(3, 1)))
+    with pytest.raises(ValueError, match="widest=0"):
+        layer_conditioning(problem, widest=0)
+    with pytest.raises(ValueError, match="not initialized"):
+        Problem(nn.Sequential(nn.LazyLinear(3)), nn.MSELoss(), (torch.ones(3, 2), torch.ones(3, 1)))
+
+    class Complex(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.frozen = nn.Linear(2, 2, dtype=torch.complex64).requires_grad_(False)
+            self.readout = nn.Linear(2, 1)
+
+        def forward(self, x):
+            return self.readout(self.frozen(x.to(torch.complex64)).real)
+
+    problem = Problem(Complex(), nn.MSELoss(), (torch.ones(3, 2), torch.ones(3, 1)))
+    with pytest.raises(ValueError, match="layer frozen sees complex inputs"):
+        layer_conditioning(problem)
+
+
+def test_initialized_lazy_layers_are_layers():
+    model = nn.Sequential(nn.LazyConv1d(2, 2), nn.Flatten(), nn.LazyLinear(1)).double()
+    x = torch.randn(9, 3, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    model(x)
+    layers = layer_conditioning(Problem(model, nn.MSELoss(), (x, torch.zeros(9, 1, dtype=torch.float64))))
+    assert [(layer.name, layer.columns) for layer in layers] == [("0", 7), ("2", 7)]
+
+
+def test_a_measurement_leaves_no_trace():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv1d(3, 4, 2), nn.BatchNorm1d(4), nn.Flatten(), nn.Dropout(), nn.Linear(12, 1))
+    problem = Problem(model, nn.MSELoss(), (torch.randn(9, 3, 4), torch.zeros(9, 1)))
+    state, random = {k: v.clone() for k, v in model.state_dict().items()}, torch.get_rng_state()
+    layer_conditioning(problem)
+    assert all(torch.equal(v, state[k]) for k, v in model.state_dict().items())
+    assert torch.equal(torch.get_rng_state(), random)
+    assert not any(m._forward_pre_hooks for m in model.modules())
+
+
+def test_one_pass_over_the_data():
+    calls = []
+    model = nn.Sequential(nn.Linear(3, 4), nn.LayerNorm(4), nn.Linear(4, 1))
+    data = [(torch.randn(8, 3), torch.zeros(8, 1))] * 3
+    problem = Problem(model, nn.MSELoss(), data)
+    problem.loss()  # what is learnt once about sizes
+    model[0].register_forward_hook(lambda *_: calls.append(1))
+    layer_conditioning(problem)
+    assert len(calls) == 3

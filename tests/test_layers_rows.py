@@ -9,7 +9,6 @@ import torch
 from torch import Tensor, nn
 
 from wellcond.normalization import layer_conditioning, rows
-from wellcond.normalization.collecting import RowsSeen
 from wellcond.normalization.rows import attention_mixture, rows_of
 from wellcond.problem import Problem
 
@@ -272,4 +271,3 @@ def test_layers_never_called_are_named_as_they_would_be():
     assert [layer.name for layer in layers] == ["used", "attention.in_proj", "attention.out_proj", "conv"]
     assert [layer.rows for layer in layers] == [5, 0, 0, 0]
     assert math.isnan(layers[1].row_normalized.value)
-    assert RowsSeen(problem, 5).by_name() == []

@@ -9,7 +9,14 @@ import torch
 from torch import Tensor, nn
 
 from wellcond.normalization.moments import SketchedCovariance, WholeCovariance
-from wellcond.normalization.rows import CONVOLUTIONS, PROJECTIONS, attention_inputs, attention_mixture, rows_of
+from wellcond.normalization.rows import (
+    CONVOLUTIONS,
+    PROJECTIONS,
+    amplification,
+    attention_inputs,
+    attention_mixture,
+    rows_of,
+)
 from wellcond.problem import Problem
 
 KINDS = (nn.Linear, *CONVOLUTIONS, nn.MultiheadAttention)
@@ -26,12 +33,14 @@ class Rows:
         groups: how many matrices these are.
         bias: whether a bias is added.
         is_input: whether every row is the data's own.
-        rounding: relative accuracy of what is seen: data are what they are, what a network computes is rounded.
+        rounding, normalized_rounding: relative accuracy of both: data are what they are, what a network computes is
+            rounded.
     """
 
     def __init__(self, widest: int):
         self.widest, self.groups = widest, 0
-        self.bias, self.is_input, self.rounding = False, True, 0.0
+        self.bias, self.is_input = False, True
+        self.rounding = self.normalized_rounding = 0.0
         self.plain: WholeCovariance | SketchedCovariance
         self.normalized: WholeCovariance | SketchedCovariance
 
@@ -41,7 +50,9 @@ class Rows:
         self.is_input &= is_input
         if not is_input and x.is_floating_point():
             # Entries of a network's activations are the result of some roundings.
-            self.rounding = max(self.rounding, 4 * torch.finfo(x.dtype).eps)
+            rounding = 4 * torch.finfo(x.dtype).eps
+            self.rounding = max(self.rounding, rounding)
+            self.normalized_rounding = max(self.normalized_rounding, rounding * amplification(module, x))
         for piece in rows_of(module, x):
             if not self.groups:
                 self.groups, _, width = piece.shape

@@ -128,7 +128,7 @@ def _of_group(name: str, rows: Rows, group: int) -> LayerConditioning:
         centered=figures.kappa(one, centered=True),
         scaled=figures.kappa(by_size),
         standardized=figures.kappa(by_deviation, centered=True),
-        row_normalized=Figures(normalized, rows.bias, rows.rounding).kappa(one),
+        row_normalized=Figures(normalized, rows.bias, rows.normalized_rounding).kappa(one),
         largest=largest,
         mean_share=min(1.0, float(m.mean @ m.mean) / max(largest.value, 1e-300)),
         mean=m.mean,

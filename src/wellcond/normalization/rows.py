@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -12,6 +13,9 @@ CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 PROJECTIONS = ("q_proj", "k_proj", "v_proj")
 """Of `nn.MultiheadAttention`, those of query, key and value."""
+
+ROW_EPS = 1e-5
+"""ε of `nn.LayerNorm`."""
 
 PIECE = 2**22
 """Numbers in the rows that are made at once: 32 MB. A convolution's patches take kernel-size times its input."""
@@ -25,22 +29,38 @@ def rows_of(module: nn.Module, x: Tensor, *, normalized: bool = False) -> Iterat
     Args:
         module: a convolution, or one that multiplies the last dimension of its input.
         x: its input.
-        normalized: layer-normalize the input first, ε = 1e-5, without weight and bias: each row of a linear layer; of
+        normalized: layer-normalize the input first, ε = 1e-5, without a weight and bias: each row of a linear layer; of
             a convolution each example, over channels and positions together (`nn.GroupNorm(1, channels)`), before it
             is padded and cut into patches.
     """
     if not isinstance(module, CONVOLUTIONS):
         for block in x.reshape(-1, x.shape[-1]).split(max(1, PIECE // x.shape[-1])):
-            yield (nn.functional.layer_norm(block.double(), block.shape[1:]) if normalized else block.double())[None]
+            yield (_normalized(block.double()) if normalized else block.double())[None]
     else:
         dimensions = len(module.kernel_size)
         examples = x.reshape(-1, *x.shape[-dimensions - 1 :])
         per_example = _patches(module, examples[:1]).numel()
         for block in examples.split(max(1, PIECE // per_example)):
-            block = nn.functional.layer_norm(block.double(), block.shape[1:]) if normalized else block.double()
+            block = _normalized(block.double()) if normalized else block.double()
             patches = _patches(module, block)
             for part in patches.split(max(1, PIECE * patches.shape[2] // patches.numel()), 2):
                 yield part.flatten(1, 1 + dimensions).flatten(2)
+
+
+def amplification(module: nn.Module, x: Tensor) -> float:
+    """How much larger, relatively, the rounding of an input is after it was normalized, which takes a mean off."""
+    apart = tuple(range(-len(module.kernel_size) - 1, 0)) if isinstance(module, CONVOLUTIONS) else (-1,)
+    variance, mean = torch.var_mean(x.double(), apart, correction=0)
+    return math.sqrt(float(((variance + mean.square()) / (variance + ROW_EPS)).mean()))
+
+
+def _normalized(x: Tensor) -> Tensor:
+    """Each of the first dimension with mean 0 and variance 1. The mean is taken off twice: where it is far above the
+    spread its own rounding would be left."""
+    apart = tuple(range(1, x.ndim))
+    for _ in range(2):
+        x = x - x.mean(apart, keepdim=True)
+    return x * (x.square().mean(apart, keepdim=True) + ROW_EPS).rsqrt()
 
 
 def _patches(module: nn.modules.conv._ConvNd, x: Tensor) -> Tensor:
