@@ -159,7 +159,7 @@ def test_activations_in_float32_widen_the_interval():
     data = (inputs(mean=3.0), torch.zeros(60, 2, dtype=torch.float64))
     exact = layer_conditioning(Problem(model, nn.MSELoss(), data))[1]
     single = layer_conditioning(Problem(model.float(), nn.MSELoss(), tuple(t.float() for t in data)))[1]
-    for figure in ("kappa", "centered", "scaled", "standardized"):
+    for figure in ("kappa", "centered", "scaled", "standardized", "row_normalized"):
         assert getattr(exact, figure).value in getattr(single, figure)
     assert exact.rank == single.rank
 

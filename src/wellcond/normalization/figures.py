@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -28,48 +29,39 @@ class Figures:
     bias: bool
     rounding: float
 
-    def kappa(self, scale: Tensor, *, centered: bool = False) -> Estimate:
-        """κ with each column multiplied by its scale, (d,)."""
-        m = self.moments
-        rank = (self.centered_rank + self.bias) if centered else self.rank
-        s = self._singular_values(scale, centered)
-        if rank == 0 or not float(s[0]) > 0:
-            return Estimate.undefined("the inputs are all zero")
-        missed = 0.0 if m.missed is None else float((m.missed * scale.square()).sum())
-        columns = m.root_mean_square if not centered else m.deviation
-        top, bottom = float(s[0]), float(s[rank - 1])
-        error = m.error * max(top, float((columns * scale).max())) + self.rounding * self._size(scale)
-        low = (top - error) / (bottom + error)
-        how = "exact: R factor in float64" if m.missed is None else f"bound: {len(m.root)} random directions"
-        if self.rounding > 1e-10:
-            how += " of activations in float32"
-        if missed:
-            # What is missed has rank `beyond` at least, so its smallest eigenvalue is at most this mean.
-            low = max(low, (top - error) / math.sqrt(missed / m.beyond))
-        resolved = not missed and bottom > 2 * error
-        low = max(1.0, low)
-        value = max(1.0, top / bottom) if resolved else low
-        return Estimate(value, low, (top + error) / (bottom - error) if resolved else math.inf, how)
+    def as_it_is(self) -> Estimate:
+        """κ(Ĥ)."""
+        return self._kappa(torch.ones_like(self.moments.mean))
 
-    @property
+    def centered(self) -> Estimate:
+        """With the mean taken off each column."""
+        one = torch.ones_like(self.moments.mean)
+        return self._centered_kappa(one, torch.linalg.svdvals(self.moments.root))
+
+    def scaled(self) -> Estimate:
+        """With each column divided by its root mean square."""
+        return self._kappa(_inverse(self.moments.root_mean_square), self._scaled_values)
+
+    def standardized(self) -> Estimate:
+        """Centered, and each column divided by its standard deviation."""
+        return self._centered_kappa(_inverse(self.moments.deviation), self._standardized_values)
+
+    @cached_property
     def rank(self) -> int:
         """Singular values of Ĥ that are not zero to rounding; at least so many where the moments are sketched."""
-        m, centered = self.moments, self.centered_rank
-        if self.bias:
-            return centered + 1
+        centered = self.centered_rank
         # Without a column of ones, the mean may add a dimension to the span of the centered rows.
-        whole = self._count(self._singular_values(_inverse(m.root_mean_square), False))
-        return min(max(whole, centered), centered + 1)
+        return centered + 1 if self.bias else min(max(self._count(self._scaled_values), centered), centered + 1)
 
-    @property
+    @cached_property
     def centered_rank(self) -> int:
         """Rank of the centered H. Columns are scaled first: a column in small units is no deficiency."""
-        m = self.moments
-        by_deviation = torch.linalg.svdvals(m.root * _inverse(m.deviation))
+        rank = self._count(self._standardized_values)
         if not self.rounding:
-            return self._count(by_deviation)
-        by_size = torch.linalg.svdvals(m.root * _inverse(m.root_mean_square))
-        return min(self._count(by_deviation), self._count(by_size))
+            return rank
+        if self.bias:
+            return min(rank, self._count(self._scaled_values) - 1)
+        return min(rank, self._count(torch.linalg.svdvals(self.moments.root * _inverse(self.moments.root_mean_square))))
 
     def largest(self) -> Estimate:
         """Largest eigenvalue of HᵀH/N."""
@@ -81,14 +73,49 @@ class Figures:
         missed = 0.0 if m.missed is None else float(m.missed.sum())
         return Estimate(top, max(0.0, top - error), top + error + missed, "exact" if not missed else "bound")
 
-    def _singular_values(self, scale: Tensor, centered: bool) -> Tensor:
-        m = self.moments
-        M = torch.cat([torch.zeros_like(m.mean)[None] if centered else (m.mean * scale)[None], m.root * scale])
+    @cached_property
+    def _scaled_values(self) -> Tensor:
+        return self._singular_values(_inverse(self.moments.root_mean_square))
+
+    @cached_property
+    def _standardized_values(self) -> Tensor:
+        return torch.linalg.svdvals(self.moments.root * _inverse(self.moments.deviation))
+
+    def _singular_values(self, scale: Tensor) -> Tensor:
+        """Of M with scaled columns, falling."""
+        M = torch.cat([self.moments.mean[None], self.moments.root]) * scale
         if self.bias:
-            ones = torch.zeros(len(M), 1, dtype=M.dtype, device=M.device)
+            ones = torch.zeros_like(M[:, :1])
             ones[0] = 1
             M = torch.cat([ones, M], 1)
         return torch.linalg.svdvals(M)
+
+    def _centered_kappa(self, scale: Tensor, s: Tensor) -> Estimate:
+        """From the singular values of the centered H, beside which that of the ones stands by itself."""
+        if self.bias:
+            s = torch.cat([s, torch.ones_like(scale[:1])]).sort(descending=True).values
+        return self._kappa(scale, s, self.centered_rank + self.bias)
+
+    def _kappa(self, scale: Tensor, s: Tensor | None = None, rank: int | None = None) -> Estimate:
+        """κ with each column multiplied by its scale, (d,), of what has these singular values and this rank."""
+        m = self.moments
+        s, rank = self._singular_values(scale) if s is None else s, self.rank if rank is None else rank
+        if rank == 0 or not float(s[0]) > 0:
+            return Estimate.undefined("the inputs are all zero")
+        top, bottom = float(s[0]), float(s[rank - 1])
+        error = m.error * max(top, float((m.deviation * scale).max())) + self.rounding * self._size(scale)
+        missed = 0.0 if m.missed is None else float((m.missed * scale.square()).sum())
+        low = (top - error) / (bottom + error)
+        how = "exact: R factor in float64" if m.missed is None else f"bound: {len(m.root)} random directions"
+        if self.rounding > 1e-10:
+            how += " of activations in float32"
+        if missed:
+            # What is missed has rank `beyond` at least, so its smallest eigenvalue is at most this mean.
+            low = max(low, (top - error) / math.sqrt(missed / m.beyond))
+        resolved = not missed and bottom > 2 * error
+        low = max(1.0, low)
+        high = (top + error) / (bottom - error) if resolved else math.inf
+        return Estimate(max(1.0, top / bottom) if resolved else low, low, high, how)
 
     def _size(self, scale: Tensor) -> float:
         return float((self.moments.root_mean_square * scale).max())
@@ -104,8 +131,3 @@ class Figures:
 
 def _inverse(x: Tensor) -> Tensor:
     return torch.where(x > 0, 1 / x, 0.0)
-
-
-def inverse_or_one(x: Tensor) -> Tensor:
-    """1/x, and 1 for a column that is zero: the scale of a change of variables must not be."""
-    return torch.where(x > 0, 1 / x, 1.0)

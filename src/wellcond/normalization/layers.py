@@ -9,7 +9,7 @@ from torch import Tensor
 
 from wellcond.linalg import Estimate
 from wellcond.normalization.collecting import KINDS, Rows, RowsSeen
-from wellcond.normalization.figures import Figures, inverse_or_one
+from wellcond.normalization.figures import Figures
 from wellcond.problem import Problem
 
 WIDEST = 4096
@@ -115,8 +115,7 @@ def _figures(name: str, rows: Rows) -> LayerConditioning:
 def _of_group(name: str, rows: Rows, group: int) -> LayerConditioning:
     m, normalized = rows.plain.moments(group), rows.normalized.moments(group)
     figures = Figures(m, rows.bias, rows.rounding)
-    one, largest = torch.ones_like(m.mean), figures.largest()
-    by_size, by_deviation = inverse_or_one(m.root_mean_square), inverse_or_one(m.deviation)
+    largest = figures.largest()
     return LayerConditioning(
         name=name,
         rows=m.rows,
@@ -124,11 +123,11 @@ def _of_group(name: str, rows: Rows, group: int) -> LayerConditioning:
         rank=min(figures.rank, m.rows),
         constant=int((~m.varies).sum()),
         is_input=rows.is_input,
-        kappa=figures.kappa(one),
-        centered=figures.kappa(one, centered=True),
-        scaled=figures.kappa(by_size),
-        standardized=figures.kappa(by_deviation, centered=True),
-        row_normalized=Figures(normalized, rows.bias, rows.normalized_rounding).kappa(one),
+        kappa=figures.as_it_is(),
+        centered=figures.centered(),
+        scaled=figures.scaled(),
+        standardized=figures.standardized(),
+        row_normalized=Figures(normalized, rows.bias, rows.normalized_rounding).as_it_is(),
         largest=largest,
         mean_share=min(1.0, float(m.mean @ m.mean) / max(largest.value, 1e-300)),
         mean=m.mean,

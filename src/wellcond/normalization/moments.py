@@ -64,31 +64,38 @@ class WholeCovariance:
     """
 
     def __init__(self, groups: int, width: int, like: Tensor):
-        self.R = like.new_zeros(groups, 0, width + 1)
-        self.waiting: list[Tensor] = []
-        self.rows = self.updates = 0
-        self.due = max(256, min(2 * (width + 1), 2**24 // (width + 1)))
+        # R, and below it rows that wait, so many that each QR decomposition is worth its while, and at most 134 MB.
+        waiting = max(256, min(4 * (width + 1), 2**24 // (width + 1)))
+        self.stack = like.new_empty(groups, width + 1 + waiting, width + 1)
+        self.filled = self.rows = self.updates = 0
+        self.waiting = False
 
     def add(self, x: Tensor) -> None:
         """Take up rows, (groups, n, width) in float64."""
         if not self.rows:
             self.shift = x[:, :1].clone()
             self.varies = torch.zeros_like(self.shift, dtype=torch.bool)
-        x = x - self.shift
-        self.varies |= (x != 0).any(1, keepdim=True)
         self.rows += x.shape[1]
-        self.waiting.append(torch.nn.functional.pad(x, (1, 0), value=1.0))
-        if sum(w.shape[1] for w in self.waiting) >= self.due:
-            self._update()
+        while x.shape[1]:
+            new = self.stack[:, self.filled : self.filled + x.shape[1]]
+            new[..., :1] = 1
+            torch.sub(x[:, : new.shape[1]], self.shift, out=new[..., 1:])
+            self.varies |= (new[..., 1:] != 0).any(1, keepdim=True)
+            self.filled, self.waiting = self.filled + new.shape[1], True
+            x = x[:, new.shape[1] :]
+            if self.filled == self.stack.shape[1]:
+                self._update()
 
     def _update(self) -> None:
-        self.R = torch.linalg.qr(torch.cat([self.R, *self.waiting], 1), mode="r").R
-        self.waiting, self.updates = [], self.updates + 1
+        R = torch.linalg.qr(self.stack[:, : self.filled], mode="r").R
+        self.filled, self.updates = R.shape[1], self.updates + 1
+        self.stack[:, : self.filled] = R
+        self.waiting = False
 
     def moments(self, group: int) -> Moments:
         if self.waiting:
             self._update()
-        R = self.R[group]
+        R = self.stack[group, : self.filled]
         return Moments(
             self.rows,
             self.shift[group, 0] + R[0, 1:] / R[0, 0],
@@ -96,7 +103,7 @@ class WholeCovariance:
             R[1:, 1:] / math.sqrt(self.rows),
             None,
             0,
-            (self.R.shape[-1] + self.updates) * EPS,
+            (R.shape[1] + self.updates) * EPS,
         )
 
 
