@@ -325,3 +325,16 @@ def test_one_pass_over_the_data():
     model[0].register_forward_hook(lambda *_: calls.append(1))
     layer_conditioning(problem)
     assert len(calls) == 3
+
+
+def test_a_layer_norm_in_float32_far_from_zero_is_known_less_well():
+    """Its rows lose the digits that their mean takes."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(5, 6), nn.Linear(6, 2)).double()
+    with torch.no_grad():
+        model[0].bias.fill_(1000.0)
+    data = (inputs(), torch.zeros(60, 2, dtype=torch.float64))
+    exact = layer_conditioning(Problem(model, nn.MSELoss(), data))[1].row_normalized
+    single = layer_conditioning(Problem(model.float(), nn.MSELoss(), tuple(t.float() for t in data)))[1].row_normalized
+    assert exact.value in single
+    assert single.high - single.low > 1e4 * (exact.high - exact.low)

@@ -120,7 +120,7 @@ def _of_group(name: str, rows: Rows, group: int) -> LayerConditioning:
         name=name,
         rows=m.rows,
         columns=len(m.mean) + rows.bias,
-        rank=min(figures.rank, m.rows),
+        rank=min(figures.rank + m.beyond, m.rows),
         constant=int((~m.varies).sum()),
         is_input=rows.is_input,
         kappa=figures.as_it_is(),
