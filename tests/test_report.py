@@ -49,7 +49,7 @@ EXAMINATIONS = {
     "no optimizer": lambda: wc.examine(make("ReLU MLP").model, make("ReLU MLP").loss_fn, make("ReLU MLP").data),
     "SGD": lambda: examined(optimizer=torch.optim.SGD),
     "Gauss-Newton": lambda: examined(curvature="gauss-newton"),
-    "no layers": lambda: wc.examine(nn.Conv1d(2, 1, 1), nn.MSELoss(), (torch.randn(5, 2, 3), torch.randn(5, 1, 3))),
+    "no layers": lambda: wc.examine(nn.LayerNorm(3), nn.MSELoss(), (torch.randn(5, 3), torch.randn(5, 3))),
     "hostile": hostile,
 }
 

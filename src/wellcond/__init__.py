@@ -20,6 +20,7 @@ from wellcond.forecast import Candidate as Candidate
 from wellcond.forecast import Curve as Curve
 from wellcond.forecast import Forecast as Forecast
 from wellcond.forecast import forecast as forecast
+from wellcond.layer_block import layer_block as layer_block
 from wellcond.linalg import Eigenvalues as Eigenvalues
 from wellcond.linalg import Estimate as Estimate
 from wellcond.linalg import SpectralDensity as SpectralDensity

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -14,7 +15,7 @@ from wellcond.examination.progress import Course, Progress
 from wellcond.examination.row_norms import RowNormCorrelation, row_norm_correlation
 from wellcond.examination.run import TrainingRun
 from wellcond.linalg import norm
-from wellcond.normalization import LayerConditioning, layer_conditioning
+from wellcond.normalization import LayerConditioning, NoLayersError, layer_conditioning
 from wellcond.parameters import flatten
 from wellcond.preconditioners import Diagonal, preconditioner_of, reading_of, steps_of
 from wellcond.problem import Problem, optimized_parameters
@@ -151,7 +152,8 @@ def measure(run: TrainingRun, settings: Settings, progress: Progress | None = No
                 raise
             notes.append(f"κ̄ of Gauss-Newton and κ_eff are missing: {error}.")
     course.finish()
-    m.layers = layer_conditioning(problem)
+    with contextlib.suppress(NoLayersError):
+        m.layers = layer_conditioning(problem)
     before = time.perf_counter()
     problem.gradient()
     m.gradient_seconds = time.perf_counter() - before

@@ -1,4 +1,6 @@
 """What normalization does to the conditioning of a layer."""
 
+from wellcond.normalization.centering import LayerNormalization as LayerNormalization
 from wellcond.normalization.layers import LayerConditioning as LayerConditioning
+from wellcond.normalization.layers import NoLayersError as NoLayersError
 from wellcond.normalization.layers import layer_conditioning as layer_conditioning

@@ -364,8 +364,12 @@ class Problem:
             self._kept.matrices[key] = build()
         return self._kept.matrices[key].clone()
 
-    def record_inputs(self, kind: type | tuple[type, ...], record: Callable[[str, nn.Module, Tensor], None]) -> None:
-        """One pass over the data; `record(name, module, input)` for every call of a module of this kind."""
+    def record_inputs(
+        self,
+        kind: type | tuple[type, ...],
+        record: Callable[[str, nn.Module, tuple[Any, ...], dict[str, Any]], None],
+    ) -> None:
+        """One pass over the data; `record(name, module, args, kwargs)` before every call of a module of this kind."""
         handles = []
         for name, module in self.model.named_modules():
             if isinstance(module, kind):
@@ -373,14 +377,18 @@ class Problem:
 
                 def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], name: str = name) -> None:
                     if not self._sizes.measuring:
-                        record(name, module, (args[0] if args else kwargs["input"]).detach())
+                        record(name, module, args, kwargs)
 
                 handles.append(module.register_forward_pre_hook(hook, with_kwargs=True))
+        # Without gradients torch may fuse a transformer's layers and call none of its modules.
+        fused = torch.backends.mha.get_fastpath_enabled()
         try:
+            torch.backends.mha.set_fastpath_enabled(False)
             with self.evaluating(), torch.no_grad():
                 for i in range(len(self.batches)):
                     self.batch_loss(i)
         finally:
+            torch.backends.mha.set_fastpath_enabled(fused)
             for handle in handles:
                 handle.remove()
 

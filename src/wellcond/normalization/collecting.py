@@ -1,0 +1,165 @@
+"""Which rows a weight sees: those of all calls of its layers, and of all layers that share it."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from wellcond.normalization.moments import SketchedCovariance, WholeCovariance
+from wellcond.normalization.rows import (
+    CONVOLUTIONS,
+    PROJECTIONS,
+    amplification,
+    attention_inputs,
+    attention_mixture,
+    rows_of,
+)
+from wellcond.problem import Problem
+
+KINDS = (nn.Linear, *CONVOLUTIONS, nn.MultiheadAttention)
+"""What is looked at."""
+
+_Key = tuple[int, str]
+
+
+class Rows:
+    """Moments of the rows that one weight sees, as they are and layer-normalized.
+
+    Attributes:
+        plain, normalized: the moments.
+        groups: how many matrices these are.
+        bias: whether a bias is added.
+        is_input: whether every row is the data's own.
+        rounding, normalized_rounding: relative accuracy of both: data are what they are, what a network computes is
+            rounded.
+    """
+
+    def __init__(self, widest: int):
+        self.widest, self.groups = widest, 0
+        self.bias, self.is_input = False, True
+        self.rounding = self.normalized_rounding = 0.0
+        self.plain: WholeCovariance | SketchedCovariance
+        self.normalized: WholeCovariance | SketchedCovariance
+
+    def add(self, module: nn.Module, x: Tensor, *, bias: bool, is_input: bool) -> None:
+        """Take up the rows that a call's input gives."""
+        self.bias |= bias
+        self.is_input &= is_input
+        if not is_input and x.is_floating_point():
+            # Entries of a network's activations are the result of some roundings.
+            rounding = 4 * torch.finfo(x.dtype).eps
+            self.rounding = max(self.rounding, rounding)
+            self.normalized_rounding = max(self.normalized_rounding, rounding * amplification(module, x))
+        for piece in rows_of(module, x):
+            if not self.groups:
+                self.groups, _, width = piece.shape
+                kind = WholeCovariance if width <= self.widest else SketchedCovariance
+                self.plain, self.normalized = (kind(self.groups, width, piece) for _ in range(2))
+            self.plain.add(piece)
+        for piece in rows_of(module, x, normalized=True):
+            self.normalized.add(piece)
+
+
+class RowsSeen:
+    """Collects the rows of every weight while the data pass through a network.
+
+    Args:
+        problem: the network and its data.
+        widest: columns up to which a covariance is kept whole.
+    """
+
+    def __init__(self, problem: Problem, widest: int):
+        self.problem, self.widest = problem, widest
+        self.modules = {name: m for name, m in problem.model.named_modules() if isinstance(m, KINDS)}
+        # Shared weights are one tensor only outside a measurement, which puts copies in their place.
+        self._keys = {name: _keys(m) for name, m in self.modules.items()}
+        self._rows: dict[_Key, Rows] = {}
+        self._names: dict[_Key, str] = {}
+
+    def call(self, name: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Take up the rows of a call, for `Problem.record_inputs`.
+
+        Raises:
+            ValueError: if they are not finite, or complex.
+        """
+        if not isinstance(module, nn.MultiheadAttention):
+            x = args[0] if args else next(iter(kwargs.values()))
+            self._add(name, module, {"": x}, module.bias is not None)
+        else:
+            self._add(name, module, attention_inputs(args, kwargs), module.in_proj_bias is not None)
+            if type(module).forward is nn.MultiheadAttention.forward:  # another may call the module itself
+                out = module.out_proj
+                self._add(f"{name}.out_proj", out, {"": attention_mixture(module, args, kwargs)}, out.bias is not None)
+
+    def by_name(self) -> list[tuple[str, Rows]]:
+        """The rows of every weight that saw any, by the name of the first layer that used it, in order of first use."""
+        found = []
+        for key, rows in self._rows.items():
+            name, slot = self._names[key], key[1]
+            if slot:
+                packed = [self._rows[key[0], s] for s in PROJECTIONS if (key[0], s) in self._rows]
+                if len(packed) == 3 and all(r is rows for r in packed):
+                    if slot != PROJECTIONS[0]:
+                        continue
+                    slot = "in_proj"
+                name = f"{name}.{slot}"
+            found.append((name, rows))
+        return found
+
+    def never_called(self) -> list[str]:
+        """Layers that no data passed through."""
+        return [
+            name if "" in keys else f"{name}.in_proj"
+            for name, keys in self._keys.items()
+            if not any(key in self._rows for key in keys.values())
+        ]
+
+    def _add(self, name: str, module: nn.Module, inputs: dict[str, Tensor], bias: bool) -> None:
+        """Take up what each of a module's weights sees. Several that have always seen the same share their rows."""
+        keys = self._keys[name]
+        before = {slot: self._rows.get(keys[slot]) for slot in inputs}
+        added: dict[tuple[int, int], Rows] = {}
+        for slot, x in inputs.items():
+            mine, both = before[slot], (id(before[slot]), id(x))
+            if both not in added:
+                if mine is None:
+                    mine = Rows(self.widest)
+                elif any(id(mine) == other for other, _ in added):
+                    mine = copy.deepcopy(mine)
+                added[both] = mine
+            if keys[slot] not in self._names:
+                self._names[keys[slot]] = name
+            self._rows[keys[slot]] = added[both]
+        by_tensor = {id(x): x for x in inputs.values()}
+        for (_, tensor), rows in added.items():
+            x = _plain(by_tensor[tensor].detach())
+            if x.is_complex():
+                raise ValueError(f"layer {name} sees complex inputs; write them as real ones (torch.view_as_real)")
+            if not torch.isfinite(x).all():
+                raise ValueError(f"the inputs of layer {name} are not finite; look for the overflow before it")
+            if x.numel():  # an expert may get no tokens
+                rows.add(module, x, bias=bias, is_input=self.problem.is_input(x))
+
+
+def _keys(module: nn.Module) -> dict[str, _Key]:
+    """What stands for a module's weights: the parameters, and the module itself where they are computed."""
+    if isinstance(module, nn.MultiheadAttention):
+        weights = (
+            [module.in_proj_weight] * 3
+            if module._qkv_same_embed_dim
+            else [module.q_proj_weight, module.k_proj_weight, module.v_proj_weight]
+        )
+        return {slot: (id(w), slot) for slot, w in zip(PROJECTIONS, weights, strict=True)}
+    return {"": (id(module._parameters.get("weight", module)), "")}
+
+
+def _plain(x: Tensor) -> Tensor:
+    """A tensor out of torch.func's wrappers, the dimensions that it maps over in front."""
+    while torch._C._functorch.is_functorch_wrapped_tensor(x):
+        mapped = torch._C._functorch.maybe_get_bdim(x)
+        x = torch._C._functorch.get_unwrapped(x)
+        x = x.movedim(mapped, 0) if mapped >= 0 else x
+    return x
