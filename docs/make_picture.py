@@ -15,14 +15,16 @@ FLAGS = ["--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--
 
 
 def main() -> None:
-    """Write docs/images/density.png, report.png and sparse_digits.png."""
+    """Write docs/images/density.png, layer.png, report.png, sparse_digits.png and small_batches.png."""
     density()
+    layer()
     chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
     if chromium is None:
         sys.exit("no Chromium on this machine (Debian: apt-get install chromium)")
     examples, python = HERE.parent / "examples", Path(sys.executable)
     picture("report", [python.parent / "wellcond", "examine", examples / "digits.py"], "1120,1420", chromium)
     picture("sparse_digits", [python, examples / "sparse_digits.py"], "920,580", chromium)
+    picture("small_batches", [python, examples / "small_batches.py"], "1100,480", chromium)
 
 
 def picture(name: str, command: list[Path | str], size: str, chromium: str) -> None:
@@ -34,6 +36,40 @@ def picture(name: str, command: list[Path | str], size: str, chromium: str) -> N
         subprocess.run([*command, "--output", page], check=True, stdout=subprocess.DEVNULL)
         where = [f"--user-data-dir={folder}/profile", f"--window-size={size}", f"--screenshot={target}"]
         subprocess.run([chromium, *FLAGS, *where, "--virtual-time-budget=8000", page.as_uri()], check=True)
+    check_size(target)
+
+
+def layer() -> None:
+    """The eigenvalues of what the second convolution of docs/normalization.md sees, under each normalization."""
+    import matplotlib
+    import matplotlib.pyplot as plt
+    import torch
+    from sklearn.datasets import load_digits
+    from torch import nn
+
+    import wellcond as wc
+
+    matplotlib.use("Agg")
+    digits = load_digits()
+    X, y = torch.tensor(digits.images).float()[:, None], torch.tensor(digits.target)
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(1, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3, stride=2), nn.ReLU(), nn.Flatten(), nn.Linear(32, 10)
+    )
+    problem = wc.Problem(model, nn.CrossEntropyLoss(), (X, y), dtype=torch.float64)
+    seen = next(layer for layer in wc.layer_conditioning(problem) if layer.name == "2")
+    kappas = (seen.kappa, seen.centered, seen.scaled, seen.standardized, seen.row_normalized)
+    figure, ax = plt.subplots(figsize=(7, 4.2), layout="constrained")
+    for (name, eigenvalues), kappa in zip(seen.spectra.items(), kappas, strict=True):
+        ax.semilogy(range(1, len(eigenvalues) + 1), eigenvalues.tolist(), label=f"{name}: κ(Ĥ) = {kappa}")
+    ax.set(
+        xlabel="index, largest first",
+        ylabel="eigenvalue of ĤᵀĤ/N",
+        title=f"What the second convolution sees: {seen.rows:,} patches, {seen.columns} columns",
+    )
+    ax.legend(frameon=False)
+    target = HERE / "images" / "layer.png"
+    figure.savefig(target, dpi=110)
     check_size(target)
 
 
