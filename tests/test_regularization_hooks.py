@@ -25,7 +25,7 @@ from tests.regularized import (
 )
 from wellcond import penalties as R  # noqa: N812
 from wellcond.regularization import spaces
-from wellcond.regularization.attachment import attachment_of
+from wellcond.attachment import attachment_of
 
 # -- traps of hooks --
 

@@ -34,6 +34,10 @@ from wellcond.problem import Problem as Problem
 from wellcond.regularization import Regularization as Regularization
 from wellcond.regularization import regularizations_of as regularizations_of
 from wellcond.regularization import regularize as regularize
+from wellcond.reparameterization import Preconditioning as Preconditioning
+from wellcond.reparameterization import Reparameterization as Reparameterization
+from wellcond.reparameterization import precondition as precondition
+from wellcond.reparameterization import reparameterize as reparameterize
 from wellcond.sharpness import CriticalSharpness as CriticalSharpness
 from wellcond.sharpness import critical_sharpness as critical_sharpness
 from wellcond.sparsity import Sparsity as Sparsity

@@ -8,6 +8,7 @@ from wellcond.preconditioners.optimizers import preconditioner_of as preconditio
 from wellcond.preconditioners.optimizers import reading_of as reading_of
 from wellcond.preconditioners.optimizers import steps_of as steps_of
 from wellcond.preconditioners.optimizers import with_gradient as with_gradient
+from wellcond.preconditioners.preconditioner import Composed as Composed
 from wellcond.preconditioners.preconditioner import Diagonal as Diagonal
 from wellcond.preconditioners.preconditioner import Preconditioner as Preconditioner
 from wellcond.preconditioners.reading import Reading as Reading

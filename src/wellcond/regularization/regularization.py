@@ -10,13 +10,13 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from wellcond.attachment import attachment_of
 from wellcond.parameters import unflatten
 from wellcond.penalties import Penalty
 from wellcond.preconditioners import in_precision, reading_of, with_gradient
 from wellcond.problem import Problem
 from wellcond.regularization import spaces
 from wellcond.regularization.application import Application, Group
-from wellcond.regularization.attachment import attachment_of
 from wellcond.sparsity import Sparsity, sparsity_of
 
 
@@ -179,7 +179,7 @@ class Regularization:
 
     def _in_force(self) -> list[Application]:
         attachment = attachment_of(self.optimizer)
-        return attachment.applications if attachment else []
+        return [a for a in attachment.applications if isinstance(a, Application)] if attachment else []
 
     def _others(self, parameters: list[Tensor]) -> list[Application]:
         """What else is in force on some of these parameters."""
