@@ -25,6 +25,7 @@ from wellcond.linalg import Estimate as Estimate
 from wellcond.linalg import SpectralDensity as SpectralDensity
 from wellcond.linalg import eigenvalues as eigenvalues
 from wellcond.linalg import spectral_density as spectral_density
+from wellcond.normalization import BatchNormPreconditioner as BatchNormPreconditioner
 from wellcond.normalization import LayerConditioning as LayerConditioning
 from wellcond.normalization import layer_conditioning as layer_conditioning
 from wellcond.preconditioners import Diagonal as Diagonal

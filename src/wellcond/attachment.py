@@ -231,7 +231,7 @@ def attachment_of(optimizer: Optimizer) -> Attachment | None:
 
 @contextlib.contextmanager
 def as_optimizer_sees(optimizer: Optimizer) -> Iterator[None]:
-    """Inside, parameters and gradients are what the optimizer's step is given: z and Pᵀg under a change of variables."""
+    """Inside, parameters and gradients are what the optimizer is given: z and Pᵀg under a change of variables."""
     attachment = attachment_of(optimizer)
     shown = attachment.applications if attachment else []
     with torch.no_grad():

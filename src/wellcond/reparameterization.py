@@ -218,7 +218,7 @@ class _GivenP(Attached):
         if parameters:
             changed = _changed(self.restricted(optimizer, parameters), how, gradients)
             for p, g in zip(parameters, changed, strict=True):
-                p.grad = g if g.dtype == p.dtype else g.to(p.dtype)
+                p.grad = g.to(p.dtype)
         return parameters
 
     def _give_back_gradients(self) -> None:
@@ -418,7 +418,7 @@ _FREEZE = "give a constant one (a BatchNormPreconditioner is constant after its 
 def _inverted(P: Preconditioner, points: list[Tensor]) -> list[Tensor]:
     """P⁻¹p, laid out in memory as p is, since the optimizer's state is."""
     return [
-        x if x.dtype == p.dtype and x.stride() == p.stride() else torch.empty_like(p).copy_(x)
+        x if x is not p and x.dtype == p.dtype and x.stride() == p.stride() else torch.empty_like(p).copy_(x)
         for p, x in zip(points, P.invert(points), strict=True)
     ]
 

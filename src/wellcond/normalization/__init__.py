@@ -1,4 +1,5 @@
 """What normalization does to the conditioning of a layer."""
 
+from wellcond.normalization.batch_norm import BatchNormPreconditioner as BatchNormPreconditioner
 from wellcond.normalization.layers import LayerConditioning as LayerConditioning
 from wellcond.normalization.layers import layer_conditioning as layer_conditioning

@@ -56,7 +56,7 @@ class Preconditioner(ABC):
         """PPᵀ g, in new tensors."""
         return self.apply(self.adjoint(g))
 
-    def stepped(self) -> None:
+    def stepped(self) -> None:  # noqa: B027, most have nothing to do
         """An optimizer that P belongs to has taken a step; called by `precondition` and `reparameterize`."""
 
     def __matmul__(self, other: object) -> Preconditioner:
