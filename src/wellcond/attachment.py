@@ -6,7 +6,7 @@ import contextlib
 import sys
 import weakref
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -68,6 +68,14 @@ class Attached:
 
     def show(self, optimizer: Optimizer) -> None:
         """Make parameters and gradients what the optimizer sees of them, until `abandon`."""
+
+    def seen(self, optimizer: Optimizer, parameters: Sequence[Tensor], gradients: Sequence[Tensor]) -> Sequence[Tensor]:
+        """What the optimizer would be given of these gradients, in their dtype."""
+        return gradients
+
+    def whole(self, optimizer: Optimizer, own: Any) -> Any:
+        """The preconditioner of the whole step, given the optimizer's own."""
+        return own
 
     def abandon(self, optimizer: Optimizer) -> None:
         """Put everything back as it was before a step that failed."""
@@ -218,10 +226,9 @@ def attach(optimizer: Optimizer, application: Attached) -> None:
     if not getattr(type(optimizer).step, "hooked", False):
         name = type(optimizer).__name__
         raise TypeError(f"{name} does not run step hooks; give the torch optimizer inside it")
-    attachment = attachment_of(optimizer)
-    for other in attachment.applications if attachment else []:
+    for other in carried_by(optimizer):
         application.refuse_beside(other, optimizer)
-    (attachment or Attachment(optimizer)).add(application)
+    (attachment_of(optimizer) or Attachment(optimizer)).add(application)
 
 
 def attachment_of(optimizer: Optimizer) -> Attachment | None:
@@ -229,11 +236,16 @@ def attachment_of(optimizer: Optimizer) -> Attachment | None:
     return optimizer.__dict__.get(_KEY)
 
 
+def carried_by(optimizer: Optimizer) -> list[Attached]:
+    """All that it carries, in its order."""
+    attachment = attachment_of(optimizer)
+    return attachment.applications if attachment else []
+
+
 @contextlib.contextmanager
 def as_optimizer_sees(optimizer: Optimizer) -> Iterator[None]:
     """Inside, parameters and gradients are what the optimizer is given: z and Pᵀg under a change of variables."""
-    attachment = attachment_of(optimizer)
-    shown = attachment.applications if attachment else []
+    shown = list(carried_by(optimizer))
     with torch.no_grad():
         try:
             for application in shown:

@@ -12,7 +12,7 @@ from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 
 from wellcond.attachment import Attached, attach, attachment_of
-from wellcond.preconditioners import Diagonal, Preconditioner, unwrapped_optimizer
+from wellcond.preconditioners import Composed, Diagonal, Preconditioner, unwrapped_optimizer
 
 
 def precondition(optimizer: Any, P: Preconditioner) -> Preconditioning:
@@ -210,6 +210,13 @@ class _GivenP(Attached):
                 "the two preconditioners, P1 @ P2"
             )
 
+    def whole(self, optimizer: Optimizer, own: Preconditioner) -> Preconditioner:
+        covered = self.covered(optimizer)
+        given = self.P.over(covered, [_name(p, optimizer) for p in covered], torch.float64)
+        if isinstance(given, Diagonal) and isinstance(own, Diagonal):
+            return (given @ own).over(own.parameters, [_name(p, optimizer) for p in own.parameters])
+        return Composed(given, own, own.parameters)
+
     def _change_gradients(self, optimizer: Optimizer, how: str) -> list[Tensor]:
         """Put Pᵀg ("adjoint") or PPᵀg ("gram") in the place of gradients; the parameters that have one."""
         parameters = self._with_gradient(optimizer)
@@ -217,8 +224,8 @@ class _GivenP(Attached):
         self._raw = list(zip(parameters, gradients, strict=True))
         if parameters:
             changed = _changed(self.restricted(optimizer, parameters), how, gradients)
-            for p, g in zip(parameters, changed, strict=True):
-                p.grad = g.to(p.dtype)
+            for p, g, raw in zip(parameters, changed, gradients, strict=True):
+                p.grad = _like(raw, g)
         return parameters
 
     def _give_back_gradients(self) -> None:
@@ -254,6 +261,8 @@ class _GivenP(Attached):
                         f"P makes a tensor of shape {tuple(x.shape)} on {x.device} of {_name(p, optimizer)}, which has "
                         f"shape {tuple(p.shape)} and is on {p.device}; build P of the model as it is now"
                     )
+                if torch.promote_types(x.dtype, p.dtype) != x.dtype:
+                    raise ValueError(f"P computes {_name(p, optimizer)} in {x.dtype}; it is in {p.dtype}")
                 if not bool(x.isfinite().all()):
                     raise ValueError(f"P is not finite and invertible in {p.dtype} at {_name(p, optimizer)}")
 
@@ -289,6 +298,21 @@ class _Precondition(_GivenP):
     def show(self, optimizer: Optimizer) -> None:
         self._change_gradients(optimizer, "gram")
 
+    def seen(self, optimizer: Optimizer, parameters: Sequence[Tensor], gradients: Sequence[Tensor]) -> Sequence[Tensor]:
+        raise ValueError(
+            "under precondition the steps minimize the loss and the penalty in metrics that differ, and rest where no "
+            "objective that has a name is stationary; use reparameterize, whose optimality is measured in z"
+        )
+
+    def whole(self, optimizer: Optimizer, own: Preconditioner) -> Preconditioner:
+        if not (own.is_identity or isinstance(self.P, Diagonal)):
+            raise ValueError(
+                f"{type(optimizer).__name__} scales what precondition has made of the gradient, and with a "
+                f"{type(self.P).__name__} the two don't commute: the step is of no symmetric PPᵀ. The whole of "
+                "reparameterize has one"
+            )
+        return super().whole(optimizer, own)
+
     def abandon(self, optimizer: Optimizer) -> None:
         self._give_back_gradients()
 
@@ -321,7 +345,8 @@ class _Inside:
         """p ← p − P(z_before − z), which leaves p as it is, bit for bit, where z is as it was."""
         if isinstance(self.P, Diagonal):
             for p, s, x in zip(self.points, self.P.scales, z, strict=True):
-                p.addcmul_((p / s).to(x.dtype).sub_(x), s, value=-1).masked_fill_(x == 0, 0.0)
+                p.addcmul_((p / s).to(x.dtype).sub_(x), s, value=-1)
+                torch.where(x == 0, x, p, out=p)
         else:
             assert self.start is not None
             back = self.P.apply(torch._foreach_sub(self.start, z))
@@ -392,6 +417,15 @@ class _Reparameterize(_GivenP):
         self._change_gradients(optimizer, "adjoint")
         self._enter(optimizer, self.covered(optimizer))
 
+    def seen(self, optimizer: Optimizer, parameters: Sequence[Tensor], gradients: Sequence[Tensor]) -> Sequence[Tensor]:
+        ids = {id(p) for p in self.covered(optimizer)}
+        places = [i for i, p in enumerate(parameters) if id(p) in ids]
+        chosen, result = [parameters[i] for i in places], list(gradients)
+        P = self.P.over(chosen, [_name(p, optimizer) for p in chosen], gradients[0].dtype)
+        for i, g in zip(places, P.adjoint([gradients[i] for i in places]), strict=True):
+            result[i] = g
+        return result
+
     def abandon(self, optimizer: Optimizer) -> None:
         self._give_back_gradients()
         inside, self._inside, self._z = self._inside, None, None
@@ -416,11 +450,16 @@ _FREEZE = "give a constant one (a BatchNormPreconditioner is constant after its 
 
 
 def _inverted(P: Preconditioner, points: list[Tensor]) -> list[Tensor]:
-    """P⁻¹p, laid out in memory as p is, since the optimizer's state is."""
-    return [
-        x if x is not p and x.dtype == p.dtype and x.stride() == p.stride() else torch.empty_like(p).copy_(x)
-        for p, x in zip(points, P.invert(points), strict=True)
-    ]
+    """P⁻¹p, in new memory."""
+    made = zip(points, P.invert(points), strict=True)
+    return [x.clone() if x is p else _like(p, x) for p, x in made]
+
+
+def _like(given: Tensor, x: Tensor) -> Tensor:
+    """x in the dtype and the memory layout of a tensor of its shape: fused kernels go by memory."""
+    if x.dtype == given.dtype and (x.is_sparse or x.stride() == given.stride()):
+        return x
+    return x.to(given.dtype) if x.is_sparse else torch.empty_like(given).copy_(x)
 
 
 def _changed(P: Preconditioner, how: str, gradients: list[Tensor]) -> Sequence[Tensor]:

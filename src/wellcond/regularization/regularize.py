@@ -10,7 +10,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from wellcond import attachment
-from wellcond.attachment import attachment_of
+from wellcond.attachment import carried_by
 from wellcond.penalties import Penalty
 from wellcond.preconditioners import unwrapped_optimizer
 from wellcond.regularization.application import Application
@@ -97,9 +97,7 @@ def attach(optimizer: Optimizer, application: Application, stacklevel: int) -> N
 def regularizations_of(optimizer: Any) -> list[Regularization]:
     """Handles of all penalties in force on an optimizer, also on a copy of one."""
     optimizer = unwrapped_optimizer(optimizer)
-    carried = attachment_of(optimizer)
-    applications = carried.applications if carried else []
-    return [Regularization(optimizer, a) for a in applications if isinstance(a, Application)]
+    return [Regularization(optimizer, a) for a in carried_by(optimizer) if isinstance(a, Application)]
 
 
 def _warn_of_embeddings(optimizer: Optimizer, new: Application, stacklevel: int) -> None:
