@@ -26,6 +26,7 @@ from wellcond.linalg import Estimate as Estimate
 from wellcond.linalg import SpectralDensity as SpectralDensity
 from wellcond.linalg import eigenvalues as eigenvalues
 from wellcond.linalg import spectral_density as spectral_density
+from wellcond.normalization import BatchNormPreconditioner as BatchNormPreconditioner
 from wellcond.normalization import LayerConditioning as LayerConditioning
 from wellcond.normalization import layer_conditioning as layer_conditioning
 from wellcond.preconditioners import Diagonal as Diagonal
@@ -35,6 +36,10 @@ from wellcond.problem import Problem as Problem
 from wellcond.regularization import Regularization as Regularization
 from wellcond.regularization import regularizations_of as regularizations_of
 from wellcond.regularization import regularize as regularize
+from wellcond.reparameterization import Preconditioning as Preconditioning
+from wellcond.reparameterization import Reparameterization as Reparameterization
+from wellcond.reparameterization import precondition as precondition
+from wellcond.reparameterization import reparameterize as reparameterize
 from wellcond.sharpness import CriticalSharpness as CriticalSharpness
 from wellcond.sharpness import critical_sharpness as critical_sharpness
 from wellcond.sparsity import Sparsity as Sparsity

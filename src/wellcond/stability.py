@@ -12,7 +12,7 @@ from torch import Tensor
 from wellcond.curvature import CurvatureOperator, Hessian
 from wellcond.linalg import Estimate, SymmetricOperator, eigenvalues, number
 from wellcond.parameters import flatten
-from wellcond.preconditioners import Diagonal, Step, preconditioner_of, reading_of, steps_of
+from wellcond.preconditioners import Diagonal, Step, own_preconditioner_of, reading_of, steps_of, with_given
 from wellcond.problem import Problem
 
 TARGET = 0.5
@@ -107,10 +107,10 @@ def edge_ratio(
     optimizer, _ = reading_of(optimizer)
     if any(group.get("maximize") for group in optimizer.param_groups):
         raise ValueError("the optimizer maximizes; give it the negative loss and maximize=False to be measured")
-    steps, P = steps_of(optimizer), preconditioner_of(optimizer)
+    steps, P = steps_of(optimizer), own_preconditioner_of(optimizer)
     first = steps[0]
     shares, shifts, together = _shares_and_shifts(steps, P)
-    ratio = _largest(problem, P, shares, shifts, largest, curvature, max_products, seed)
+    ratio = _largest(problem, optimizer, P, shares, shifts, largest, curvature, max_products, seed)
     allowed = _inverse(ratio, 1.0 if together else first.learning_rate)
     return EdgeRatio(
         ratio.scaled(first.learning_rate) if together else ratio,
@@ -171,7 +171,7 @@ def suggest_learning_rate(
 def takes_products(optimizer: Any) -> bool:
     """Whether the edge ratio takes products of its own where λ_max(PᵀHP) is known: parameters differ in their rate over
     bound, or in what weight decay adds."""
-    shares, shifts, _ = _shares_and_shifts(steps_of(optimizer), preconditioner_of(optimizer))
+    shares, shifts, _ = _shares_and_shifts(steps_of(optimizer), own_preconditioner_of(optimizer))
     return len(set(shares)) > 1 or not _uniform(shifts)
 
 
@@ -195,6 +195,7 @@ def _uniform(shifts: list[Tensor]) -> bool:
 
 def _largest(
     problem: Problem,
+    optimizer: Any,
     P: Diagonal,
     shares: list[float],
     shifts: list[Tensor],
@@ -210,11 +211,12 @@ def _largest(
     most = max(float(s.max()) for s in shifts)
     operator: SymmetricOperator
     if len(set(shares)) == 1:
-        operator, share = curvature.preconditioned(P), shares[0]
+        operator, share = curvature.preconditioned(with_given(optimizer, P)), shares[0]
     else:
         # One that stands still has a share too small to count.
         scales = [scale * math.sqrt(max(share, 1e-30)) for scale, share in zip(P.scales, shares, strict=True)]
-        operator, share, known = curvature.preconditioned(Diagonal(P.parameters, scales, P.rounding)), 1.0, None
+        scaled_P = with_given(optimizer, Diagonal(P.parameters, scales, P.rounding))
+        operator, share, known = curvature.preconditioned(scaled_P), 1.0, None
     if not _uniform(shifts):
         of = {id(p): s for p, s in zip(P.parameters, shifts, strict=True)}
         added = flatten([of[id(p)].expand(p.shape) for p in problem.parameters]).to(operator.dtype)

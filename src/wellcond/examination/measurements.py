@@ -17,7 +17,7 @@ from wellcond.examination.run import TrainingRun
 from wellcond.linalg import norm
 from wellcond.normalization import LayerConditioning, NoLayersError, layer_conditioning
 from wellcond.parameters import flatten
-from wellcond.preconditioners import Diagonal, preconditioner_of, reading_of, steps_of
+from wellcond.preconditioners import Preconditioner, preconditioner_of, reading_of, steps_of
 from wellcond.problem import Problem, optimized_parameters
 from wellcond.stability import EdgeRatio, edge_ratio, takes_products
 
@@ -193,7 +193,12 @@ def _problem(run: TrainingRun, settings: Settings, chosen: Any, notes: list[str]
 
 
 def _measure_curvature(
-    m: Measurements, operator: CurvatureOperator, optimizer: Any, P: Diagonal | None, effort: Effort, course: Course
+    m: Measurements,
+    operator: CurvatureOperator,
+    optimizer: Any,
+    P: Preconditioner | None,
+    effort: Effort,
+    course: Course,
 ) -> None:
     """One kind of curvature, plain and preconditioned; the first kind measured also gives the edge ratio and the
     correlation with its row norms."""

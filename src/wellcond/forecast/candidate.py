@@ -117,5 +117,9 @@ def _as_it_is(optimizer: Any) -> Candidate:
     rate = max(rates)
     if len(set(rates)) > 1:
         shares = [max(r / rate, 1e-30) if rate else 1.0 for r in rates]
-        P = Diagonal(P.parameters, [s * share**0.5 for s, share in zip(P.scales, shares, strict=True)], P.rounding)
+        roots = [
+            torch.tensor(x**0.5, dtype=torch.float64, device=s.parameter.device)
+            for s, x in zip(steps, shares, strict=True)
+        ]
+        P = P @ Diagonal([s.parameter for s in steps], roots)
     return Candidate(P, rate, momentum)

@@ -1,5 +1,6 @@
 """What normalization does to the conditioning of a layer."""
 
+from wellcond.normalization.batch_norm import BatchNormPreconditioner as BatchNormPreconditioner
 from wellcond.normalization.centering import LayerNormalization as LayerNormalization
 from wellcond.normalization.layers import LayerConditioning as LayerConditioning
 from wellcond.normalization.layers import NoLayersError as NoLayersError

@@ -10,13 +10,13 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from wellcond.attachment import attachment_of
 from wellcond.onepass import Passes
 from wellcond.optim.updates import Rule, whole_step
 from wellcond.penalties import Penalty
 from wellcond.preconditioners import reading_for
 from wellcond.regularization import Regularization, regularizations_of
 from wellcond.regularization.application import Application
-from wellcond.regularization.attachment import attachment_of
 from wellcond.regularization.regularize import attach
 from wellcond.regularization.selection import Params, Selection
 
@@ -67,7 +67,8 @@ class OnePassOptimizer(Optimizer):
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Take one step; `closure`, if given, evaluates the loss and its gradient first and returns it."""
         attachment = attachment_of(self)
-        application = attachment.in_step if attachment else None
+        in_step = attachment.in_step if attachment else None
+        application = in_step if isinstance(in_step, Application) else None
         if application is None and self._state_dtype is None:
             return self._torchs_step(closure)
         loss = None

@@ -5,6 +5,7 @@ After a step, P is the P that this step used (theory, section 3.1). It is read i
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,15 +13,17 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from wellcond.attachment import as_optimizer_sees, carried_by
 from wellcond.preconditioners.momentum import Momentum
-from wellcond.preconditioners.preconditioner import Diagonal
+from wellcond.preconditioners.preconditioner import Diagonal, Preconditioner
 from wellcond.preconditioners.reading import Group, Reading, State, reading_for, step_number, unwrapped_optimizer
 
 
-def preconditioner_of(optimizer: Optimizer) -> Diagonal:
-    """The diagonal preconditioner that the optimizer's last step used.
+def preconditioner_of(optimizer: Optimizer) -> Preconditioner:
+    """The preconditioner that the optimizer's last step used: a `Diagonal`, where no other was given.
 
-    A parameter that has had no step yet, because no gradient reached it, is taken as not preconditioned.
+    Under `reparameterize` or `precondition` with a given P it is P·P_optimizer, the whole change of variables. A
+    parameter that has had no step yet, because no gradient reached it, is taken as not preconditioned.
 
     Args:
         optimizer: torch.optim.SGD, ASGD, Adagrad, Adadelta, RMSprop, Adam, AdamW, NAdam, RAdam, Adamax, SparseAdam, one
@@ -29,7 +32,8 @@ def preconditioner_of(optimizer: Optimizer) -> Diagonal:
 
     Raises:
         TypeError: for an optimizer that is no (supported) preconditioner, naming those that are.
-        ValueError: for one that has not taken a step, or whose scales are not finite.
+        ValueError: for one that has not taken a step, or whose scales are not finite; under `precondition` with a P
+            that is not diagonal and an optimizer that scales too, whose step is of no symmetric PPᵀ.
 
     Source: theory, section 3.1.
 
@@ -41,6 +45,19 @@ def preconditioner_of(optimizer: Optimizer) -> Diagonal:
     >>> [round(x, 3) for x in preconditioner_of(optimizer).scales[0].tolist()]
     [2.236, 1.581]
     """
+    return with_given(optimizer, own_preconditioner_of(optimizer))
+
+
+def with_given(optimizer: Any, own: Diagonal) -> Preconditioner:
+    """P·own for the P that the optimizer was given by `reparameterize` or `precondition`, if it was."""
+    optimizer, whole = unwrapped_optimizer(optimizer), own
+    for carried in carried_by(optimizer):
+        whole = carried.whole(optimizer, whole)
+    return whole
+
+
+def own_preconditioner_of(optimizer: Any) -> Diagonal:
+    """What the optimizer itself does to the gradient that it is given, as `preconditioner_of`."""
     optimizer, reading = reading_of(optimizer)
     parameters: list[Tensor] = []
     scales: list[Tensor] = []
@@ -105,7 +122,7 @@ def with_gradient(p: Tensor, state: State, reading: Reading) -> dict[str, Any]:
             f"the preconditioner of a parameter of shape {tuple(p.shape)} needs the gradient of the last step, which "
             "is gone; read it between step() and zero_grad()"
         )
-    return {**state, "grad": p.grad, "param": p}
+    return {**state, "grad": p.grad, "param": p.detach()}
 
 
 def _parameters(optimizer: Optimizer) -> list[Tensor]:
@@ -120,11 +137,12 @@ def _stepped(state: State) -> bool:
 def _entries(optimizer: Optimizer, reading: Reading) -> list[tuple[Tensor, State, Group]]:
     """(parameter, state in float64, group) of every parameter; the state is empty before its first step."""
     entries: list[tuple[Tensor, State, Group]] = []
-    for group in optimizer.param_groups:
-        for p in group["params"]:
-            state = optimizer.state.get(p, {})
-            known = in_precision(with_gradient(p, state, reading), torch.float64) if _stepped(state) else {}
-            entries.append((p, known, group))
+    with as_optimizer_sees(optimizer) if reading.needs_gradient else contextlib.nullcontext():
+        for group in optimizer.param_groups:
+            for p in group["params"]:
+                state = optimizer.state.get(p, {})
+                known = in_precision(with_gradient(p, state, reading), torch.float64) if _stepped(state) else {}
+                entries.append((p, known, group))
     return entries
 
 

@@ -20,6 +20,16 @@ class Preconditioner(ABC):
     parameters: Sequence[Tensor]
     rounding: float = 0.0
 
+    @property
+    def constant(self) -> bool:
+        """Whether P stays what it is; False for one that moves with training."""
+        return True
+
+    @property
+    def is_identity(self) -> bool:
+        """Whether P is known to be 1."""
+        return False
+
     @abstractmethod
     def apply(self, z: Sequence[Tensor]) -> list[Tensor]:
         """P z."""
@@ -42,6 +52,19 @@ class Preconditioner(ABC):
             ValueError: if P does not cover one of them, naming it.
         """
 
+    def gram(self, g: Sequence[Tensor]) -> list[Tensor]:
+        """PPᵀ g, in new tensors."""
+        return self.apply(self.adjoint(g))
+
+    def stepped(self) -> None:  # noqa: B027, most have nothing to do
+        """An optimizer that P belongs to has taken a step; called by `precondition` and `reparameterize`."""
+
+    def __matmul__(self, other: object) -> Preconditioner:
+        """P₁P₂ (theory, section 5.4): z = P₂⁻¹P₁⁻¹p."""
+        if not isinstance(other, Preconditioner):
+            return NotImplemented
+        return Composed(self, other)
+
 
 class Diagonal(Preconditioner):
     """P = diag(scales), elementwise.
@@ -59,13 +82,13 @@ class Diagonal(Preconditioner):
         self.parameters, self.scales, self.rounding = list(parameters), list(scales), rounding
 
     def apply(self, z: Sequence[Tensor]) -> list[Tensor]:
-        return [s * x for s, x in zip(self.scales, z, strict=True)]
+        return list(torch._foreach_mul(list(z), self.scales)) if self.scales else []
 
     def adjoint(self, g: Sequence[Tensor]) -> list[Tensor]:
         return self.apply(g)
 
     def invert(self, p: Sequence[Tensor]) -> list[Tensor]:
-        return [x / s for s, x in zip(self.scales, p, strict=True)]
+        return list(torch._foreach_div(list(p), self.scales)) if self.scales else []
 
     def over(self, parameters: Sequence[Tensor], names: Sequence[str], dtype: torch.dtype | None = None) -> Diagonal:
         position = {id(p): i for i, p in enumerate(self.parameters)}
@@ -81,3 +104,76 @@ class Diagonal(Preconditioner):
     def is_identity(self) -> bool:
         """Whether every scale is 1."""
         return all(bool((s == 1).all()) for s in self.scales)
+
+    def __matmul__(self, other: object) -> Preconditioner:
+        if not isinstance(other, Diagonal):
+            return super().__matmul__(other)
+        parameters = {id(p): p for P in (self, other) for p in P.parameters}
+        scales = dict(zip(map(id, self.parameters), self.scales, strict=True))
+        for p, s in zip(other.parameters, other.scales, strict=True):
+            scales[id(p)] = scales[id(p)] * s if id(p) in scales else s
+        return Diagonal(list(parameters.values()), [scales[i] for i in parameters], self.rounding + other.rounding)
+
+
+class Composed(Preconditioner):
+    """P = P₁P₂, also written P1 @ P2 (which makes one `Diagonal` of two).
+
+    It belongs to the parameters of both; one that a factor does not have is left alone by that factor.
+
+    >>> w = torch.ones(2)
+    >>> P = Composed(Diagonal([w], [torch.tensor(2.0)]), Diagonal([w], [torch.tensor([1.0, 5.0])]))
+    >>> P.apply([w])
+    [tensor([ 2., 10.])]
+    """
+
+    def __init__(self, P1: Preconditioner, P2: Preconditioner, parameters: Sequence[Tensor] | None = None):
+        for P in (P1, P2):
+            if not isinstance(P, Preconditioner):
+                raise TypeError(f"got a {type(P).__name__} to compose; give two preconditioners")
+        self.factors = P1, P2
+        given = parameters if parameters is not None else [p for P in self.factors for p in P.parameters]
+        self.parameters = list({id(p): p for p in given}.values())
+        position = {id(p): i for i, p in enumerate(self.parameters)}
+        self._places = [[position[id(p)] for p in P.parameters] for P in self.factors]
+        self.rounding = P1.rounding + P2.rounding
+
+    def apply(self, z: Sequence[Tensor]) -> list[Tensor]:
+        return self._through("apply", 0, self._through("apply", 1, z))
+
+    def adjoint(self, g: Sequence[Tensor]) -> list[Tensor]:
+        return self._through("adjoint", 1, self._through("adjoint", 0, g))
+
+    def invert(self, p: Sequence[Tensor]) -> list[Tensor]:
+        return self._through("invert", 1, self._through("invert", 0, p))
+
+    def over(self, parameters: Sequence[Tensor], names: Sequence[str], dtype: torch.dtype | None = None) -> Composed:
+        factors: list[Preconditioner] = []
+        covered: set[int] = set()
+        for P in self.factors:
+            has = {id(p) for p in P.parameters}
+            chosen = [(p, name) for p, name in zip(parameters, names, strict=True) if id(p) in has]
+            factors.append(P.over([p for p, _ in chosen], [name for _, name in chosen], dtype))
+            covered |= has
+        for name, p in zip(names, parameters, strict=True):
+            if id(p) not in covered:
+                raise ValueError(f"neither of the composed preconditioners covers {name}; leave it out")
+        return Composed(factors[0], factors[1], parameters)
+
+    @property
+    def constant(self) -> bool:
+        return all(P.constant for P in self.factors)
+
+    @property
+    def is_identity(self) -> bool:
+        return all(P.is_identity for P in self.factors)
+
+    def stepped(self) -> None:
+        for P in self.factors:
+            P.stepped()
+
+    def _through(self, how: str, factor: int, x: Sequence[Tensor]) -> list[Tensor]:
+        result, places = list(x), self._places[factor]
+        changed = getattr(self.factors[factor], how)([x[i] for i in places])
+        for i, new in zip(places, changed, strict=True):
+            result[i] = new
+        return result

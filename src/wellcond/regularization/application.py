@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 
+from wellcond.attachment import Attached
 from wellcond.onepass import Passes, where_positive
 from wellcond.penalties import L2, NuclearNorm, Penalty
 from wellcond.preconditioners import Reading, in_precision, reading_for, step_number
@@ -22,7 +23,7 @@ from wellcond.regularization.selection import Selection
 Group = Mapping[str, Any]
 
 
-class Application:
+class Application(Attached):
     """A penalty in force; it is carried by an optimizer and knows it only while it steps.
 
     Attributes:
@@ -69,6 +70,32 @@ class Application:
     def order(self) -> tuple[int, str]:
         """Gradients first, then proximal steps, then constraints."""
         return (0 if self.via == "gradient" else 2 if self.penalty.strength is None else 1), self.space
+
+    def refuse_beside(self, other: Attached, optimizer: Optimizer) -> None:
+        """Refuse another penalty on one parameter where both don't make the penalty that is their sum.
+
+        Raises:
+            ValueError: naming the parameter.
+        """
+        if not isinstance(other, Application):
+            return
+        ids = {id(p) for p in other.selection.of(optimizer)}
+        shared = [p for p in self.selection.of(optimizer) if id(p) in ids]
+        if not shared:
+            return
+        name = self.selection.name(shared[0], optimizer)
+        already = f"{name} is under {other.penalty!r} ({other.space}, {other.via}) already"
+        if type(self.penalty) is type(other.penalty):
+            raise ValueError(f"{already}; set the strength of its handle, or remove() it first")
+        if self.via == other.via == "prox":
+            # The projection on a box after a convex penalty of single entries is the prox of both.
+            constraint = self.penalty.strength is None or other.penalty.strength is None
+            both = all(a.penalty.separable and a.penalty.convex for a in (self, other))
+            if not (constraint and both and self.space == other.space):
+                raise ValueError(
+                    f"{already}, and two proximal steps don't make that of the sum; use one penalty that is the sum "
+                    "(ElasticNet, SparseGroupL1), or remove() it first"
+                )
 
     def reading(self, optimizer: Optimizer) -> Reading:
         """How to read the optimizer; where P is not needed and not known, a P of 1 from the start.
@@ -214,8 +241,6 @@ class Application:
 
     def _check_optimizer(self, optimizer: Optimizer) -> None:
         reading, name = self.reading(optimizer), type(optimizer).__name__
-        if not getattr(type(optimizer).step, "hooked", False):
-            raise TypeError(f"{name} does not run step hooks; regularize the torch optimizer inside it")
         for group in optimizer.param_groups:
             try:
                 reading.penalty_rate(group, 1.0) * 1.0
@@ -281,7 +306,7 @@ class _Moved:
         if reading.constants is not None:
             state = {key: state[key] for key in (*reading.entries(self.group), "step") if key in state}
         if reading.needs_gradient:
-            state |= {"grad": self.gradient, "param": self.p.detach()}
+            state |= {"grad": self.p.grad, "param": self.p.detach()}
         if rows is not None:
             state = {key: v[rows] if _alike(v, self.p) else v for key, v in state.items()}
         return in_precision(state, self.precision)

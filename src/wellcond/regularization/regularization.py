@@ -10,13 +10,13 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from wellcond.attachment import as_optimizer_sees, attachment_of, carried_by
 from wellcond.parameters import unflatten
 from wellcond.penalties import Penalty
 from wellcond.preconditioners import in_precision, reading_of, with_gradient
 from wellcond.problem import Problem
 from wellcond.regularization import spaces
 from wellcond.regularization.application import Application, Group
-from wellcond.regularization.attachment import attachment_of
 from wellcond.sparsity import Sparsity, sparsity_of
 
 
@@ -79,13 +79,16 @@ class Regularization:
     def value(self) -> Tensor:
         """R in the chosen space, summed over the parameters that it is on; float64, of shape (), on their device.
 
+        Under `reparameterize` the parameters are z.
+
         Raises:
             ValueError: in intrinsic space before the first step, which makes P.
         """
         total = torch.zeros((), dtype=torch.float64)
-        for p, group in self._selected():
-            squared = self._squared(p, group) if self.space == "intrinsic" else None
-            total = total.to(p.device) + spaces.value(self.penalty, self.space, p.double(), squared)
+        with as_optimizer_sees(self.optimizer):
+            for p, group in self._selected():
+                squared = self._squared(p, group) if self.space == "intrinsic" else None
+                total = total.to(p.device) + spaces.value(self.penalty, self.space, p.double(), squared)
         return total
 
     def optimality(self, problem: Problem) -> float:
@@ -99,14 +102,16 @@ class Regularization:
             problem: the loss and the data; it measures the gradient itself and leaves `.grad` alone.
 
         Raises:
-            ValueError: before the first step, or for a parameter that is not in the problem.
+            ValueError: before the first step, for a parameter that is not in the problem, or under `precondition`.
             TypeError: for an optimizer whose preconditioner is not known.
         """
         reading_of(self.optimizer)
         gradients = unflatten(problem.gradient(), problem.parameters)
+        for carried in carried_by(self.optimizer):
+            gradients = list(carried.seen(self.optimizer, problem.parameters, gradients))
         of = dict(zip(map(id, problem.parameters), gradients, strict=True))
         squares = 0.0
-        with torch.no_grad():
+        with as_optimizer_sees(self.optimizer):
             for p, group in self._selected():
                 if id(p) not in of:
                     raise ValueError(f"the problem does not have {self.application.selection.name(p, self.optimizer)}")
@@ -178,8 +183,7 @@ class Regularization:
         return g
 
     def _in_force(self) -> list[Application]:
-        attachment = attachment_of(self.optimizer)
-        return attachment.applications if attachment else []
+        return [a for a in carried_by(self.optimizer) if isinstance(a, Application)]
 
     def _others(self, parameters: list[Tensor]) -> list[Application]:
         """What else is in force on some of these parameters."""

@@ -9,10 +9,11 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
+from wellcond import attachment
+from wellcond.attachment import carried_by
 from wellcond.penalties import Penalty
 from wellcond.preconditioners import unwrapped_optimizer
 from wellcond.regularization.application import Application
-from wellcond.regularization.attachment import Attachment, attachment_of, refuse_conflict
 from wellcond.regularization.regularization import Regularization
 from wellcond.regularization.selection import Params, Selection
 
@@ -89,18 +90,14 @@ def attach(optimizer: Optimizer, application: Application, stacklevel: int) -> N
     Raises:
         ValueError: if a parameter is under a conflicting penalty already.
     """
-    attachment = attachment_of(optimizer)
-    for other in attachment.applications if attachment else []:
-        refuse_conflict(application, other, optimizer)
-    (attachment or Attachment(optimizer)).add(application)
+    attachment.attach(optimizer, application)
     _warn_of_embeddings(optimizer, application, stacklevel + 1)
 
 
 def regularizations_of(optimizer: Any) -> list[Regularization]:
     """Handles of all penalties in force on an optimizer, also on a copy of one."""
     optimizer = unwrapped_optimizer(optimizer)
-    attachment = attachment_of(optimizer)
-    return [Regularization(optimizer, a) for a in attachment.applications] if attachment else []
+    return [Regularization(optimizer, a) for a in carried_by(optimizer) if isinstance(a, Application)]
 
 
 def _warn_of_embeddings(optimizer: Optimizer, new: Application, stacklevel: int) -> None:
