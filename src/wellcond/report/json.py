@@ -77,6 +77,7 @@ def to_json(examination: Examination) -> dict[str, Any]:
                 "kappa_centered": _estimate(layer.centered),
                 "kappa_scaled": _estimate(layer.scaled),
                 "kappa_standardized": _estimate(layer.standardized),
+                "kappa_row_normalized": _estimate(layer.row_normalized),
             }
             for layer in m.layers
         ],

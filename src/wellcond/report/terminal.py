@@ -65,16 +65,16 @@ def _figures(examination: Examination) -> Table:
 
 
 def _layers(examination: Examination) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, title="κ of what each linear layer sees", title_justify="left")
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, title="κ of what each layer sees", title_justify="left")
     table.add_column("layer", overflow="fold")
-    for heading in ("as it is", "centered", "standardized"):
+    for heading in ("as it is", "centered", "standardized", "rows normalized"):
         table.add_column(heading, justify="right")
     table.add_column("rank", justify="right")
     table.add_column("constant inputs", justify="right")
     for layer in examination.measurements.layers:
         table.add_row(
             Text(layer.name or "(model)"),
-            *(str(e) for e in (layer.kappa, layer.centered, layer.standardized)),
+            *(str(e) for e in (layer.kappa, layer.centered, layer.standardized, layer.row_normalized)),
             f"{layer.rank} of {layer.columns}",
             str(layer.constant),
         )
