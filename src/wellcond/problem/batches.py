@@ -51,7 +51,9 @@ def each_batch(data: Any, *, pairs: bool, seed: int) -> Iterator[Any]:
     """The batches of data, one after the other and none kept; a loader's by its rules, without iterating it.
 
     Args:
-        data, pairs, seed: as for `read_batches`.
+        data: as for `read_batches`.
+        pairs: as there.
+        seed: as there.
 
     Raises:
         TypeError, ValueError: for data of another kind, at the call.
