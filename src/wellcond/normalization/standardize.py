@@ -1,4 +1,4 @@
-"""Standardization of the inputs: statistics from one pass over the data, in front of a network or in its first layer."""
+"""Standardization of the inputs from one pass over the data, in front of a network or in its first layer."""
 
 from __future__ import annotations
 
@@ -103,6 +103,18 @@ class Standardize(nn.Module):
         """
         self._check_folds(layer)
         assert isinstance(layer, nn.Linear | _ConvNd)
+        dtype = layer.weight.dtype
+        far = float(((self.mean.double() + self.remainder.double()) / self.scale.double()).abs().max())
+        if (lost := far * torch.finfo(dtype).eps) > CANCELLATION:
+            warnings.warn(
+                f"folded: a mean is {far:.0e} standard deviations, and products in {dtype} lose {lost:.0e} of one; keep "
+                "the module in front, or use float64",
+                stacklevel=2,
+            )
+        return self.folded(layer)
+
+    def folded(self, layer: nn.Linear | _ConvNd) -> nn.Linear | _ConvNd:
+        """The copy that `fold_into` makes, unchecked."""
         W = layer.weight.detach()
         groups = layer.groups if isinstance(layer, _ConvNd) else 1
         # (groups, out/groups, in/groups, positions of the kernel)
@@ -112,16 +124,9 @@ class Standardize(nn.Module):
         shift = (kernel.sum(3) @ mean.view(groups, -1, 1)).flatten()
         bias = -shift if layer.bias is None else layer.bias.detach().double() - shift
         folded = copy.deepcopy(layer)
-        folded.weight = nn.Parameter(kernel.reshape(W.shape).to(W.dtype), W.requires_grad)
         trainable = layer.weight.requires_grad if layer.bias is None else layer.bias.requires_grad
+        folded.weight = nn.Parameter(kernel.reshape(W.shape).to(W.dtype), layer.weight.requires_grad)
         folded.bias = nn.Parameter(bias.to(W.dtype), trainable)
-        lost = float((mean / scale).abs().max()) * torch.finfo(W.dtype).eps
-        if lost > CANCELLATION:
-            warnings.warn(
-                f"folded: a mean is {float((mean / scale).abs().max()):.0e} standard deviations, and products in "
-                f"{W.dtype} lose {lost:.0e} of one; keep the module in front, or use float64",
-                stacklevel=2,
-            )
         return folded
 
     def extra_repr(self) -> str:
