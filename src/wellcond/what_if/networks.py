@@ -12,6 +12,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 
 from wellcond.normalization.standardize import Moments, Standardize
+from wellcond.preconditioners import Preconditioner
 from wellcond.problem import Problem, random_state
 from wellcond.what_if.sites import Site, place_sites
 
@@ -27,11 +28,13 @@ class Network:
         model: it.
         twins: id of each parameter of the given network → the copy's, also where its values are others.
         notes: what to know about it.
+        P: in whose z the optimizer runs; None for z = p.
     """
 
     model: nn.Module
     twins: dict[int, nn.Parameter]
     notes: list[str] = field(default_factory=list)
+    P: Preconditioner | None = None
 
     @classmethod
     def copy_of(cls, model: nn.Module) -> Network:

@@ -1,0 +1,177 @@
+"""What was found of each variant, side by side."""
+
+from __future__ import annotations
+
+import html
+import itertools
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from wellcond.conditioning import Conditioning
+from wellcond.forecast import Curve
+from wellcond.linalg import Estimate, number
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One network, as it is or changed.
+
+    Attributes:
+        name: of the change; "as it is" for the given network.
+        model: a copy with the change, at the start: to be trained by a new optimizer.
+        start_loss: of it.
+        learning_rate: the best of those tried in the warm-up, of the optimizer's first group; where there was none, the
+            given one.
+        loss: after the warm-up, where everything below was measured.
+        curve: forecast from there under PᵀHP, by gradient descent in z at 1/λ_max; None where nothing is predicted,
+            with a note that says why.
+        predicted: the loss at the last step of the curve that may be trusted, within the trust's tolerance.
+        conditioning: of PᵀHP, P the optimizer's (and the variant's own); None with a note where it has no figures.
+        hessian: of H.
+        edge_ratio: α·λ_max(PᵀHP) over the optimizer's stability bound, at `learning_rate`.
+        suggested_learning_rate: at which that would be a half.
+        notes: what to know.
+    """
+
+    name: str
+    model: nn.Module
+    start_loss: float
+    learning_rate: float
+    loss: float
+    curve: Curve | None
+    predicted: Estimate
+    conditioning: Conditioning | None
+    hessian: Conditioning | None
+    edge_ratio: Estimate
+    suggested_learning_rate: Estimate
+    notes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class WhatIf:
+    """Variants of one network, each after a short warm-up, and what is predicted of them.
+
+    Attributes:
+        variants: by name, "as it is" first.
+        warm_up: steps that each took before it was measured.
+        steps: how far the forecasts go from there.
+    """
+
+    variants: dict[str, Variant]
+    warm_up: int
+    steps: int
+
+    def __getitem__(self, name: str) -> Variant:
+        if name not in self.variants:
+            raise KeyError(f"there is no variant {name!r}; there are {', '.join(self.variants)}")
+        return self.variants[name]
+
+    @property
+    def ranking(self) -> list[str]:
+        """Names by the predicted loss, the lowest first."""
+        return sorted(self.variants, key=lambda name: self[name].predicted.value)
+
+    @property
+    def better(self) -> str | None:
+        """The predicted winner; None where the intervals of the predicted losses don't tell it from the next."""
+        first, second = (self[name].predicted for name in self.ranking[:2])
+        return self.ranking[0] if first.high < second.low else None
+
+    def __str__(self) -> str:
+        """A table, the variants in the order of their predicted losses."""
+        rows = [_HEADINGS, *self._rows()]
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        lines = [
+            "  ".join(c.rjust(w) if i else c.ljust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True))).rstrip()
+            for row in rows
+        ]
+        return "\n".join([*lines, self._verdict(), *self._notes()])
+
+    def _repr_html_(self) -> str:
+        def row(cells: tuple[str, ...], tag: str) -> str:
+            return "<tr>" + "".join(f"<{tag}>{html.escape(c)}</{tag}>" for c in cells) + "</tr>"
+
+        body = "".join(row(cells, "td") for cells in self._rows())
+        words = "".join(f"<p>{html.escape(line)}</p>" for line in (self._verdict(), *self._notes()))
+        return f"<table><thead>{row(_HEADINGS, 'th')}</thead><tbody>{body}</tbody></table>{words}"
+
+    def plot(self, ax: Any = None) -> Any:
+        """Draw the predicted losses after the warm-up: solid while trusted, dotted beyond.
+
+        Args:
+            ax: matplotlib axes; new ones unless given.
+
+        Returns:
+            The axes.
+
+        Raises:
+            ModuleNotFoundError: without matplotlib (`pip install wellcond[plot]`).
+        """
+        if ax is None:
+            try:
+                from matplotlib import pyplot
+            except ModuleNotFoundError as error:
+                raise ModuleNotFoundError("plots need matplotlib: pip install 'wellcond[plot]'") from error
+            _, ax = pyplot.subplots(figsize=(7, 4.2), layout="constrained")
+        for name, v in self.variants.items():
+            (line,) = ax.plot([0, self.warm_up], [v.start_loss, v.loss], "o--", linewidth=0.8, markersize=4)
+            if v.curve is not None:
+                losses = v.curve.losses.tolist()
+                held = v.curve.trusted_steps or 0
+                after = range(self.warm_up, self.warm_up + len(losses))
+                ax.plot(after[: held + 1], losses[: held + 1], color=line.get_color(), linewidth=1.8)
+                ax.plot(after[held:], losses[held:], color=line.get_color(), linestyle=":", linewidth=1.4)
+            line.set_label(name)
+        lowest = min(v.predicted.value for v in self.variants.values())
+        highest = max(max(v.start_loss, v.loss) for v in self.variants.values())
+        span = max(highest - lowest, 1e-300)
+        ax.set(xlabel="step", ylabel="loss", ylim=(lowest - 0.1 * span, highest + 0.1 * span))
+        ax.set_title("Warm-up (dashed) and predicted loss (dotted: beyond what may be trusted)", fontsize="medium")
+        ax.legend(frameon=False)
+        return ax
+
+    def _rows(self) -> list[tuple[str, ...]]:
+        rows = []
+        for name in self.ranking:
+            v = self[name]
+            figures = [str(c.kappa_effective) if c else "–" for c in (v.hessian, v.conditioning)]
+            mean = str(v.conditioning.kappa_mean) if v.conditioning else "–"
+            trusted = str(v.curve.trusted_steps) if v.curve else "–"
+            losses = number(v.start_loss), number(v.loss), str(v.predicted), trusted
+            rows.append((name, *losses, number(v.learning_rate), str(v.edge_ratio), *figures, mean))
+        return rows
+
+    def _verdict(self) -> str:
+        if self.better is None:
+            first, second = self.ranking[:2]
+            return f"{first} and {second} are too near to each other to be told apart"
+        return f"predicted to be the better one: {self.better}"
+
+    def _notes(self) -> list[str]:
+        start = self["as it is"].start_loss
+        lines = []
+        for name, v in self.variants.items():
+            differs = v.start_loss - start
+            notes = [*v.notes]
+            if abs(differs) > 1e-5 * max(abs(start), 1e-300):
+                notes.append(f"starts from a loss that differs by {differs:+.2g}")
+            if notes:
+                lines.append(f"{name}: {'; '.join(notes)}")
+        return lines
+
+
+_HEADINGS = (
+    "",
+    "loss at start",
+    "after warm-up",
+    "predicted",
+    "trusted steps",
+    "learning rate",
+    "edge ratio",
+    "κ_eff of H",
+    "of PᵀHP",
+    "κ̄ of PᵀHP",
+)

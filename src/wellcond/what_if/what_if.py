@@ -1,0 +1,182 @@
+"""Side by side: the given training run, and the same with a normalization more."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+from wellcond.conditioning import Conditioning, Effort, conditioning
+from wellcond.curvature import CurvatureOperator, Hessian, Preconditioned
+from wellcond.forecast import Curve, forecast
+from wellcond.linalg import Estimate
+from wellcond.preconditioners import Preconditioner
+from wellcond.problem import Problem, optimized_parameters
+from wellcond.stability import TARGET
+from wellcond.what_if.changes import CHANGES, changes_of
+from wellcond.what_if.networks import Network
+from wellcond.what_if.result import Variant, WhatIf
+from wellcond.what_if.warm_up import WarmedUp, WarmUp
+
+T = TypeVar("T")
+
+AS_IT_IS = "as it is"
+EFFORT = Effort(extremes=40, probes=4, probe_steps=20, trace_probes=16, gradient_steps=40)
+"""Products for the figures of each variant, some 200."""
+
+TOLERANCE = 0.1
+"""Of the forecast's trust, and of the predicted loss: this fraction of the change that is predicted."""
+
+
+def what_if(
+    problem: Problem,
+    optimizer: Any,
+    change: str | Sequence[str],
+    *,
+    warm_up: int = 30,
+    steps: int = 30,
+    effort: Effort | None = None,
+    figures: bool = True,
+    seed: int = 0,
+) -> WhatIf:
+    """What a normalization would do to this training run, before anything is changed.
+
+    Copies of the network, as it is and changed, take a few steps of the optimizer, each from new state and at the best
+    of some learning rates around the given one. There the conditioning of H and of PᵀHP is measured, P the optimizer's,
+    and a forecast made; its loss, as far as it may be trusted, is the prediction. Without the warm-up the figures are
+    those of the start, where a quadratic model says little of the steps that follow.
+
+    - "standardize inputs": mean and scale of what the first layer sees, in front of it, its weights changed so that
+      the function is the same.
+    - "batch norm": before each hidden activation, γ and β such that the function is the same at the start, with several
+      batches up to their own statistics.
+    - "layer norm": there too (of a convolution: over channels and positions); γ and β keep each feature's mean and
+      spread over the data, but the function is another one.
+    - "BNP": the network as it is, with the batch-normalization preconditioner (theory, section 5.3); the optimizer runs
+      in z = P⁻¹p.
+
+    The given model, its optimizer and random state stay bit for bit what they are.
+
+    Args:
+        problem: the network, its loss and data.
+        optimizer: over this network's parameters; its class, options, learning rates. New parameters (γ, β) are stepped
+            as its first group.
+        change: one of these, or several, to be compared side by side.
+        warm_up: steps before measuring, one a batch; with 0 measured at the start.
+        steps: how far to forecast from there.
+        effort: products above the dense limit.
+        figures: whether to measure the conditioning; else only the forecast is made.
+        seed: of random directions.
+
+    Raises:
+        TypeError, ValueError: for other changes, an optimizer that can't be read or is over other parameters, a network
+            without hidden activations, or with batch norm already; batch norm from single examples; activations that
+            are not finite, naming the layer.
+
+    Source: theory, sections 5.2, 5.3 and 6.
+
+    >>> import torch, wellcond as wc
+    >>> from wellcond.what_if import what_if
+    >>> _ = torch.manual_seed(0)
+    >>> X = torch.randn(60, 4, dtype=torch.float64) * torch.tensor([1.0, 1.0, 1.0, 30.0]) + 20
+    >>> model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.Tanh(), torch.nn.Linear(8, 1)).double()
+    >>> problem = wc.Problem(model, torch.nn.MSELoss(), (X, X[:, :1] - 20))
+    >>> found = what_if(problem, torch.optim.SGD(model.parameters(), lr=0.1), "standardize inputs")
+    >>> found.better
+    'standardize inputs'
+    """
+    if warm_up < 0 or steps < 1:
+        raise ValueError(f"got warm_up={warm_up}, steps={steps}; the first is at least 0, the second at least 1")
+    names = changes_of(change)
+    _, missing = optimized_parameters(problem.model, optimizer)
+    if lacks := [name for name in problem.names if name in missing]:
+        raise ValueError(f"the optimizer has not {lacks[0]}; give it all, or the Problem parameters= of those it has")
+    networks = {AS_IT_IS: Network.copy_of(problem.model)} | {name: CHANGES[name](problem) for name in names}
+    variants = {
+        name: _Measured(name, network, problem, optimizer).variant(warm_up, steps, effort or EFFORT, figures, seed)
+        for name, network in networks.items()
+    }
+    return WhatIf(variants, warm_up, steps)
+
+
+class _Measured:
+    """One variant being measured."""
+
+    def __init__(self, name: str, network: Network, given: Problem, optimizer: Any):
+        self.name, self.network, self.notes = name, network, list(network.notes)
+        self.problem = network.problem(given)
+        self.start_loss = self.problem.loss()
+        self.runs = WarmUp(self.problem, optimizer, network.twins, network.P)
+        self.rate = float(self.runs.optimizer.param_groups[0]["lr"])
+
+    def variant(self, warm_up: int, steps: int, effort: Effort, figures: bool, seed: int) -> Variant:
+        warmed = self.runs.best(warm_up)
+        self.runs.move_to(warmed.parameters)
+        try:
+            with self.problem:
+                P = self._preconditioner(warmed)
+                H = Hessian(self.problem)
+                curve = self._or_note("no forecast", lambda: self._curve(P, steps, seed))
+                hessian = self._or_note("no κ of H", lambda: conditioning(H, effort=effort, seed=seed), figures)
+                figured = hessian
+                if P is not None:
+                    Hz = H.preconditioned(P)
+                    figured = self._or_note("no κ of PᵀHP", lambda: conditioning(Hz, effort=effort, seed=seed), figures)
+        finally:
+            self.runs.move_to(self.runs.start)
+        largest = figured.largest if figured else Estimate.undefined("λ_max was not measured")
+        edge, suggested = _edge(largest, self.rate * (warmed.factor or 1.0), warmed, len(self.runs.optimizer.param_groups))
+        return Variant(
+            name=self.name,
+            model=self.network.model,
+            start_loss=self.start_loss,
+            learning_rate=self.rate * (warmed.factor or 1.0),
+            loss=warmed.loss,
+            curve=curve,
+            predicted=_predicted(warmed.loss, curve),
+            conditioning=figured,
+            hessian=hessian,
+            edge_ratio=edge,
+            suggested_learning_rate=suggested,
+            notes=tuple(self.notes),
+        )
+
+    def _preconditioner(self, warmed: WarmedUp) -> Preconditioner | None:
+        own = None if warmed.P.is_identity else warmed.P
+        if self.network.P is None:
+            return own
+        return self.network.P if own is None else self.network.P @ own
+
+    def _curve(self, P: Preconditioner | None, steps: int, seed: int) -> Curve:
+        return forecast(self.problem, {self.name: P}, steps=steps, tolerance=TOLERANCE, seed=seed)[self.name]
+
+    def _or_note(self, what: str, measure: Callable[[], T], wanted: bool = True) -> T | None:
+        """What is measured; None with a note where the curvature there gives no figure."""
+        if not wanted:
+            return None
+        try:
+            return measure()
+        except (ValueError, FloatingPointError) as error:
+            self.notes.append(f"{what}: {error}")
+            return None
+
+
+def _predicted(loss: float, curve: Curve | None) -> Estimate:
+    """The loss at the last step of a forecast that may be trusted, within the tolerance of that."""
+    if curve is None:
+        return Estimate(loss, loss, loss, "the loss after the warm-up: there is no forecast")
+    held = curve.trusted_steps or 0
+    value = float(curve.losses[held])
+    error = TOLERANCE * float((curve.losses[: held + 1] - curve.losses[0]).abs().max())
+    return Estimate(value, value - error, value + error, f"forecast for {held} steps after the warm-up", 0.9)
+
+
+def _edge(largest: Estimate, rate: float, warmed: WarmedUp, groups: int) -> tuple[Estimate, Estimate]:
+    """The edge ratio at a rate, and the rate for an edge ratio of a half."""
+    if not largest.defined or largest.low <= 0 or groups > 1:
+        why = "the optimizer's groups have rates of their own" if groups > 1 else largest.how
+        return Estimate.undefined(why), Estimate.undefined(why)
+    ratio = largest.scaled(rate * warmed.step.correction / warmed.step.bound)
+    a, how = TARGET * rate, f"from λ_max: {largest.how}"
+    return ratio, Estimate(a / ratio.value, a / ratio.high, a / ratio.low, how, ratio.confidence)
