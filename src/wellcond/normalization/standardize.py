@@ -125,7 +125,8 @@ class Standardize(nn.Module):
         bias = -shift if layer.bias is None else layer.bias.detach().double() - shift
         folded = copy.deepcopy(layer)
         trainable = layer.weight.requires_grad if layer.bias is None else layer.bias.requires_grad
-        folded.weight = nn.Parameter(kernel.reshape(W.shape).to(W.dtype), layer.weight.requires_grad)
+        weight = kernel.reshape(W.shape).to(W.dtype)
+        folded.weight = nn.Parameter(weight, layer.weight.requires_grad)
         folded.bias = nn.Parameter(bias.to(W.dtype), trainable)
         return folded
 

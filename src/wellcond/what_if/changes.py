@@ -9,7 +9,7 @@ from wellcond.what_if.networks import Network, batch_normalized, layer_normalize
 
 
 def _batch_norm_preconditioned(given: Problem) -> Network:
-    from wellcond.what_if.bnp import batch_norm_preconditioned  # noqa: PLC0415
+    from wellcond.what_if.bnp import batch_norm_preconditioned
 
     return batch_norm_preconditioned(given)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
@@ -140,7 +140,7 @@ def batch_normalized(given: Problem) -> Network:
 
 
 def layer_normalized(given: Problem) -> Network:
-    """Layer norm before every hidden activation, γ and β such that each feature keeps its mean and spread over the data.
+    """Layer norm before every hidden activation; γ and β keep the mean and spread of each feature over the data.
 
     What layer norm does to single examples no γ and β undo, so that the function is another one.
     """
@@ -235,12 +235,13 @@ def _dim(producer: nn.Module | None, x: Tensor) -> int:
 class _LastFeatures(nn.Module):
     """Batch norm with the features on the last of more than two dimensions."""
 
-    def __init__(self, norm: nn.BatchNorm1d):
+    def __init__(self, norm: nn.Module):
         super().__init__()
         self.norm = norm
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.norm(x.flatten(0, -2)).view_as(x)
+        normalized: Tensor = self.norm(x.flatten(0, -2))
+        return normalized.view_as(x)
 
 
 def _batch_norm(where: _Hidden, like: Tensor) -> _BatchNorm:

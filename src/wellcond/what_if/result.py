@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import html
-import itertools
-import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,40 +21,41 @@ class Variant:
         name: of the change; "as it is" for the given network.
         model: a copy with the change, at the start: to be trained by a new optimizer.
         start_loss: of it.
+        conditioning: of PᵀHP at the start, P the optimizer's after one gradient (and the variant's own); None with a
+            note where it has no figures.
+        hessian: of H there.
         learning_rate: the best of those tried in the warm-up, of the optimizer's first group; where there was none, the
             given one.
-        loss: after the warm-up, where everything below was measured.
-        curve: forecast from there under PᵀHP, by gradient descent in z at 1/λ_max; None where nothing is predicted,
-            with a note that says why.
-        predicted: the loss at the last step of the curve that may be trusted, within the trust's tolerance.
-        conditioning: of PᵀHP, P the optimizer's (and the variant's own); None with a note where it has no figures.
-        hessian: of H.
-        edge_ratio: α·λ_max(PᵀHP) over the optimizer's stability bound, at `learning_rate`.
+        edge_ratio: α·λ_max(PᵀHP) over the optimizer's stability bound, at the start and that rate.
         suggested_learning_rate: at which that would be a half.
+        loss: after the warm-up.
+        curve: forecast from there by gradient descent in z at 1/λ_max, P the optimizer's then; None with a note where
+            nothing is predicted.
+        predicted: the loss at the last step of the curve that may be trusted.
         notes: what to know.
     """
 
     name: str
     model: nn.Module
     start_loss: float
+    conditioning: Conditioning | None
+    hessian: Conditioning | None
     learning_rate: float
+    edge_ratio: Estimate
+    suggested_learning_rate: Estimate
     loss: float
     curve: Curve | None
     predicted: Estimate
-    conditioning: Conditioning | None
-    hessian: Conditioning | None
-    edge_ratio: Estimate
-    suggested_learning_rate: Estimate
     notes: tuple[str, ...]
 
 
 @dataclass(frozen=True)
 class WhatIf:
-    """Variants of one network, each after a short warm-up, and what is predicted of them.
+    """Variants of one network: how well conditioned each is, and what is predicted of it after a short warm-up.
 
     Attributes:
         variants: by name, "as it is" first.
-        warm_up: steps that each took before it was measured.
+        warm_up: steps that each took before its forecast.
         steps: how far the forecasts go from there.
     """
 
@@ -85,7 +84,9 @@ class WhatIf:
         rows = [_HEADINGS, *self._rows()]
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
         lines = [
-            "  ".join(c.rjust(w) if i else c.ljust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True))).rstrip()
+            "  ".join(
+                c.rjust(w) if i else c.ljust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True))
+            ).rstrip()
             for row in rows
         ]
         return "\n".join([*lines, self._verdict(), *self._notes()])

@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 
 from wellcond.preconditioners import Diagonal, Preconditioner, Step, preconditioner_of, steps_of
 from wellcond.preconditioners.reading import unwrapped_optimizer
-from wellcond.problem import LossNotFiniteError, Problem, optimized_parameters
+from wellcond.problem import LossNotFiniteError, Problem
 
 DECADES = 8
 """Learning rates are searched up to so many powers of ten on either side of the given one."""
@@ -84,9 +84,11 @@ class WarmUp:
             found = self._run(0.0, len(self.problem.batches))
         else:
             best = min(range(-6, 7, 2), key=run)
-            while abs(best) < 2 * DECADES and (following := min((best - 2, best + 2), key=run)) and run(
-                following
-            ) < run(best):
+            while (
+                abs(best) < 2 * DECADES
+                and (following := min((best - 2, best + 2), key=run))
+                and run(following) < run(best)
+            ):
                 best = following
             found = runs[min((best, best - 1, best + 1), key=run)]
         if found is None:

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
-import math
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 from wellcond.conditioning import Conditioning, Effort, conditioning
-from wellcond.curvature import CurvatureOperator, Hessian, Preconditioned
+from wellcond.curvature import Hessian
 from wellcond.forecast import Curve, forecast
 from wellcond.linalg import Estimate
-from wellcond.preconditioners import Preconditioner
+from wellcond.preconditioners import Preconditioner, Step
 from wellcond.problem import Problem, optimized_parameters
 from wellcond.stability import TARGET
 from wellcond.what_if.changes import CHANGES, changes_of
@@ -42,10 +40,11 @@ def what_if(
 ) -> WhatIf:
     """What a normalization would do to this training run, before anything is changed.
 
-    Copies of the network, as it is and changed, take a few steps of the optimizer, each from new state and at the best
-    of some learning rates around the given one. There the conditioning of H and of PᵀHP is measured, P the optimizer's,
-    and a forecast made; its loss, as far as it may be trusted, is the prediction. Without the warm-up the figures are
-    those of the start, where a quadratic model says little of the steps that follow.
+    The conditioning of H and of PᵀHP is measured on the network as it is and changed, P the optimizer's after one
+    gradient. Then copies take a few steps of the optimizer, each from new state and at the best of some learning rates
+    around the given one, and a forecast is made from there; its loss, as far as it may be trusted, is the prediction.
+    At a random start a quadratic model says little of the steps that follow: without the warm-up fewer predictions are
+    right.
 
     - "standardize inputs": mean and scale of what the first layer sees, in front of it, its weights changed so that
       the function is the same.
@@ -63,8 +62,8 @@ def what_if(
         optimizer: over this network's parameters; its class, options, learning rates. New parameters (γ, β) are stepped
             as its first group.
         change: one of these, or several, to be compared side by side.
-        warm_up: steps before measuring, one a batch; with 0 measured at the start.
-        steps: how far to forecast from there.
+        warm_up: steps before the forecast, one a batch; with 0 it is made at the start.
+        steps: how far to forecast.
         effort: products above the dense limit.
         figures: whether to measure the conditioning; else only the forecast is made.
         seed: of random directions.
@@ -111,34 +110,38 @@ class _Measured:
         self.rate = float(self.runs.optimizer.param_groups[0]["lr"])
 
     def variant(self, warm_up: int, steps: int, effort: Effort, figures: bool, seed: int) -> Variant:
-        warmed = self.runs.best(warm_up)
+        start = self.runs.best(0)
+        H = Hessian(self.problem)
+        hessian = figured = None
+        with self.problem:
+            P = self._preconditioner(start)
+            if figures:
+                hessian = self._or_note("no κ of H", lambda: conditioning(H, effort=effort, seed=seed))
+            figured = hessian
+            if figures and P is not None:
+                Hz = H.preconditioned(P)
+                figured = self._or_note("no κ of PᵀHP", lambda: conditioning(Hz, effort=effort, seed=seed))
+        warmed = self.runs.best(warm_up) if warm_up else start
         self.runs.move_to(warmed.parameters)
         try:
-            with self.problem:
-                P = self._preconditioner(warmed)
-                H = Hessian(self.problem)
-                curve = self._or_note("no forecast", lambda: self._curve(P, steps, seed))
-                hessian = self._or_note("no κ of H", lambda: conditioning(H, effort=effort, seed=seed), figures)
-                figured = hessian
-                if P is not None:
-                    Hz = H.preconditioned(P)
-                    figured = self._or_note("no κ of PᵀHP", lambda: conditioning(Hz, effort=effort, seed=seed), figures)
+            P = self._preconditioner(warmed)
+            curve = self._or_note("no forecast", lambda: self._curve(P, steps, seed))
         finally:
             self.runs.move_to(self.runs.start)
-        largest = figured.largest if figured else Estimate.undefined("λ_max was not measured")
-        edge, suggested = _edge(largest, self.rate * (warmed.factor or 1.0), warmed, len(self.runs.optimizer.param_groups))
+        rate = self.rate * (warmed.factor or 1.0)
+        edge, suggested = _edge(figured, rate, start.step, len(self.runs.optimizer.param_groups))
         return Variant(
             name=self.name,
             model=self.network.model,
             start_loss=self.start_loss,
-            learning_rate=self.rate * (warmed.factor or 1.0),
+            conditioning=figured,
+            hessian=hessian,
+            learning_rate=rate,
+            edge_ratio=edge,
+            suggested_learning_rate=suggested,
             loss=warmed.loss,
             curve=curve,
             predicted=_predicted(warmed.loss, curve),
-            conditioning=figured,
-            hessian=hessian,
-            edge_ratio=edge,
-            suggested_learning_rate=suggested,
             notes=tuple(self.notes),
         )
 
@@ -151,32 +154,32 @@ class _Measured:
     def _curve(self, P: Preconditioner | None, steps: int, seed: int) -> Curve:
         return forecast(self.problem, {self.name: P}, steps=steps, tolerance=TOLERANCE, seed=seed)[self.name]
 
-    def _or_note(self, what: str, measure: Callable[[], T], wanted: bool = True) -> T | None:
-        """What is measured; None with a note where the curvature there gives no figure."""
-        if not wanted:
-            return None
+    def _or_note(self, what: str, measure: Callable[[], T]) -> T | None:
+        """What is measured; None with a note where the curvature gives no figure."""
         try:
             return measure()
         except (ValueError, FloatingPointError) as error:
-            self.notes.append(f"{what}: {error}")
+            self.notes.append(f"{what}: {str(error).split(': ')[0]}")
             return None
 
 
 def _predicted(loss: float, curve: Curve | None) -> Estimate:
-    """The loss at the last step of a forecast that may be trusted, within the tolerance of that."""
+    """The loss at the last step of a forecast that may be trusted; the tolerance is that of all that it predicts."""
     if curve is None:
         return Estimate(loss, loss, loss, "the loss after the warm-up: there is no forecast")
     held = curve.trusted_steps or 0
     value = float(curve.losses[held])
-    error = TOLERANCE * float((curve.losses[: held + 1] - curve.losses[0]).abs().max())
+    change = min(float((curve.losses - curve.losses[0]).abs().max()), abs(loss))
+    error = TOLERANCE * change
     return Estimate(value, value - error, value + error, f"forecast for {held} steps after the warm-up", 0.9)
 
 
-def _edge(largest: Estimate, rate: float, warmed: WarmedUp, groups: int) -> tuple[Estimate, Estimate]:
+def _edge(found: Conditioning | None, rate: float, step: Step, groups: int) -> tuple[Estimate, Estimate]:
     """The edge ratio at a rate, and the rate for an edge ratio of a half."""
-    if not largest.defined or largest.low <= 0 or groups > 1:
-        why = "the optimizer's groups have rates of their own" if groups > 1 else largest.how
+    why = "" if found and found.largest.low > 0 else "λ_max is not known to be positive"
+    why = why if groups == 1 else "the optimizer's groups have rates of their own"
+    if why or found is None:
         return Estimate.undefined(why), Estimate.undefined(why)
-    ratio = largest.scaled(rate * warmed.step.correction / warmed.step.bound)
-    a, how = TARGET * rate, f"from λ_max: {largest.how}"
-    return ratio, Estimate(a / ratio.value, a / ratio.high, a / ratio.low, how, ratio.confidence)
+    ratio = found.largest.scaled(rate * step.correction / step.bound)
+    a = TARGET * rate
+    return ratio, Estimate(a / ratio.value, a / ratio.high, a / ratio.low, ratio.how, ratio.confidence)
