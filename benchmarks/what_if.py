@@ -19,10 +19,10 @@ from pathlib import Path
 
 import torch
 from sklearn.datasets import load_breast_cancer, load_diabetes, load_digits, load_wine
-from tables import Table, write_section
 from torch import Tensor, nn
 
 import wellcond as wc
+from tables import Table, write_section
 from wellcond.what_if import WhatIf, what_if
 
 PAGE = Path(__file__).parent.parent / "docs" / "what-if.md"

@@ -107,8 +107,8 @@ class Standardize(nn.Module):
         far = float(((self.mean.double() + self.remainder.double()) / self.scale.double()).abs().max())
         if (lost := far * torch.finfo(dtype).eps) > CANCELLATION:
             warnings.warn(
-                f"folded: a mean is {far:.0e} standard deviations, and products in {dtype} lose {lost:.0e} of one; keep "
-                "the module in front, or use float64",
+                f"folded: a mean is {far:.0e} standard deviations, and products in {dtype} lose {lost:.0e} of one; "
+                "keep the module in front, or use float64",
                 stacklevel=2,
             )
         return self.folded(layer)

@@ -71,12 +71,14 @@ def standardized_inputs(given: Problem) -> Network:
     network = Network.copy_of(given.model)
     problem = network.problem(given)
     moments: dict[str, Moments] = {}
-    calls: dict[str, int] = {}
     sees_data: list[str] = []
 
     def record(name: str, layer: nn.Module, x: Tensor) -> None:
+        if isinstance(layer, nn.Embedding | nn.EmbeddingBag):
+            if not moments:
+                raise ValueError(f"the data are tokens of the embedding {name}, which have no mean to take off")
+            return
         dim = -1 - len(layer.kernel_size) if isinstance(layer, _ConvNd) else -1
-        calls[name] = calls.get(name, 0) + 1
         if name not in moments:
             moments[name] = Moments(dim)
             if problem.is_input(x):
@@ -84,7 +86,8 @@ def standardized_inputs(given: Problem) -> Network:
         if name in sees_data or name == next(iter(moments)):
             moments[name].add(f"the input of layer {name}", x)
 
-    problem.record_inputs((nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.RNNBase), record)
+    kinds = nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.RNNBase, nn.Embedding, nn.EmbeddingBag
+    problem.record_inputs(kinds, record)
     if not moments:
         raise ValueError("the network has no Linear, convolutional or recurrent layer to standardize the inputs of")
     for name in sees_data or list(moments)[:1]:  # data that are rescaled on the way reach no layer themselves
@@ -94,17 +97,21 @@ def standardized_inputs(given: Problem) -> Network:
 
 def _standardize(network: Network, name: str, moments: Moments) -> None:
     layer = network.model.get_submodule(name) if name else network.model
-    dtype = next(layer.parameters()).dtype
-    front = moments.standardization(dtype)
+    front = moments.standardization(next(layer.parameters()).dtype)
     if isinstance(layer, nn.RNNBase):
         network.notes.append(f"{name} is recurrent: its weights can't undo the standardization")
     else:
         assert isinstance(layer, nn.Linear | _ConvNd)
+        if "weight" not in layer._parameters:
+            raise ValueError(
+                f"the weight of {name} is parametrized and can't undo a standardization; remove that first"
+            )
         mean = front.mean.double() + front.remainder.double()
         inverse = Standardize(-mean / front.scale.double(), 1 / front.scale.double(), dim=front.dim)
         undone = inverse.folded(layer)
         with torch.no_grad():
             layer.weight.copy_(undone.weight)
+            assert undone.bias is not None
             if layer.bias is None:
                 layer.bias = undone.bias
                 network.notes.append(f"{name} has got a bias, which takes up the mean")
@@ -131,10 +138,8 @@ def batch_normalized(given: Problem) -> Network:
         with torch.no_grad():
             norm.weight.copy_((variance + norm.eps).sqrt())
             norm.bias.copy_(mean)
-            assert norm.running_mean is not None
-            assert norm.running_var is not None
-            norm.running_mean.copy_(mean)
-            norm.running_var.copy_(variance * n / max(n - 1, 1))
+            norm.get_buffer("running_mean").copy_(mean)
+            norm.get_buffer("running_var").copy_(variance * n / (n - 1))
         _replace(network, where.name, _LastFeatures(norm) if where.is_last and where.ndim > 2 else norm)
     return network
 
@@ -186,6 +191,8 @@ def _with_sites(given: Problem) -> tuple[Network, list[_Hidden]]:
     """A copy with sites before the activations, and the hidden ones with the statistics of what they see."""
     for traced in (False, True):
         network = Network.copy_of(given.model)
+        if given.mode == "eval" or not given.model.training:  # as a Problem sets it; tracing reads it
+            network.model.train(given.mode == "train")
         with random_state(given.seed, given.device):
             placed = place_sites(network.model, traced=traced)
         if placed is not None:

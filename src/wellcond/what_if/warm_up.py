@@ -55,6 +55,8 @@ class WarmUp:
         self, problem: Problem, optimizer: Any, twins: dict[int, nn.Parameter], P: Preconditioner | None = None
     ):
         self.problem, self.optimizer, self.P = problem, unwrapped_optimizer(optimizer), P
+        if any(group.get("maximize") for group in self.optimizer.param_groups):
+            raise ValueError("the optimizer maximizes; give it the negative loss and maximize=False")
         if P is not None:
             self.P = P.over(problem.parameters, problem.names, problem.dtype)
         self.start = [p.detach().clone() for p in problem.parameters]
@@ -114,31 +116,37 @@ class WarmUp:
                     problem.check_depends(loss)
                     self._step(optimizer, z, torch.autograd.grad(loss, problem.leaves, allow_unused=True))
             end = problem.loss()
-            step, P = steps_of(optimizer)[0], preconditioner_of(optimizer)
-            scales = {id(x): s for x, s in zip(P.parameters, P.scales, strict=True)}
-            P = Diagonal(problem.parameters, [scales[id(x)] for x in z], P.rounding)
-            return WarmedUp(factor, end, [p.detach().clone() for p in problem.parameters], P, step)
         except LossNotFiniteError:
             return None
+        else:
+            parameters = [p.detach().clone() for p in problem.parameters]
         finally:
             self.move_to(self.start)
+        try:
+            P = preconditioner_of(optimizer)
+        except ValueError:  # squares of gradients that overflow
+            if factor:
+                return None
+            raise
+        assert isinstance(P, Diagonal)
+        scales = {id(x): s for x, s in zip(P.parameters, P.scales, strict=True)}
+        over_p = Diagonal(problem.parameters, [scales[id(x)] for x in z], P.rounding)
+        return WarmedUp(factor, end, parameters, over_p, steps_of(optimizer)[0])
 
     def _step(self, optimizer: Optimizer, z: list[nn.Parameter], gradients: tuple[Tensor | None, ...]) -> None:
         parameters = self.problem.parameters
         if self.P is not None:
-            whole = [torch.zeros_like(p) if g is None else g for p, g in zip(parameters, gradients, strict=True)]
+            whole = [torch.zeros_like(x) if g is None else g for x, g in zip(z, gradients, strict=True)]
             gradients = tuple(self.P.adjoint(whole))
         before = [x.detach().clone() for x in z]
         for x, g in zip(z, gradients, strict=True):
             x.grad = None if g is None else g.to(x.dtype)
         optimizer.step()
-        with torch.no_grad():
-            moved = [x - y for x, y in zip(z, before, strict=True)]
-            if self.P is None:
-                self.move_to([x.detach() for x in z])
-            else:
-                for p, d in zip(parameters, self.P.apply(moved), strict=True):
-                    p += d
+        if self.P is None:
+            self.move_to([x.detach() for x in z])
+            return
+        moved = self.P.apply([x.detach() - y for x, y in zip(z, before, strict=True)])
+        self.move_to([p.detach() + d for p, d in zip(parameters, moved, strict=True)])
 
 
 def _like(optimizer: Optimizer, groups: list[list[nn.Parameter]], factor: float) -> Optimizer:

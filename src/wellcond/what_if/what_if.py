@@ -78,8 +78,8 @@ def what_if(
     >>> import torch, wellcond as wc
     >>> from wellcond.what_if import what_if
     >>> _ = torch.manual_seed(0)
-    >>> X = torch.randn(60, 4, dtype=torch.float64) * torch.tensor([1.0, 1.0, 1.0, 30.0]) + 20
-    >>> model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.Tanh(), torch.nn.Linear(8, 1)).double()
+    >>> X = torch.randn(60, 4, dtype=torch.float64) + 20
+    >>> model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 1)).double()
     >>> problem = wc.Problem(model, torch.nn.MSELoss(), (X, X[:, :1] - 20))
     >>> found = what_if(problem, torch.optim.SGD(model.parameters(), lr=0.1), "standardize inputs")
     >>> found.better
@@ -164,14 +164,15 @@ class _Measured:
 
 
 def _predicted(loss: float, curve: Curve | None) -> Estimate:
-    """The loss at the last step of a forecast that may be trusted; the tolerance is that of all that it predicts."""
+    """The loss at the last step of a forecast that may be trusted: the true one at the parameters that the forecast
+    reaches differs by less than the tolerance, here of all the change that is predicted."""
     if curve is None:
         return Estimate(loss, loss, loss, "the loss after the warm-up: there is no forecast")
     held = curve.trusted_steps or 0
     value = float(curve.losses[held])
     change = min(float((curve.losses - curve.losses[0]).abs().max()), abs(loss))
     error = TOLERANCE * change
-    return Estimate(value, value - error, value + error, f"forecast for {held} steps after the warm-up", 0.9)
+    return Estimate(value, value - error, value + error, f"forecast for {held} steps after the warm-up")
 
 
 def _edge(found: Conditioning | None, rate: float, step: Step, groups: int) -> tuple[Estimate, Estimate]:
