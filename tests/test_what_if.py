@@ -263,6 +263,10 @@ OPTIMIZERS = {
 }
 
 
+def scales_of(P, problem):
+    return [torch.ones_like(p) for p in problem.parameters] if P is None else P.scales
+
+
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_the_warm_up_is_training_at_the_best_of_its_rates(name):
     model, (X, y) = mlp(), data(5)
@@ -286,7 +290,7 @@ def test_the_warm_up_is_training_at_the_best_of_its_rates(name):
 
     loss, P = trained(found.factor)
     assert found.loss == pytest.approx(loss, rel=1e-10)
-    for mine, theirs in zip(found.P.scales, P.scales, strict=True):
+    for mine, theirs in zip(scales_of(found.P(), problem), P.scales, strict=True):
         torch.testing.assert_close(mine, theirs, rtol=1e-8, atol=0)
     neighbours = [found.factor * step for step in (10**-0.5, 10**0.5)]
     assert all(loss <= other or math.isnan(other) for other, _ in map(trained, neighbours))
@@ -300,7 +304,7 @@ def test_without_a_warm_up_p_is_that_of_the_gradient():
     found = WarmUp(
         network.problem(problem), torch.optim.Adam(model.parameters(), weight_decay=0.1), network.twins
     ).best(0)
-    gradient = torch.cat([s.pow(-2).flatten() - 1e-8 for s in found.P.scales])
+    gradient = torch.cat([s.pow(-2).flatten() - 1e-8 for s in found.P().scales])
     torch.testing.assert_close(gradient, problem.gradient().abs(), rtol=1e-6, atol=1e-10)
     assert found.loss == problem.loss()
 
@@ -492,7 +496,7 @@ def test_other_bad_arguments():
         what_if(problem, sgd, "batch norm", warm_up=-1)
     with pytest.raises(ValueError, match="not the model's"):
         what_if(problem, torch.optim.SGD(mlp().parameters(), lr=0.1), "batch norm")
-    with pytest.raises(ValueError, match="has not 2.weight"):
+    with pytest.raises(ValueError, match="has not 2"):
         what_if(problem, torch.optim.SGD(model[0].parameters(), lr=0.1), "batch norm")
     with pytest.raises(TypeError, match="Rprop"):
         what_if(problem, torch.optim.Rprop(model.parameters()), "batch norm")

@@ -15,6 +15,7 @@ from wellcond.normalization.standardize import Moments, Standardize
 from wellcond.preconditioners import Preconditioner
 from wellcond.problem import Problem, random_state
 from wellcond.what_if.sites import Site, place_sites
+from wellcond.what_if.warm_up import WarmUp
 
 LAYERS = (nn.Linear, _ConvNd, nn.RNNBase, nn.Bilinear)
 """What an activation must be followed by to be a hidden one."""
@@ -28,13 +29,15 @@ class Network:
         model: it.
         twins: id of each parameter of the given network → the copy's, also where its values are others.
         notes: what to know about it.
-        P: in whose z the optimizer runs; None for z = p.
+        P: beside the optimizer's; None for I.
+        warm_up: how it trains.
     """
 
     model: nn.Module
     twins: dict[int, nn.Parameter]
     notes: list[str] = field(default_factory=list)
     P: Preconditioner | None = None
+    warm_up: type[WarmUp] = WarmUp
 
     @classmethod
     def copy_of(cls, model: nn.Module) -> Network:

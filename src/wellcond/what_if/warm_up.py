@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,14 +28,15 @@ class WarmedUp:
         factor: that rate over the given one.
         loss: there.
         parameters: values, in the problem's order.
-        P: what the optimizer is there: over z where it runs in z.
+        P: called for what the gradient is preconditioned by there, in all, None for I; raises ValueError where that is
+            no P.
         step: how it steps its first parameter.
     """
 
     factor: float
     loss: float
     parameters: list[Tensor]
-    P: Diagonal
+    P: Callable[[], Preconditioner | None]
     step: Step
 
 
@@ -108,30 +110,33 @@ class WarmUp:
         problem = self.problem
         start = self.start if self.P is None else self.P.invert([x.to(problem.dtype) for x in self.start])
         z = [nn.Parameter(x.clone()) for x in start]
-        optimizer = _like(self.optimizer, [[z[i] for i in group] for group in self.places], factor)
+        optimizer = like(self.optimizer, [[z[i] for i in group] for group in self.places], factor)
         try:
             with problem.evaluating():
                 for k in range(steps):
                     loss = problem.batch_loss(k % len(problem.batches))
                     problem.check_depends(loss)
                     self._step(optimizer, z, torch.autograd.grad(loss, problem.leaves, allow_unused=True))
-            end = problem.loss()
+            return self.warmed(factor, optimizer, lambda: self._whole(optimizer, z))
         except LossNotFiniteError:
             return None
-        else:
-            parameters = [p.detach().clone() for p in problem.parameters]
         finally:
             self.move_to(self.start)
-        try:
-            P = preconditioner_of(optimizer)
-        except ValueError:  # squares of gradients that overflow
-            if factor:
-                return None
-            raise
+
+    def warmed(self, factor: float, optimizer: Optimizer, P: Callable[[], Preconditioner | None]) -> WarmedUp:
+        """What a run came to, while the parameters are where it ended."""
+        parameters = [p.detach().clone() for p in self.problem.parameters]
+        return WarmedUp(factor, self.problem.loss(), parameters, P, steps_of(optimizer)[0])
+
+    def _whole(self, optimizer: Optimizer, z: list[nn.Parameter]) -> Preconditioner | None:
+        """The given P times the optimizer's own."""
+        P = preconditioner_of(optimizer)
         assert isinstance(P, Diagonal)
+        if P.is_identity:
+            return self.P
         scales = {id(x): s for x, s in zip(P.parameters, P.scales, strict=True)}
-        over_p = Diagonal(problem.parameters, [scales[id(x)] for x in z], P.rounding)
-        return WarmedUp(factor, end, parameters, over_p, steps_of(optimizer)[0])
+        own = Diagonal(self.problem.parameters, [scales[id(x)] for x in z], P.rounding)
+        return own if self.P is None else self.P @ own
 
     def _step(self, optimizer: Optimizer, z: list[nn.Parameter], gradients: tuple[Tensor | None, ...]) -> None:
         parameters = self.problem.parameters
@@ -149,7 +154,7 @@ class WarmUp:
         self.move_to([p.detach() + d for p, d in zip(parameters, moved, strict=True)])
 
 
-def _like(optimizer: Optimizer, groups: list[list[nn.Parameter]], factor: float) -> Optimizer:
+def like(optimizer: Optimizer, groups: list[list[nn.Parameter]], factor: float) -> Optimizer:
     """An optimizer of the same class and options over other parameters, without state, its rates times a factor."""
     made = []
     for group, parameters in zip(optimizer.param_groups, groups, strict=True):

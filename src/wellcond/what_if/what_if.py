@@ -15,7 +15,6 @@ from wellcond.stability import TARGET
 from wellcond.what_if.changes import CHANGES, changes_of
 from wellcond.what_if.networks import Network
 from wellcond.what_if.result import Variant, WhatIf
-from wellcond.what_if.warm_up import WarmedUp, WarmUp
 
 T = TypeVar("T")
 
@@ -52,8 +51,8 @@ def what_if(
       batches up to their own statistics.
     - "layer norm": there too (of a convolution: over channels and positions); γ and β keep each feature's mean and
       spread over the data, but the function is another one.
-    - "BNP": the network as it is, with the batch-normalization preconditioner (theory, section 5.3); the optimizer runs
-      in z = P⁻¹p.
+    - "BNP": the network as it is, trained under `precondition(optimizer, BatchNormPreconditioner(model))`; its figures
+      are for the statistics of all the data and the optimizer in z = P⁻¹p (theory, section 5.3).
 
     The given model, its optimizer and random state stay bit for bit what they are.
 
@@ -106,26 +105,24 @@ class _Measured:
         self.name, self.network, self.notes = name, network, list(network.notes)
         self.problem = network.problem(given)
         self.start_loss = self.problem.loss()
-        self.runs = WarmUp(self.problem, optimizer, network.twins, network.P)
+        self.runs = network.warm_up(self.problem, optimizer, network.twins, network.P)
         self.rate = float(self.runs.optimizer.param_groups[0]["lr"])
 
     def variant(self, warm_up: int, steps: int, effort: Effort, figures: bool, seed: int) -> Variant:
         start = self.runs.best(0)
-        H = Hessian(self.problem)
-        hessian = figured = None
-        with self.problem:
-            P = self._preconditioner(start)
-            if figures:
+        H, hessian, figured = Hessian(self.problem), None, None
+        if figures:
+            with self.problem:
                 hessian = self._or_note("no κ of H", lambda: conditioning(H, effort=effort, seed=seed))
-            figured = hessian
-            if figures and P is not None:
-                Hz = H.preconditioned(P)
-                figured = self._or_note("no κ of PᵀHP", lambda: conditioning(Hz, effort=effort, seed=seed))
+                P = self._or_note("no κ of PᵀHP", start.P)
+                figured = hessian
+                if P is not None:
+                    Hz = H.preconditioned(P)
+                    figured = self._or_note("no κ of PᵀHP", lambda: conditioning(Hz, effort=effort, seed=seed))
         warmed = self.runs.best(warm_up) if warm_up else start
         self.runs.move_to(warmed.parameters)
         try:
-            P = self._preconditioner(warmed)
-            curve = self._or_note("no forecast", lambda: self._curve(P, steps, seed))
+            curve = self._or_note("no forecast", lambda: self._curve(warmed.P(), steps, seed))
         finally:
             self.runs.move_to(self.runs.start)
         rate = self.rate * (warmed.factor or 1.0)
@@ -144,12 +141,6 @@ class _Measured:
             predicted=_predicted(warmed.loss, curve),
             notes=tuple(self.notes),
         )
-
-    def _preconditioner(self, warmed: WarmedUp) -> Preconditioner | None:
-        own = None if warmed.P.is_identity else warmed.P
-        if self.network.P is None:
-            return own
-        return self.network.P if own is None else self.network.P @ own
 
     def _curve(self, P: Preconditioner | None, steps: int, seed: int) -> Curve:
         return forecast(self.problem, {self.name: P}, steps=steps, tolerance=TOLERANCE, seed=seed)[self.name]
