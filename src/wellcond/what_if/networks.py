@@ -75,11 +75,12 @@ def standardized_inputs(given: Problem) -> Network:
     problem = network.problem(given)
     moments: dict[str, Moments] = {}
     sees_data: list[str] = []
+    embeddings: list[str] = []
 
     def record(name: str, layer: nn.Module, x: Tensor) -> None:
         if isinstance(layer, nn.Embedding | nn.EmbeddingBag):
             if not moments:
-                raise ValueError(f"the data are tokens of the embedding {name}, which have no mean to take off")
+                embeddings.append(name)
             return
         dim = -1 - len(layer.kernel_size) if isinstance(layer, _ConvNd) else -1
         if name not in moments:
@@ -91,6 +92,8 @@ def standardized_inputs(given: Problem) -> Network:
 
     kinds = nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.RNNBase, nn.Embedding, nn.EmbeddingBag
     problem.record_inputs(kinds, record)
+    if embeddings and not sees_data:
+        raise ValueError(f"the data are tokens of the embedding {embeddings[0]}, which have no mean to take off")
     if not moments:
         raise ValueError("the network has no Linear, convolutional or recurrent layer to standardize the inputs of")
     for name in sees_data or list(moments)[:1]:  # data that are rescaled on the way reach no layer themselves

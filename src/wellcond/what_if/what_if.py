@@ -110,15 +110,7 @@ class _Measured:
 
     def variant(self, warm_up: int, steps: int, effort: Effort, figures: bool, seed: int) -> Variant:
         start = self.runs.best(0)
-        H, hessian, figured = Hessian(self.problem), None, None
-        if figures:
-            with self.problem:
-                hessian = self._or_note("no κ of H", lambda: conditioning(H, effort=effort, seed=seed))
-                P = self._or_note("no κ of PᵀHP", start.P)
-                figured = hessian
-                if P is not None:
-                    Hz = H.preconditioned(P)
-                    figured = self._or_note("no κ of PᵀHP", lambda: conditioning(Hz, effort=effort, seed=seed))
+        hessian, figured = self._figures(start.P, effort, seed) if figures else (None, None)
         warmed = self.runs.best(warm_up) if warm_up else start
         self.runs.move_to(warmed.parameters)
         try:
@@ -142,6 +134,20 @@ class _Measured:
             notes=tuple(self.notes),
         )
 
+    def _figures(
+        self, read: Callable[[], Preconditioner | None], effort: Effort, seed: int
+    ) -> tuple[Conditioning | None, Conditioning | None]:
+        """Of H and of PᵀHP, which is H where P = I."""
+        H = Hessian(self.problem)
+        with self.problem:
+            plain = self._or_note("no κ of H", lambda: conditioning(H, effort=effort, seed=seed))
+
+            def preconditioned() -> Conditioning | None:
+                P = read()
+                return plain if P is None else conditioning(H.preconditioned(P), effort=effort, seed=seed)
+
+            return plain, self._or_note("no κ of PᵀHP", preconditioned)
+
     def _curve(self, P: Preconditioner | None, steps: int, seed: int) -> Curve:
         return forecast(self.problem, {self.name: P}, steps=steps, tolerance=TOLERANCE, seed=seed)[self.name]
 
@@ -155,14 +161,14 @@ class _Measured:
 
 
 def _predicted(loss: float, curve: Curve | None) -> Estimate:
-    """The loss at the last step of a forecast that may be trusted: the true one at the parameters that the forecast
-    reaches differs by less than the tolerance, here of all the change that is predicted."""
+    """The loss at the last step of a forecast that may be trusted. The true one at the parameters that it reaches
+    differs by at most the tolerance of the change so far; here it is that of all the change that lies ahead, too."""
     if curve is None:
         return Estimate(loss, loss, loss, "the loss after the warm-up: there is no forecast")
     held = curve.trusted_steps or 0
     value = float(curve.losses[held])
-    change = min(float((curve.losses - curve.losses[0]).abs().max()), abs(loss))
-    error = TOLERANCE * change
+    changes = (curve.losses - curve.losses[0]).abs()
+    error = TOLERANCE * max(float(changes[: held + 1].max()), min(float(changes.max()), abs(loss)))
     return Estimate(value, value - error, value + error, f"forecast for {held} steps after the warm-up")
 
 
@@ -172,6 +178,7 @@ def _edge(found: Conditioning | None, rate: float, step: Step, groups: int) -> t
     why = why if groups == 1 else "the optimizer's groups have rates of their own"
     if why or found is None:
         return Estimate.undefined(why), Estimate.undefined(why)
-    ratio = found.largest.scaled(rate * step.correction / step.bound)
+    correction = 1.0 if step.momentum.averaged else step.correction  # of Adam's first steps: it fades
+    ratio = found.largest.scaled(rate * correction / step.bound)
     a = TARGET * rate
     return ratio, Estimate(a / ratio.value, a / ratio.high, a / ratio.low, ratio.how, ratio.confidence)
