@@ -350,6 +350,8 @@ def test_what_is_returned():
     assert found.better in (None, found.ranking[0])
     plain = found["as it is"]
     assert plain.start_loss == problem.loss()
+    assert len(plain.warm_up) == 5
+    assert plain.warm_up[0] == pytest.approx(plain.start_loss, rel=1e-12)
     assert plain.hessian.largest.value == pytest.approx(wc.conditioning(wc.Hessian(problem)).largest.value, rel=1e-10)
     torch.testing.assert_close(plain.model.state_dict(), model.state_dict(), rtol=0, atol=0)
     held = plain.curve.trusted_steps

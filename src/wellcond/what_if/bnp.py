@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Iterator
 
 import torch
@@ -56,14 +57,19 @@ class PreconditionedWarmUp(WarmUp):
         groups = [[problem.parameters[i] for i in group] for group in self.places]
         optimizer = like(self.optimizer, groups, factor)
         precondition(optimizer, P)
+        losses: list[float] = []
         try:
             with _training(problem):
                 for k in range(steps):
+                    loss = _loss(problem, k % len(problem.batches))
+                    losses.append(float(loss.detach()))
+                    if not math.isfinite(losses[-1]):
+                        return None
                     optimizer.zero_grad()
-                    _loss(problem, k % len(problem.batches)).backward()
+                    loss.backward()
                     optimizer.step()
-            return self.warmed(factor, optimizer, lambda: preconditioner_of(optimizer))
-        except (LossNotFiniteError, FloatingPointError):
+            return self.warmed(factor, losses, optimizer, lambda: preconditioner_of(optimizer))
+        except LossNotFiniteError:
             return None
         finally:
             P.remove()

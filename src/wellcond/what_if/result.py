@@ -28,6 +28,7 @@ class Variant:
             given one.
         edge_ratio: α·λ_max(PᵀHP) over the optimizer's stability bound, at the start and that rate.
         suggested_learning_rate: at which that would be a half.
+        warm_up: losses of its steps, each of its batch and before it.
         loss: after the warm-up.
         curve: forecast from there by gradient descent in z at 1/λ_max, P the optimizer's then; None with a note where
             nothing is predicted.
@@ -43,6 +44,7 @@ class Variant:
     learning_rate: float
     edge_ratio: Estimate
     suggested_learning_rate: Estimate
+    warm_up: tuple[float, ...]
     loss: float
     curve: Curve | None
     predicted: Estimate
@@ -118,18 +120,21 @@ class WhatIf:
                 raise ModuleNotFoundError("plots need matplotlib: pip install 'wellcond[plot]'") from error
             _, ax = pyplot.subplots(figsize=(7, 4.2), layout="constrained")
         for name, v in self.variants.items():
-            (line,) = ax.plot([0, self.warm_up], [v.start_loss, v.loss], "o--", linewidth=0.8, markersize=4)
+            (line,) = ax.plot(range(self.warm_up + 1), [*v.warm_up, v.loss], "--", linewidth=1.0, label=name)
             if v.curve is not None:
-                losses = v.curve.losses.tolist()
-                held = v.curve.trusted_steps or 0
+                losses, held = v.curve.losses.tolist(), v.curve.trusted_steps or 0
                 after = range(self.warm_up, self.warm_up + len(losses))
                 ax.plot(after[: held + 1], losses[: held + 1], color=line.get_color(), linewidth=1.8)
                 ax.plot(after[held:], losses[held:], color=line.get_color(), linestyle=":", linewidth=1.4)
-            line.set_label(name)
-        lowest = min(v.predicted.value for v in self.variants.values())
+        lowest = min(min((*v.warm_up, v.loss, v.predicted.value)) for v in self.variants.values())
         highest = max(max(v.start_loss, v.loss) for v in self.variants.values())
-        span = max(highest - lowest, 1e-300)
-        ax.set(xlabel="step", ylabel="loss", ylim=(lowest - 0.1 * span, highest + 0.1 * span))
+        if lowest > 0:
+            ax.set_yscale("log")
+            low, high = max(lowest / 2, highest * 1e-6), 2 * highest
+        else:
+            margin = 0.1 * max(highest - lowest, 1e-300)
+            low, high = lowest - margin, highest + margin
+        ax.set(xlabel="step", ylabel="loss", ylim=(low, high))
         ax.set_title("Warm-up (dashed) and predicted loss (dotted: beyond what may be trusted)", fontsize="medium")
         ax.legend(frameon=False)
         return ax

@@ -27,6 +27,7 @@ class WarmedUp:
     Attributes:
         factor: that rate over the given one.
         loss: there.
+        losses: of each step's batch, before it.
         parameters: values, in the problem's order.
         P: called for what the gradient is preconditioned by there, in all, None for I; raises ValueError where that is
             no P.
@@ -35,6 +36,7 @@ class WarmedUp:
 
     factor: float
     loss: float
+    losses: list[float]
     parameters: list[Tensor]
     P: Callable[[], Preconditioner | None]
     step: Step
@@ -111,22 +113,26 @@ class WarmUp:
         start = self.start if self.P is None else self.P.invert([x.to(problem.dtype) for x in self.start])
         z = [nn.Parameter(x.clone()) for x in start]
         optimizer = like(self.optimizer, [[z[i] for i in group] for group in self.places], factor)
+        losses: list[float] = []
         try:
             with problem.evaluating():
                 for k in range(steps):
                     loss = problem.batch_loss(k % len(problem.batches))
                     problem.check_depends(loss)
+                    losses.append(float(loss.detach()))
                     self._step(optimizer, z, torch.autograd.grad(loss, problem.leaves, allow_unused=True))
-            return self.warmed(factor, optimizer, lambda: self._whole(optimizer, z))
+            return self.warmed(factor, losses, optimizer, lambda: self._whole(optimizer, z))
         except LossNotFiniteError:
             return None
         finally:
             self.move_to(self.start)
 
-    def warmed(self, factor: float, optimizer: Optimizer, P: Callable[[], Preconditioner | None]) -> WarmedUp:
+    def warmed(
+        self, factor: float, losses: list[float], optimizer: Optimizer, P: Callable[[], Preconditioner | None]
+    ) -> WarmedUp:
         """What a run came to, while the parameters are where it ended."""
         parameters = [p.detach().clone() for p in self.problem.parameters]
-        return WarmedUp(factor, self.problem.loss(), parameters, P, steps_of(optimizer)[0])
+        return WarmedUp(factor, self.problem.loss(), losses, parameters, P, steps_of(optimizer)[0])
 
     def _whole(self, optimizer: Optimizer, z: list[nn.Parameter]) -> Preconditioner | None:
         """The given P times the optimizer's own."""

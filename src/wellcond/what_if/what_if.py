@@ -128,6 +128,7 @@ class _Measured:
             learning_rate=rate,
             edge_ratio=edge,
             suggested_learning_rate=suggested,
+            warm_up=tuple(warmed.losses) if warm_up else (),
             loss=warmed.loss,
             curve=curve,
             predicted=_predicted(warmed.loss, curve),
