@@ -5,3 +5,5 @@ from wellcond.normalization.centering import LayerNormalization as LayerNormaliz
 from wellcond.normalization.layers import LayerConditioning as LayerConditioning
 from wellcond.normalization.layers import NoLayersError as NoLayersError
 from wellcond.normalization.layers import layer_conditioning as layer_conditioning
+from wellcond.normalization.standardize import Standardize as Standardize
+from wellcond.normalization.standardize import standardize as standardize

@@ -32,25 +32,8 @@ def read_batches(data: Any, *, pairs: bool, batches: int | None, seed: int) -> l
     """
     if batches is not None and batches < 1:
         raise ValueError(f"got batches={batches}; at least one batch is needed")
-    if data is None:
-        raise ValueError("data is missing; give one (input, target) batch, a list of batches, or a DataLoader")
-    if isinstance(data, DataLoader):
-        if type(data).__iter__ is not DataLoader.__iter__:
-            raise TypeError(f"{type(data).__name__} makes its batches in an __iter__ of its own; give a list of them")
-        found = list(_take(_from_loader(data, seed), batches))
-    elif isinstance(data, Iterator):
-        raise ValueError(
-            "data is a one-shot generator and would be empty on the second pass; give a list of batches or a DataLoader"
-        )
-    elif _is_one_batch(data, pairs):
-        found = [data]
-    elif isinstance(data, Sequence) and not isinstance(data, str | bytes):
-        found = list(itertools.islice(data, batches))
-    else:
-        raise TypeError(
-            f"data is a {type(data).__name__}; give one {'(input, target) ' if pairs else ''}batch, a list of batches, "
-            "or a torch DataLoader"
-        )
+    stream = each_batch(data, pairs=pairs, seed=seed)
+    found = list(_take(stream, batches) if isinstance(data, DataLoader) else itertools.islice(stream, batches))
     if not found:
         raise ValueError("data is empty: there is no batch to measure on")
     for i, batch in enumerate(found):
@@ -62,6 +45,37 @@ def read_batches(data: Any, *, pairs: bool, batches: int | None, seed: int) -> l
         if count_examples(batch) == 0:
             raise ValueError(f"batch {i} has no examples")
     return found
+
+
+def each_batch(data: Any, *, pairs: bool, seed: int) -> Iterator[Any]:
+    """The batches of data, one after the other and none kept; a loader's by its rules, without iterating it.
+
+    Args:
+        data: as for `read_batches`.
+        pairs: as there.
+        seed: as there.
+
+    Raises:
+        TypeError, ValueError: for data of another kind, at the call.
+    """
+    if data is None:
+        raise ValueError("data is missing; give one (input, target) batch, a list of batches, or a DataLoader")
+    if isinstance(data, DataLoader):
+        if type(data).__iter__ is not DataLoader.__iter__:
+            raise TypeError(f"{type(data).__name__} makes its batches in an __iter__ of its own; give a list of them")
+        return _from_loader(data, seed)
+    if isinstance(data, Iterator):
+        raise ValueError(
+            "data is a one-shot generator and would be empty on the second pass; give a list of batches or a DataLoader"
+        )
+    if _is_one_batch(data, pairs):
+        return iter([data])
+    if isinstance(data, Sequence) and not isinstance(data, str | bytes):
+        return iter(data)
+    raise TypeError(
+        f"data is a {type(data).__name__}; give one {'(input, target) ' if pairs else ''}batch, a list of batches, "
+        "or a torch DataLoader"
+    )
 
 
 def count_examples(batch: Any) -> int:

@@ -1,0 +1,115 @@
+"""The places before a network's activations."""
+
+from __future__ import annotations
+
+import torch
+from torch import fx, nn
+
+ACTIVATIONS = (
+    nn.ReLU,
+    nn.ReLU6,
+    nn.LeakyReLU,
+    nn.PReLU,
+    nn.RReLU,
+    nn.ELU,
+    nn.SELU,
+    nn.CELU,
+    nn.GELU,
+    nn.SiLU,
+    nn.Mish,
+    nn.Softplus,
+    nn.Softsign,
+    nn.Tanh,
+    nn.Sigmoid,
+    nn.LogSigmoid,
+    nn.Hardtanh,
+    nn.Hardswish,
+    nn.Hardsigmoid,
+    nn.Tanhshrink,
+)
+_NAMES = (
+    "relu",
+    "relu_",
+    "relu6",
+    "leaky_relu",
+    "prelu",
+    "rrelu",
+    "elu",
+    "selu",
+    "celu",
+    "gelu",
+    "silu",
+    "mish",
+    "softplus",
+    "softsign",
+    "tanh",
+    "sigmoid",
+    "logsigmoid",
+    "hardtanh",
+    "hardswish",
+    "hardsigmoid",
+    "tanhshrink",
+)
+_FUNCTIONS = {getattr(room, name) for room in (nn.functional, torch) for name in _NAMES if hasattr(room, name)}
+
+
+class Site(nn.Identity):
+    """Stands before an activation, until a normalization takes its place."""
+
+
+def place_sites(model: nn.Module, *, traced: bool) -> nn.Module | None:
+    """The network with a `Site` before each activation; it is changed.
+
+    Args:
+        model: a copy that may be changed.
+        traced: whether by torch.fx, which also sees functions (F.relu) and each call of a module that is called several
+            times; else before the modules alone, which keeps the network's class and control flow.
+
+    Returns:
+        None where it can't be done: no activation module, or, untraced, activations among functions that only tracing
+        reaches.
+    """
+    graph = _trace(model)
+    if traced:
+        return None if graph is None else _in_graph(model, graph)
+    if graph is not None and any(_is_activation(node, model) for node in graph.nodes if node.op != "call_module"):
+        return None
+    slots = [
+        (parent, name)
+        for parent in list(model.modules())
+        for name, child in parent._modules.items()
+        if isinstance(child, ACTIVATIONS)
+    ]
+    for parent, name in slots:
+        child = parent._modules[name]
+        assert child is not None
+        parent._modules[name] = nn.Sequential(Site(), child)
+    return model if slots else None
+
+
+def _trace(model: nn.Module) -> fx.Graph | None:
+    try:
+        return fx.Tracer().trace(model)
+    except Exception:  # whatever the network's own code raises on proxies
+        return None
+
+
+def _is_activation(node: fx.Node, model: nn.Module) -> bool:
+    if node.op == "call_module":
+        return isinstance(model.get_submodule(str(node.target)), ACTIVATIONS)
+    return (node.op == "call_function" and node.target in _FUNCTIONS) or (
+        node.op == "call_method" and node.target in _NAMES
+    )
+
+
+def _in_graph(model: nn.Module, graph: fx.Graph) -> fx.GraphModule:
+    activations = [node for node in graph.nodes if _is_activation(node, model)]
+    for i, node in enumerate(activations):
+        name = f"before_activation_{i}"
+        model.add_module(name, Site())
+        source = node.args[0] if node.args else node.kwargs["input"]
+        assert isinstance(source, fx.Node)
+        with graph.inserting_before(node):
+            site = graph.call_module(name, (source,))
+        node.replace_input_with(source, site)
+    return fx.GraphModule(model, graph)

@@ -1,0 +1,185 @@
+"""Side by side: the given training run, and the same with a normalization more."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+from wellcond.conditioning import Conditioning, Effort, conditioning
+from wellcond.curvature import Hessian
+from wellcond.forecast import Curve, forecast
+from wellcond.linalg import Estimate
+from wellcond.preconditioners import Preconditioner, Step
+from wellcond.problem import Problem, optimized_parameters
+from wellcond.stability import TARGET
+from wellcond.what_if.changes import CHANGES, changes_of
+from wellcond.what_if.networks import Network
+from wellcond.what_if.result import Variant, WhatIf
+
+T = TypeVar("T")
+
+AS_IT_IS = "as it is"
+EFFORT = Effort(extremes=40, probes=4, probe_steps=20, trace_probes=16, gradient_steps=40)
+"""Products for the figures of each variant, some 200."""
+
+TOLERANCE = 0.1
+"""Of the forecast's trust, and of the predicted loss: this fraction of the change that is predicted."""
+
+
+def what_if(
+    problem: Problem,
+    optimizer: Any,
+    change: str | Sequence[str],
+    *,
+    warm_up: int = 30,
+    steps: int = 30,
+    effort: Effort | None = None,
+    figures: bool = True,
+    seed: int = 0,
+) -> WhatIf:
+    """What a normalization would do to this training run, before anything is changed.
+
+    The conditioning of H and of PᵀHP is measured on the network as it is and changed, P the optimizer's after one
+    gradient. Then copies take a few steps of the optimizer, each from new state and at the best of some learning rates
+    around the given one, and a forecast is made from there; its loss, as far as it may be trusted, is the prediction.
+    At a random start a quadratic model says little of the steps that follow: without the warm-up fewer predictions are
+    right.
+
+    - "standardize inputs": mean and scale of what the first layer sees, in front of it, its weights changed so that
+      the function is the same.
+    - "batch norm": before each hidden activation, γ and β such that the function is the same at the start, with several
+      batches up to their own statistics.
+    - "layer norm": there too (of a convolution: over channels and positions); γ and β keep each feature's mean and
+      spread over the data, but the function is another one.
+    - "BNP": the network as it is, trained under `precondition(optimizer, BatchNormPreconditioner(model))`; its figures
+      are for the statistics of all the data and the optimizer in z = P⁻¹p (theory, section 5.3).
+
+    The given model, its optimizer and random state stay bit for bit what they are.
+
+    Args:
+        problem: the network, its loss and data.
+        optimizer: over this network's parameters; its class, options, learning rates. New parameters (γ, β) are stepped
+            as its first group.
+        change: one of these, or several, to be compared side by side.
+        warm_up: steps before the forecast, one a batch; with 0 it is made at the start.
+        steps: how far to forecast.
+        effort: products above the dense limit.
+        figures: whether to measure the conditioning; else only the forecast is made.
+        seed: of random directions.
+
+    Raises:
+        TypeError, ValueError: for other changes, an optimizer that can't be read or is over other parameters, a network
+            without hidden activations, or with batch norm already; batch norm from single examples; activations that
+            are not finite, naming the layer.
+
+    Source: theory, sections 5.2, 5.3 and 6.
+
+    >>> import torch, wellcond as wc
+    >>> from wellcond.what_if import what_if
+    >>> _ = torch.manual_seed(0)
+    >>> X = torch.randn(60, 4, dtype=torch.float64) + 20
+    >>> model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 1)).double()
+    >>> problem = wc.Problem(model, torch.nn.MSELoss(), (X, X[:, :1] - 20))
+    >>> found = what_if(problem, torch.optim.SGD(model.parameters(), lr=0.1), "standardize inputs")
+    >>> found.better
+    'standardize inputs'
+    """
+    if warm_up < 0 or steps < 1:
+        raise ValueError(f"got warm_up={warm_up}, steps={steps}; the first is at least 0, the second at least 1")
+    names = changes_of(change)
+    _, missing = optimized_parameters(problem.model, optimizer)
+    if lacks := [name for name in problem.names if name in missing]:
+        raise ValueError(f"the optimizer has not {lacks[0]}; give it all, or the Problem parameters= of those it has")
+    networks = {AS_IT_IS: Network.copy_of(problem.model)} | {name: CHANGES[name](problem) for name in names}
+    variants = {
+        name: _Measured(name, network, problem, optimizer).variant(warm_up, steps, effort or EFFORT, figures, seed)
+        for name, network in networks.items()
+    }
+    return WhatIf(variants, warm_up, steps)
+
+
+class _Measured:
+    """One variant being measured."""
+
+    def __init__(self, name: str, network: Network, given: Problem, optimizer: Any):
+        self.name, self.network, self.notes = name, network, list(network.notes)
+        self.problem = network.problem(given)
+        self.start_loss = self.problem.loss()
+        self.runs = network.warm_up(self.problem, optimizer, network.twins, network.P)
+        self.rate = float(self.runs.optimizer.param_groups[0]["lr"])
+
+    def variant(self, warm_up: int, steps: int, effort: Effort, figures: bool, seed: int) -> Variant:
+        start = self.runs.best(0)
+        hessian, figured = self._figures(start.P, effort, seed) if figures else (None, None)
+        warmed = self.runs.best(warm_up) if warm_up else start
+        self.runs.move_to(warmed.parameters)
+        try:
+            curve = self._or_note("no forecast", lambda: self._curve(warmed.P(), steps, seed))
+        finally:
+            self.runs.move_to(self.runs.start)
+        rate = self.rate * (warmed.factor or 1.0)
+        edge, suggested = _edge(figured, rate, start.step, len(self.runs.optimizer.param_groups))
+        return Variant(
+            name=self.name,
+            model=self.network.model,
+            start_loss=self.start_loss,
+            conditioning=figured,
+            hessian=hessian,
+            learning_rate=rate,
+            edge_ratio=edge,
+            suggested_learning_rate=suggested,
+            warm_up=tuple(warmed.losses) if warm_up else (),
+            loss=warmed.loss,
+            curve=curve,
+            predicted=_predicted(warmed.loss, curve),
+            notes=tuple(self.notes),
+        )
+
+    def _figures(
+        self, read: Callable[[], Preconditioner | None], effort: Effort, seed: int
+    ) -> tuple[Conditioning | None, Conditioning | None]:
+        """Of H and of PᵀHP, which is H where P = I."""
+        H = Hessian(self.problem)
+        with self.problem:
+            plain = self._or_note("no κ of H", lambda: conditioning(H, effort=effort, seed=seed))
+
+            def preconditioned() -> Conditioning | None:
+                P = read()
+                return plain if P is None else conditioning(H.preconditioned(P), effort=effort, seed=seed)
+
+            return plain, self._or_note("no κ of PᵀHP", preconditioned)
+
+    def _curve(self, P: Preconditioner | None, steps: int, seed: int) -> Curve:
+        return forecast(self.problem, {self.name: P}, steps=steps, tolerance=TOLERANCE, seed=seed)[self.name]
+
+    def _or_note(self, what: str, measure: Callable[[], T]) -> T | None:
+        """What is measured; None with a note where the curvature gives no figure."""
+        try:
+            return measure()
+        except (ValueError, FloatingPointError) as error:
+            self.notes.append(f"{what}: {str(error).split(': ')[0]}")
+            return None
+
+
+def _predicted(loss: float, curve: Curve | None) -> Estimate:
+    """The loss at the last step of a forecast that may be trusted. The true one at the parameters that it reaches
+    differs by at most the tolerance of the change so far; here it is that of all the change that lies ahead, too."""
+    if curve is None:
+        return Estimate(loss, loss, loss, "the loss after the warm-up: there is no forecast")
+    held = curve.trusted_steps or 0
+    value = float(curve.losses[held])
+    changes = (curve.losses - curve.losses[0]).abs()
+    error = TOLERANCE * max(float(changes[: held + 1].max()), min(float(changes.max()), abs(loss)))
+    return Estimate(value, value - error, value + error, f"forecast for {held} steps after the warm-up")
+
+
+def _edge(found: Conditioning | None, rate: float, step: Step, groups: int) -> tuple[Estimate, Estimate]:
+    """The edge ratio at a rate, and the rate for an edge ratio of a half."""
+    why = "" if found and found.largest.low > 0 else "λ_max is not known to be positive"
+    why = why if groups == 1 else "the optimizer's groups have rates of their own"
+    if why or found is None:
+        return Estimate.undefined(why), Estimate.undefined(why)
+    correction = 1.0 if step.momentum.averaged else step.correction  # of Adam's first steps: it fades
+    ratio = found.largest.scaled(rate * correction / step.bound)
+    a = TARGET * rate
+    return ratio, Estimate(a / ratio.value, a / ratio.high, a / ratio.low, ratio.how, ratio.confidence)
