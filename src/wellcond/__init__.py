@@ -28,7 +28,9 @@ from wellcond.linalg import eigenvalues as eigenvalues
 from wellcond.linalg import spectral_density as spectral_density
 from wellcond.normalization import BatchNormPreconditioner as BatchNormPreconditioner
 from wellcond.normalization import LayerConditioning as LayerConditioning
+from wellcond.normalization import Standardize as Standardize
 from wellcond.normalization import layer_conditioning as layer_conditioning
+from wellcond.normalization import standardize as standardize
 from wellcond.preconditioners import Diagonal as Diagonal
 from wellcond.preconditioners import Preconditioner as Preconditioner
 from wellcond.preconditioners import preconditioner_of as preconditioner_of
@@ -48,5 +50,7 @@ from wellcond.stability import EdgeRatio as EdgeRatio
 from wellcond.stability import SuggestedLearningRate as SuggestedLearningRate
 from wellcond.stability import edge_ratio as edge_ratio
 from wellcond.stability import suggest_learning_rate as suggest_learning_rate
+from wellcond.what_if import WhatIf as WhatIf
+from wellcond.what_if import what_if as what_if
 
 __version__ = "0.1.0"

@@ -80,7 +80,7 @@ class RowsSeen:
         self._names: dict[_Key, str] = {}
 
     def call(self, name: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Take up the rows of a call, for `Problem.record_inputs`.
+        """Take up the rows of a call, for `Problem.record_calls`.
 
         Raises:
             ValueError: if they are not finite, or complex.

@@ -103,7 +103,7 @@ def layer_conditioning(problem: Problem, *, widest: int = WIDEST) -> list[LayerC
             f"{type(problem.model).__name__} has none of the layers that are looked at: nn.Linear, nn.Conv1d, "
             "nn.Conv2d, nn.Conv3d, nn.MultiheadAttention"
         )
-    problem.record_inputs(KINDS, seen.call)
+    problem.record_calls(KINDS, seen.call)
     return [_figures(name, rows) for name, rows in seen.by_name()] + [_unseen(name) for name in seen.never_called()]
 
 

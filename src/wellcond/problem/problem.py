@@ -364,7 +364,15 @@ class Problem:
             self._kept.matrices[key] = build()
         return self._kept.matrices[key].clone()
 
-    def record_inputs(
+    def record_inputs(self, kind: type | tuple[type, ...], record: Callable[[str, nn.Module, Tensor], None]) -> None:
+        """One pass over the data; `record(name, module, input)` before every call of a module of this kind."""
+
+        def first(name: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            record(name, module, (args[0] if args else kwargs["input"]).detach())
+
+        self.record_calls(kind, first)
+
+    def record_calls(
         self,
         kind: type | tuple[type, ...],
         record: Callable[[str, nn.Module, tuple[Any, ...], dict[str, Any]], None],
