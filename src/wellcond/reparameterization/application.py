@@ -99,7 +99,7 @@ class GivenP(Attached):
             assert isinstance(P, Diagonal)
             changed = [_scaled(g, s if how == "adjoint" else s * s) for g, s in zip(gradients, P.scales, strict=True)]
         for p, g in zip(parameters, changed, strict=True):
-            p.grad = g
+            p.grad = g.detach()  # whoever keeps it is seen to use the memory
         return parameters
 
     def _give_back_gradients(self) -> None:

@@ -92,8 +92,8 @@ def _diagonal_advance(tensors: Sequence[Tensor], scalars: Sequence[object]) -> l
 
 
 class Memory:
-    """Tensors that are kept from one step to the next where memory is the CPU's: there its pages take longer to get
-    than to compute with (4.0 against 0.7 ms for a network of 670,000 parameters)."""
+    """Tensors that are kept from one step to the next where memory is the CPU's: there new pages take longer to get
+    than to compute with."""
 
     def __init__(self) -> None:
         self._kept: dict[str, list[Tensor]] = {}

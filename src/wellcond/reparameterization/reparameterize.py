@@ -109,7 +109,8 @@ class _Handle:
         return self._application.P
 
     def remove(self) -> None:
-        """Take it off; what it did stays done."""
+        """Take it off; what it did stays done, and what a step that raised has left is put back."""
+        self._application.abandon(self.optimizer)
         if attachment := attachment_of(self.optimizer):
             attachment.drop(self._application)
 
