@@ -5,6 +5,8 @@ from __future__ import annotations
 import copy
 import io
 import pickle
+import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -512,14 +514,13 @@ def test_after_a_step_that_failed_parameters_and_gradients_are_put_back():
         optimizer.step()
     assert same(before, [p.detach() for p in model.parameters()])
     failing = Failing(model.parameters(), lr=0.1)
-    wc.reparameterize(failing, diagonal(model))
+    handle = wc.reparameterize(failing, diagonal(model))
     for p in model.parameters():
         p.grad = torch.zeros_like(p)
     for _ in range(2):  # the second step begins with what the first one left
         with pytest.raises(KeyboardInterrupt):
             failing.step()
-    failing.step = super(Failing, failing).step
-    failing.step()
+    handle.remove()
     assert same(before, [p.detach() for p in model.parameters()])
 
 
@@ -679,6 +680,62 @@ def test_nothing_in_a_step_waits_for_the_device(attach):
         model(torch.empty(5, 4, device="meta")).sum().backward()
         optimizer.step()
     assert all(p.is_meta for p in model.parameters())
+
+
+def test_the_example_of_the_page_runs():
+    page = Path(__file__).parents[1] / "docs" / "preconditioning.md"
+    names: dict = {}
+    first, second = re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
+    exec(first, names)
+    exec(second, names)
+    assert names["Hz"].size == sum(p.numel() for p in names["model"].parameters())
+
+
+def test_compiled_and_eager_agree():
+    results = []
+    for compiled in (False, True):
+        torch.manual_seed(0)
+        p = [nn.Parameter(torch.randn(n, 3)) for n in (1, 50, 7)]
+        optimizer = torch.optim.Adam(p, lr=0.02)
+        handle = wc.reparameterize(optimizer, wc.Diagonal(p, [torch.rand(x.shape) + 0.5 for x in p]), compile=compiled)
+        wc.regularize(optimizer, R.L1(1.0), params="all")
+        for t in range(5):
+            for x in p:
+                x.grad = torch.randn_like(x)
+                x.grad[t:] = 0 if t == 3 else 1
+            optimizer.step()
+        handle.remove()
+        results.append([x.detach() for x in p])
+    for a, b in zip(*results, strict=True):
+        assert torch.allclose(a, b, rtol=1e-5, atol=1e-7)
+        assert torch.equal(a == 0, b == 0)
+    assert sum(int((x == 0).sum()) for x in results[0]) > 0
+    p = [nn.Parameter(torch.randn(50, 3) * 100), nn.Parameter(-torch.zeros(3))]
+    optimizer = torch.optim.SGD(p, lr=0.1)
+    wc.reparameterize(optimizer, wc.Diagonal(p, [torch.rand(x.shape) * 3 + 0.01 for x in p]), compile=True)
+    before = [x.detach().clone().view(torch.int32) for x in p]
+    for x in p:
+        x.grad = torch.zeros_like(x)
+    for _ in range(100):
+        optimizer.step()
+    assert same(before, [x.detach().view(torch.int32) for x in p])
+
+
+def test_what_somebody_kept_of_a_step_is_not_written_over():
+    class Keeping(torch.optim.SGD):
+        @torch.no_grad()
+        def step(self, closure=None):
+            self.kept = [p.grad for p in self.param_groups[0]["params"]]
+            super().step()
+
+    model = network()
+    optimizer = Keeping(model.parameters(), lr=0.1)
+    P = standardizing(model)
+    wc.precondition(optimizer, P)
+    train(model, optimizer, 1)
+    kept, expected = optimizer.kept, P.gram([p.grad for p in model.parameters()])
+    train(model, optimizer, 1)
+    assert difference(kept, expected) < 1e-15
 
 
 def test_bad_input_is_refused_at_the_door():

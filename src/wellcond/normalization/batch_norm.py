@@ -177,9 +177,10 @@ class _Statistics:
     @torch._disable_dynamo
     @torch.no_grad()
     def _add(self, module: nn.Module, x: Tensor) -> None:
-        x = x.detach().to(self.weight.device, torch.promote_types(self.weight.dtype, torch.float32))
-        if self.mean.device != x.device or self.mean.dtype != x.dtype:  # the model has moved
-            self.mean, self.variance = self.mean.to(x), self.variance.to(x)
+        dtype = torch.promote_types(self.weight.dtype, torch.float32)
+        if self.mean.device != self.weight.device or self.mean.dtype != dtype:  # the model has moved
+            self.mean, self.variance = (v.to(self.weight.device, dtype) for v in (self.mean, self.variance))
+        x = x.detach().to(self.mean)
         spatial = self.weight.dim() - 2
         if not spatial:
             x = x.reshape(-1, x.shape[-1])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import Protocol
 
@@ -37,17 +38,28 @@ class Block:
         self.weight, self.biases, self.groups, self.moments = weight, biases, groups, moments
         self._made: tuple[object, _Factors | None] = None, None
 
-    def change(self, x: Sequence[Tensor], how: str) -> list[tuple[int, Tensor]]:
-        """(place, new tensor) of its parameters after `how`, a method of `_Factors`."""
+    def change(self, how: str, x: Sequence[Tensor], out: Sequence[Tensor] | None) -> dict[int, Tensor]:
+        """Its parameters among x, changed by `how`, a method of `_Factors`, by their places; none of them for P = I.
+
+        Args:
+            how: which of P's maps.
+            x: of all parameters.
+            out: memory for what is made, used where it is contiguous, which may be x's; None for new memory, and a
+                graph where x has one.
+        """
         first = x[self.biases[0] if self.weight is None else self.weight]
         factors = self._factors(first)
         if factors is None:
-            return []
-        biases = [x[b].view(self.groups, -1) for b in self.biases]
-        weight = None if self.weight is None else first.reshape(self.groups, len(first) // self.groups, -1)
-        weight, biases = getattr(factors, how)(weight, biases)
-        changed = [(i, b.view_as(x[i])) for i, b in zip(self.biases, biases, strict=True)]
-        return changed if weight is None else [(self.weight, weight.view(first.shape)), *changed]  # type: ignore[list-item]
+            return {}
+
+        def seen(i: int, *shape: int) -> tuple[Tensor, Tensor | None]:
+            memory = None if out is None or not out[i].is_contiguous() else out[i].view(self.groups, *shape)
+            return x[i].reshape(self.groups, *shape), memory
+
+        weight = (None, None) if self.weight is None else seen(self.weight, len(first) // self.groups, -1)
+        W, biases = getattr(factors, how)(*weight, [seen(b, -1) for b in self.biases])
+        made = {i: b.view(x[i].shape) for i, b in zip(self.biases, biases, strict=True)}
+        return made if self.weight is None else made | {self.weight: W.view(first.shape)}
 
     def _factors(self, like: Tensor) -> _Factors | None:
         key = self.moments.version, like.dtype, like.device
@@ -69,49 +81,70 @@ class Block:
         return {**self.__dict__, "_made": (None, None)}
 
 
+_Out = Tensor | None
+
+
 class _Factors:
-    """P of a block on a weight of shape (groups, outputs, fan-in) and biases of shape (groups, outputs)."""
+    """P of a block on a weight w of shape (groups, outputs, fan-in) and biases of shape (groups, outputs).
+
+    Its maps take each with the memory for the result, which may be its own, or None for new memory.
+    """
 
     def __init__(self, mean: Tensor, squared: Tensor, q2: float):
         self.mean, self.squared, self.q2, self.q = mean, squared, q2, q2**0.5  # μ and q²σ̃², (groups, 1, fan-in)
-        self._scale: Tensor | None = None
 
-    @property
+    @functools.cached_property
     def scale(self) -> Tensor:
-        if self._scale is None:
-            self._scale = self.squared.sqrt()
-        return self._scale
+        """qσ̃."""
+        return self.squared.sqrt()
 
-    def apply(self, weight: Tensor | None, biases: list[Tensor]) -> tuple[Tensor | None, list[Tensor]]:
-        weight = None if weight is None else weight / self.scale
-        return weight, self._minus_mean(weight, [b / self.q for b in biases])
+    @functools.cached_property
+    def inverse(self) -> Tensor:
+        return self.scale.reciprocal()
 
-    def adjoint(self, weight: Tensor | None, biases: list[Tensor]) -> tuple[Tensor | None, list[Tensor]]:
-        weight = None if weight is None else self._centered(weight, biases) / self.scale
-        return weight, [b / self.q for b in biases]
+    @functools.cached_property
+    def inverse_squared(self) -> Tensor:
+        return self.squared.reciprocal()
 
-    def invert(self, weight: Tensor | None, biases: list[Tensor]) -> tuple[Tensor | None, list[Tensor]]:
-        moved = biases if weight is None or not biases else [b + self._at_mean(weight) for b in biases]
-        return None if weight is None else weight * self.scale, [self.q * b for b in moved]
+    def apply(self, w: _Out, out: _Out, biases: list[tuple[Tensor, _Out]]) -> tuple[_Out, list[Tensor]]:
+        W = None if w is None else torch.mul(w, self.inverse, out=out)
+        return W, self._uncentered(1 / self.q, W, biases)
 
-    def gram(self, weight: Tensor | None, biases: list[Tensor]) -> tuple[Tensor | None, list[Tensor]]:
-        weight = None if weight is None else self._centered(weight, biases) / self.squared
-        return weight, self._minus_mean(weight, [b / self.q2 for b in biases])
+    def adjoint(self, w: _Out, out: _Out, biases: list[tuple[Tensor, _Out]]) -> tuple[_Out, list[Tensor]]:
+        W = self._centered(self.inverse, w, out, biases)
+        return W, [torch.mul(b, 1 / self.q, out=o) for b, o in biases]
 
-    def _centered(self, weight: Tensor, biases: list[Tensor]) -> Tensor:
-        for b in biases:
-            weight = torch.addcmul(weight, b[..., None], self.mean, value=-1)
-        return weight
+    def gram(self, w: _Out, out: _Out, biases: list[tuple[Tensor, _Out]]) -> tuple[_Out, list[Tensor]]:
+        W = self._centered(self.inverse_squared, w, out, biases)
+        return W, self._uncentered(1 / self.q2, W, biases)
 
-    def _minus_mean(self, weight: Tensor | None, biases: list[Tensor]) -> list[Tensor]:
-        if weight is None or not biases:
-            return biases
-        moved = self._at_mean(weight)
-        return [b - moved for b in biases]
+    def invert(self, w: _Out, out: _Out, biases: list[tuple[Tensor, _Out]]) -> tuple[_Out, list[Tensor]]:
+        if w is None:
+            return None, [torch.mul(b, self.q, out=o) for b, o in biases]
+        moved = self._at_mean(w) if biases else w
+        return torch.mul(w, self.scale, out=out), [torch.add(b, moved, out=o).mul_(self.q) for b, o in biases]
 
-    def _at_mean(self, weight: Tensor) -> Tensor:
+    def _centered(self, factor: Tensor, w: _Out, out: _Out, biases: list[tuple[Tensor, _Out]]) -> _Out:
+        """(w − bμᵀ)·factor."""
+        if w is None:
+            return None
+        for b, _ in biases:
+            w = torch.addcmul(w, b[..., None], self.mean, value=-1, out=out)
+        return torch.mul(w, factor, out=out)
+
+    def _uncentered(self, factor: float, W: _Out, biases: list[tuple[Tensor, _Out]]) -> list[Tensor]:
+        """b·factor − Wμ."""
+        made = [torch.mul(b, factor, out=o) for b, o in biases]
+        if W is None or not biases:
+            return made
+        moved = self._at_mean(W)
+        return [b.sub_(moved) for b in made]
+
+    def _at_mean(self, W: Tensor) -> Tensor:
         """Wμ, (groups, outputs)."""
-        return torch.matmul(weight, self.mean.transpose(1, 2)).squeeze(2)
+        if len(W) == 1:
+            return torch.mv(W[0], self.mean[0, 0])[None]
+        return torch.matmul(W, self.mean.transpose(1, 2)).squeeze(2)
 
 
 class Standardization(Preconditioner):
@@ -130,16 +163,24 @@ class Standardization(Preconditioner):
         self.parameters, self._blocks = list(parameters), list(blocks)
 
     def apply(self, z: Sequence[Tensor]) -> list[Tensor]:
-        return self._through(z, "apply")
+        return self._changed("apply", z)
 
     def adjoint(self, g: Sequence[Tensor]) -> list[Tensor]:
-        return self._through(g, "adjoint")
+        return self._changed("adjoint", g)
 
     def invert(self, p: Sequence[Tensor]) -> list[Tensor]:
-        return self._through(p, "invert")
+        return self._changed("invert", p)
 
     def gram(self, g: Sequence[Tensor]) -> list[Tensor]:
-        return self._through(g, "gram")
+        return self._changed("gram", g)
+
+    def write(self, how: str, x: Sequence[Tensor], out: Sequence[Tensor]) -> None:
+        made = self._blockwise(how, x, out)
+        for i, y in enumerate(out):
+            if i not in made:
+                y.copy_(x[i])
+            elif not y.is_contiguous():
+                y.copy_(made[i])
 
     def over(
         self, parameters: Sequence[Tensor], names: Sequence[str], dtype: torch.dtype | None = None
@@ -159,11 +200,14 @@ class Standardization(Preconditioner):
                 blocks.append(Block(weight, biases, block.groups, block.moments))
         return Standardization(parameters, blocks)
 
-    def _through(self, x: Sequence[Tensor], how: str) -> list[Tensor]:
+    def _changed(self, how: str, x: Sequence[Tensor]) -> list[Tensor]:
+        made = self._blockwise(how, x, None)
+        return [made[i] if i in made else y.clone() for i, y in enumerate(x)]
+
+    def _blockwise(self, how: str, x: Sequence[Tensor], out: Sequence[Tensor] | None) -> dict[int, Tensor]:
         if len(x) != len(self.parameters):
             raise ValueError(f"got {len(x)} tensors for the {len(self.parameters)} parameters of P; give one for each")
-        result = list(x)
+        made: dict[int, Tensor] = {}
         for block in self._blocks:
-            for i, new in block.change(x, how):
-                result[i] = new
-        return result
+            made |= block.change(how, x, out)
+        return made

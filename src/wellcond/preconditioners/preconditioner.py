@@ -56,6 +56,14 @@ class Preconditioner(ABC):
         """PPᵀ g, in new tensors."""
         return self.apply(self.adjoint(g))
 
+    def write(self, how: str, x: Sequence[Tensor], out: Sequence[Tensor]) -> None:
+        """`how`, one of "apply", "adjoint", "invert" and "gram", of x into other memory, or into x itself.
+
+        On the CPU new memory takes longer to get than to compute with; a step uses that of the step before.
+        """
+        if len(out):
+            torch._foreach_copy_(list(out), getattr(self, how)(x))
+
     def stepped(self) -> None:  # noqa: B027, most have nothing to do
         """An optimizer that P belongs to has taken a step; called by `precondition` and `reparameterize`."""
 
@@ -82,13 +90,20 @@ class Diagonal(Preconditioner):
         self.parameters, self.scales, self.rounding = list(parameters), list(scales), rounding
 
     def apply(self, z: Sequence[Tensor]) -> list[Tensor]:
-        return list(torch._foreach_mul(list(z), self.scales)) if self.scales else []
+        return [s * x for s, x in zip(self.scales, z, strict=True)]
 
     def adjoint(self, g: Sequence[Tensor]) -> list[Tensor]:
         return self.apply(g)
 
     def invert(self, p: Sequence[Tensor]) -> list[Tensor]:
-        return list(torch._foreach_div(list(p), self.scales)) if self.scales else []
+        return [x / s for s, x in zip(self.scales, p, strict=True)]
+
+    def write(self, how: str, x: Sequence[Tensor], out: Sequence[Tensor]) -> None:
+        operation = torch.div if how == "invert" else torch.mul
+        for s, y, o in zip(self.scales, x, out, strict=True):
+            operation(y, s, out=o)
+            if how == "gram":
+                o.mul_(s)
 
     def over(self, parameters: Sequence[Tensor], names: Sequence[str], dtype: torch.dtype | None = None) -> Diagonal:
         position = {id(p): i for i, p in enumerate(self.parameters)}
@@ -138,13 +153,16 @@ class Composed(Preconditioner):
         self.rounding = P1.rounding + P2.rounding
 
     def apply(self, z: Sequence[Tensor]) -> list[Tensor]:
-        return self._through("apply", 0, self._through("apply", 1, z))
+        return self._made("apply", z)
 
     def adjoint(self, g: Sequence[Tensor]) -> list[Tensor]:
-        return self._through("adjoint", 1, self._through("adjoint", 0, g))
+        return self._made("adjoint", g)
 
     def invert(self, p: Sequence[Tensor]) -> list[Tensor]:
-        return self._through("invert", 1, self._through("invert", 0, p))
+        return self._made("invert", p)
+
+    def gram(self, g: Sequence[Tensor]) -> list[Tensor]:
+        return self._made("gram", g)
 
     def over(self, parameters: Sequence[Tensor], names: Sequence[str], dtype: torch.dtype | None = None) -> Composed:
         factors: list[Preconditioner] = []
@@ -171,9 +189,26 @@ class Composed(Preconditioner):
         for P in self.factors:
             P.stepped()
 
-    def _through(self, how: str, factor: int, x: Sequence[Tensor]) -> list[Tensor]:
-        result, places = list(x), self._places[factor]
-        changed = getattr(self.factors[factor], how)([x[i] for i in places])
-        for i, new in zip(places, changed, strict=True):
-            result[i] = new
+    def write(self, how: str, x: Sequence[Tensor], out: Sequence[Tensor]) -> None:
+        if out and out[0] is not x[0]:
+            torch._foreach_copy_(list(out), list(x))
+        for factor, part in _FACTORS[how]:
+            some = [out[i] for i in self._places[factor]]
+            self.factors[factor].write(part, some, some)
+
+    def _made(self, how: str, x: Sequence[Tensor]) -> list[Tensor]:
+        result = list(x)
+        for factor, part in _FACTORS[how]:
+            places = self._places[factor]
+            for i, new in zip(places, getattr(self.factors[factor], part)([result[i] for i in places]), strict=True):
+                result[i] = new
         return result
+
+
+_FACTORS = {
+    "apply": ((1, "apply"), (0, "apply")),
+    "adjoint": ((0, "adjoint"), (1, "adjoint")),
+    "invert": ((0, "invert"), (1, "invert")),
+    "gram": ((0, "adjoint"), (1, "gram"), (0, "apply")),  # P₁(P₂P₂ᵀ)P₁ᵀ
+}
+"""What is done by which factor, in turn."""

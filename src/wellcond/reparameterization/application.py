@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 
 from wellcond.attachment import Attached
 from wellcond.preconditioners import Composed, Diagonal, Preconditioner
-from wellcond.reparameterization.coordinates import Coordinates, laid_out
+from wellcond.reparameterization.coordinates import Coordinates, Memory
 
 
 class GivenP(Attached):
@@ -31,6 +31,7 @@ class GivenP(Attached):
             raise TypeError(f"P is a {what}; give a preconditioner, such as BatchNormPreconditioner(model)")
         self.P = P
         self._ids: set[int] | None = None
+        self._memory = Memory()
         self._raw: list[tuple[Tensor, Tensor]] = []  # parameters and their gradients as they were
         self._restricted: dict[tuple[int, ...], Preconditioner] = {}
         self._seen: set[int] = set()
@@ -88,10 +89,17 @@ class GivenP(Attached):
         parameters = self._with_gradient(optimizer)
         gradients = [p.grad for p in parameters if p.grad is not None]
         self._raw = list(zip(parameters, gradients, strict=True))
-        if parameters:
-            changed = _changed(self.restricted(optimizer, parameters), how, gradients)
-            for p, g, raw in zip(parameters, changed, gradients, strict=True):
-                p.grad = laid_out(raw, g)
+        if not parameters:
+            return []
+        P = self.restricted(optimizer, parameters)
+        if all(g.layout == torch.strided for g in gradients):
+            changed = self._memory.like("gradient", gradients)
+            P.write(how, gradients, changed)
+        else:
+            assert isinstance(P, Diagonal)
+            changed = [_scaled(g, s if how == "adjoint" else s * s) for g, s in zip(gradients, P.scales, strict=True)]
+        for p, g in zip(parameters, changed, strict=True):
+            p.grad = g.detach()  # whoever keeps it is seen to use the memory
         return parameters
 
     def _give_back_gradients(self) -> None:
@@ -133,7 +141,7 @@ class GivenP(Attached):
                     raise ValueError(f"P is not finite and invertible in {p.dtype} at {_name(p, optimizer)}")
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_restricted": {}, "_seen": set(), "_ids": None, "_raw": []}
+        return {**self.__dict__, "_restricted": {}, "_seen": set(), "_ids": None, "_raw": [], "_memory": Memory()}
 
 
 class Precondition(GivenP):
@@ -210,7 +218,9 @@ class Reparameterize(GivenP):
         if self._inside is None:
             parameters = self._change_gradients(optimizer, "adjoint")
             if parameters:
-                self._inside = Coordinates(self.restricted(optimizer, parameters), parameters, self._compiled)
+                self._inside = Coordinates(
+                    self.restricted(optimizer, parameters), parameters, self._memory, self._compiled
+                )
             return
         parameters = self._change_gradients(optimizer, "adjoint")
         if list(map(id, parameters)) != list(map(id, self._inside.parameters)):
@@ -238,7 +248,7 @@ class Reparameterize(GivenP):
     def show(self, optimizer: Optimizer) -> None:
         self._change_gradients(optimizer, "adjoint")
         covered = self.covered(optimizer)
-        self._inside = Coordinates(self.restricted(optimizer, covered), covered)
+        self._inside = Coordinates(self.restricted(optimizer, covered), covered, Memory())
 
     def seen(self, optimizer: Optimizer, parameters: Sequence[Tensor], gradients: Sequence[Tensor]) -> Sequence[Tensor]:
         ids = {id(p) for p in self.covered(optimizer)}
@@ -260,13 +270,6 @@ class Reparameterize(GivenP):
 
 
 _FREEZE = "give a constant one (a BatchNormPreconditioner is constant after its remove())"
-
-
-def _changed(P: Preconditioner, how: str, gradients: list[Tensor]) -> Sequence[Tensor]:
-    if all(g.layout == torch.strided for g in gradients):
-        return getattr(P, how)(gradients)
-    assert isinstance(P, Diagonal)
-    return [_scaled(g, s if how == "adjoint" else s * s) for g, s in zip(gradients, P.scales, strict=True)]
 
 
 def _scaled(g: Tensor, s: Tensor) -> Tensor:

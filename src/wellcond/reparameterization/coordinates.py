@@ -17,16 +17,18 @@ class Coordinates:
     Args:
         P: over exactly these parameters.
         parameters: which hold p, and z afterwards.
+        memory: for z.
         compiled: whether the way back is compiled, for a `Diagonal` on the CPU; None for where that pays.
     """
 
-    def __init__(self, P: Preconditioner, parameters: Sequence[Tensor], compiled: bool | None = False):
+    def __init__(self, P: Preconditioner, parameters: Sequence[Tensor], memory: Memory, compiled: bool | None = False):
         self.P, self.parameters = P, list(parameters)
         self._points = [p.detach() for p in parameters]
         self._one_pass = compiled is not False and isinstance(P, Diagonal) and self._worth(compiled)
-        z = inverted(P, self._points)
+        z = memory.like("z", self._points)
+        P.write("invert", self._points, z)
         # In one pass P⁻¹p is computed again, the same bits, which is cheaper than to read it.
-        self._start = None if self._one_pass else [x.clone() for x in z]
+        self._start = None if self._one_pass else memory.copy("start", z)
         self._before: list[Tensor] | None = None  # p as the step began, where it has moved since
         self.enter(z)
 
@@ -42,7 +44,7 @@ class Coordinates:
             self._before = [x.clone() for x in self._points]
         else:
             torch._foreach_copy_(self._points, self._before)
-        self._advance(z)
+        self._advance(z, [x.clone() for x in self._start or []])
         self.enter(self._points)
         return z
 
@@ -51,7 +53,7 @@ class Coordinates:
         z = [p.detach() for p in self.parameters]
         if self._before is not None:
             torch._foreach_copy_(self._points, self._before)
-        self._advance(z)
+        self._advance(z, self._start or [])
         self.enter(self._points)
 
     def abandon(self) -> None:
@@ -60,8 +62,9 @@ class Coordinates:
             torch._foreach_copy_(self._points, self._before)
         self.enter(self._points)
 
-    def _advance(self, z: list[Tensor]) -> None:
-        """p ← p − P(z_before − z): subtracted, so that p stays as it is, bit for bit, where z is as it was, −0 too."""
+    def _advance(self, z: list[Tensor], start: list[Tensor]) -> None:
+        """p ← p − P(z_before − z), which uses z_before up: subtracted, so that p stays as it is, bit for bit, where z
+        is as it was, −0 too."""
         if self._start is None:
             assert isinstance(self.P, Diagonal)
             rows = [list(row) for row in zip(self._points, z, self.P.scales, strict=True)]
@@ -69,13 +72,14 @@ class Coordinates:
             passes.add("reparameterization", lambda: _diagonal_advance, rows, [[0.0]] * len(rows))
             passes.run()
             return
-        back = torch._foreach_sub(self._start, z)
+        torch._foreach_sub_(start, z)
         if not isinstance(self.P, Diagonal):
-            torch._foreach_sub_(self._points, self.P.apply(back))
+            self.P.write("apply", start, start)
+            torch._foreach_sub_(self._points, start)
             return
-        for p, s, d, x in zip(self._points, self.P.scales, back, z, strict=True):
+        for p, s, d, x in zip(self._points, self.P.scales, start, z, strict=True):
             p.addcmul_(d, s, value=-1)
-            torch.where(x == 0, x, p, out=p)
+            p.mul_(torch.ne(x, 0, out=d))  # a mask of floats: one of bools takes six times as long
 
     def _worth(self, compiled: bool | None) -> bool:
         plain = all(p.device.type == "cpu" and p.dtype in (torch.float32, torch.float64) for p in self._points)
@@ -87,14 +91,39 @@ def _diagonal_advance(tensors: Sequence[Tensor], scalars: Sequence[object]) -> l
     return [torch.where(z == 0, z, p - s * (p / s - z))]
 
 
-def inverted(P: Preconditioner, points: list[Tensor]) -> list[Tensor]:
-    """P⁻¹p, in new memory."""
-    made = zip(points, P.invert(points), strict=True)
-    return [x.clone() if x is p else laid_out(p, x) for p, x in made]
+class Memory:
+    """Tensors that are kept from one step to the next where memory is the CPU's: there new pages take longer to get
+    than to compute with."""
+
+    def __init__(self) -> None:
+        self._kept: dict[str, list[Tensor]] = {}
+
+    def like(self, use: str, tensors: Sequence[Tensor]) -> list[Tensor]:
+        """Tensors of the same shapes, types and layouts, with anything in them."""
+        kept = self._kept.get(use, [])
+        if len(kept) == len(tensors) and all(map(_fits, kept, tensors)):
+            return kept
+        made = [torch.empty_like(t) for t in tensors]
+        self._kept[use] = made if all(t.device.type == "cpu" for t in made) else []
+        return made
+
+    def copy(self, use: str, tensors: Sequence[Tensor]) -> list[Tensor]:
+        """The same with their values."""
+        made = self.like(use, tensors)
+        if made:
+            torch._foreach_copy_(made, list(tensors))
+        return made
 
 
-def laid_out(given: Tensor, x: Tensor) -> Tensor:
-    """x in the dtype and the memory layout of a tensor of its shape: fused kernels go by memory."""
-    if x.dtype == given.dtype and (x.is_sparse or x.stride() == given.stride()):
-        return x
-    return x.to(given.dtype) if x.is_sparse else torch.empty_like(given).copy_(x)
+def _fits(kept: Tensor, x: Tensor) -> bool:
+    # Nor may anybody have kept it, say as the last gradient.
+    alone = _uses(kept) == _ALONE
+    return alone and (kept.shape, kept.dtype, kept.stride(), kept.device) == (x.shape, x.dtype, x.stride(), x.device)
+
+
+def _uses(x: Tensor) -> int:
+    """Of its memory."""
+    return torch._C._storage_Use_Count(x.untyped_storage()._cdata)
+
+
+_ALONE = _uses(torch.empty(1))

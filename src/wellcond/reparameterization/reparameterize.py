@@ -11,7 +11,6 @@ from torch.optim import Optimizer
 from wellcond.attachment import attach, attachment_of
 from wellcond.preconditioners import Preconditioner, unwrapped_optimizer
 from wellcond.reparameterization.application import GivenP, Precondition, Reparameterize, parameters_of
-from wellcond.reparameterization.coordinates import inverted
 
 
 def precondition(optimizer: Any, P: Preconditioner) -> Preconditioning:
@@ -110,7 +109,8 @@ class _Handle:
         return self._application.P
 
     def remove(self) -> None:
-        """Take it off; what it did stays done."""
+        """Take it off; what it did stays done, and what a step that raised has left is put back."""
+        self._application.abandon(self.optimizer)
         if attachment := attachment_of(self.optimizer):
             attachment.drop(self._application)
 
@@ -147,4 +147,6 @@ class Reparameterization(_Handle):
     def z(self) -> list[Tensor]:
         """P⁻¹p of the parameters that P covers, in the optimizer's order."""
         parameters = self._application.covered(self.optimizer)
-        return inverted(self._application.restricted(self.optimizer, parameters), [p.detach() for p in parameters])
+        z = [torch.empty_like(p) for p in parameters]
+        self._application.restricted(self.optimizer, parameters).write("invert", parameters, z)
+        return z
