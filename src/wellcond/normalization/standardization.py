@@ -68,14 +68,17 @@ class Block:
             made = None
             if known is not None:
                 mean, variance, q2 = known
-                entries = 1 if self.weight is None else like[0].numel() * self.groups // len(mean)
-                mean, squared = (
-                    v.to(like.device, like.dtype).view(self.groups, 1, -1, 1).expand(-1, -1, -1, entries).flatten(2)
-                    for v in (mean, variance * q2)
-                )
+                fan_in = len(mean) if self.weight is None else like.shape[1:].numel() * self.groups
+                mean, squared = (self._at_entries(v.to(like.device, like.dtype), fan_in) for v in (mean, variance * q2))
                 made = _Factors(mean, squared, q2)
             self._made = key, made
         return self._made[1]
+
+    def _at_entries(self, v: Tensor, fan_in: int) -> Tensor:
+        """A value a feature as one an entry of a row of the weight, (groups, 1, fan-in): a convolution has several."""
+        if len(v) == fan_in:
+            return v.view(self.groups, 1, -1)
+        return v.view(self.groups, 1, -1, 1).expand(-1, -1, -1, fan_in // len(v)).flatten(2)
 
     def __getstate__(self) -> dict[str, object]:
         return {**self.__dict__, "_made": (None, None)}

@@ -52,6 +52,8 @@ class GivenP(Attached):
         """P over some of the parameters that it covers."""
         key = tuple(map(id, parameters))
         if key not in self._restricted:
+            if len(self._restricted) == 8:  # gradients come and go
+                self._restricted.clear()
             dtypes = {torch.promote_types(p.dtype, torch.float32) for p in parameters}
             names = [_name(p, optimizer) for p in parameters]
             self._restricted[key] = self.P.over(parameters, names, dtypes.pop() if len(dtypes) == 1 else None)
