@@ -7,7 +7,7 @@ PEERS_READY := .venv-peers/.ready
 
 .PHONY: help demo test test-browser test-cross-library lint format bench bench-quick bench-peers bench-peers-quick
 .PHONY: accuracy accuracy-quick
-.PHONY: peers sparse sparse-quick picture clean
+.PHONY: peers sparse sparse-quick normalization normalization-quick picture clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 16
@@ -37,6 +37,7 @@ bench: $(READY) ## what an examination, a product and a step of an optimizer cos
 	$(BIN)/python benchmarks/examination_cost.py
 	$(BIN)/python benchmarks/product_cost.py
 	$(BIN)/python benchmarks/optimizer_step.py
+	$(BIN)/python benchmarks/reparameterization.py
 	$(BIN)/python benchmarks/eigenvalues.py
 	$(BIN)/python benchmarks/spectral_density.py
 	$(BIN)/python benchmarks/scale.py
@@ -45,6 +46,7 @@ bench-quick: $(READY) ## the same with fewer repetitions
 	$(BIN)/python benchmarks/examination_cost.py --quick
 	$(BIN)/python benchmarks/product_cost.py --quick
 	$(BIN)/python benchmarks/optimizer_step.py --quick
+	$(BIN)/python benchmarks/reparameterization.py --quick
 	$(BIN)/python benchmarks/eigenvalues.py --quick
 	$(BIN)/python benchmarks/spectral_density.py --quick
 	$(BIN)/python benchmarks/scale.py --quick
@@ -81,11 +83,19 @@ sparse-quick: $(READY) ## the same with fewer and shorter runs
 	$(BIN)/python examples/sparse_digits.py --quick
 	$(BIN)/python examples/rare_embeddings.py --quick
 
+normalization: $(READY) ## the tables of docs/normalization.md and docs/what-if.md, from new runs
+	$(BIN)/python examples/small_batches.py
+	$(BIN)/python benchmarks/what_if.py
+
+normalization-quick: $(READY) ## the same with fewer and shorter runs
+	$(BIN)/python examples/small_batches.py --quick
+	$(BIN)/python benchmarks/what_if.py --quick
+
 picture: $(READY) ## the pictures of the README and the docs, from new runs (needs Chromium)
 	$(BIN)/python docs/make_picture.py
 
 clean: ## remove .venv and everything generated
-	rm -rf .venv .venv-peers .mypy_cache .ruff_cache .hypothesis report.html report.json sparse_digits.html
+	rm -rf .venv .venv-peers .mypy_cache .ruff_cache .hypothesis report.html report.json sparse_digits.html small_batches.html
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "wellcond needs Python 3.11 or newer; make PYTHON=python3.x")'
