@@ -353,3 +353,16 @@ def test_the_first_layer_of_digits_as_the_readme_has_it():
     assert layer.kappa.value == pytest.approx(2549.3, abs=0.1)
     assert layer.standardized.value == pytest.approx(12.07, abs=0.01)
     assert layer.constant == 3
+
+
+def test_an_optimizer_whose_steps_are_of_no_preconditioner_is_left_out_with_a_note():
+    torch.manual_seed(0)
+    model, X, y = torch.nn.Linear(4, 3), torch.randn(30, 4), torch.randint(3, (30,))
+    optimizer = torch.optim.Adam(model.parameters())
+    wc.precondition(optimizer, wc.BatchNormPreconditioner(model))
+    torch.nn.functional.cross_entropy(model(X), y).backward()
+    optimizer.step()
+    examination = wc.examine(model, torch.nn.CrossEntropyLoss(), (X, y), optimizer)
+    assert examination.measurements.optimizer is None
+    assert examination.measurements.edge is None
+    assert any("no symmetric" in note for note in examination.measurements.notes)

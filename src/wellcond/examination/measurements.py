@@ -17,7 +17,7 @@ from wellcond.examination.run import TrainingRun
 from wellcond.linalg import norm
 from wellcond.normalization import LayerConditioning, NoLayersError, layer_conditioning
 from wellcond.parameters import flatten
-from wellcond.preconditioners import Preconditioner, preconditioner_of, reading_of, steps_of
+from wellcond.preconditioners import NotPreconditionedError, Preconditioner, preconditioner_of, reading_of, steps_of
 from wellcond.problem import Problem, optimized_parameters
 from wellcond.stability import EdgeRatio, edge_ratio, takes_products
 
@@ -113,13 +113,17 @@ def measure(run: TrainingRun, settings: Settings, progress: Progress | None = No
         FloatingPointError: where the curvature is not finite, or wrong.
     """
     started = time.perf_counter()
-    P, facts, chosen, notes = None, None, None, []
+    optimizer, P, facts, chosen, notes = None, None, None, None, []
     if run.optimizer is not None:
         optimizer, _ = reading_of(run.optimizer)
-        P, facts = preconditioner_of(optimizer), _facts(optimizer)
         chosen, left_out = optimized_parameters(run.model, optimizer)
         if left_out:
             notes.append(f"Not in the optimizer, taken as frozen: {_some(left_out)}.")
+        try:
+            P, facts = preconditioner_of(optimizer), _facts(optimizer)
+        except NotPreconditionedError as error:
+            optimizer = None
+            notes.append(f"Measured without the optimizer: {error}.")
     problem = _problem(run, settings, chosen, notes)
     gradient = problem.gradient()
     m = Measurements(
@@ -143,10 +147,10 @@ def measure(run: TrainingRun, settings: Settings, progress: Progress | None = No
     if settings.curvature == "hessian":
         trace_only = replace(effort, probes=effort.trace_probes, probe_steps=1)
         efforts = [(Hessian, effort), (GaussNewton, trace_only)]
-    course = Course(_plan(m, efforts, run.optimizer), progress)
+    course = Course(_plan(m, efforts, optimizer), progress)
     for kind, spent in efforts:
         try:
-            _measure_curvature(m, kind(problem), run.optimizer, P, spent, course)
+            _measure_curvature(m, kind(problem), optimizer, P, spent, course)
         except OutputUnknownError as error:
             if settings.curvature == "gauss-newton":
                 raise

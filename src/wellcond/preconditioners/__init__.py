@@ -12,6 +12,7 @@ from wellcond.preconditioners.optimizers import with_given as with_given
 from wellcond.preconditioners.optimizers import with_gradient as with_gradient
 from wellcond.preconditioners.preconditioner import Composed as Composed
 from wellcond.preconditioners.preconditioner import Diagonal as Diagonal
+from wellcond.preconditioners.preconditioner import NotPreconditionedError as NotPreconditionedError
 from wellcond.preconditioners.preconditioner import Preconditioner as Preconditioner
 from wellcond.preconditioners.reading import Reading as Reading
 from wellcond.preconditioners.reading import reading_for as reading_for

@@ -9,6 +9,10 @@ import torch
 from torch import Tensor
 
 
+class NotPreconditionedError(ValueError):
+    """An optimizer's steps are not along PPᵀ∇L for any P."""
+
+
 class Preconditioner(ABC):
     """An invertible linear P on lists of tensors in parameter order (theory, section 1).
 

@@ -11,7 +11,7 @@ from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 
 from wellcond.attachment import Attached
-from wellcond.preconditioners import Composed, Diagonal, Preconditioner
+from wellcond.preconditioners import Composed, Diagonal, NotPreconditionedError, Preconditioner
 from wellcond.reparameterization.coordinates import Coordinates, Memory
 
 
@@ -184,7 +184,7 @@ class Precondition(GivenP):
 
     def whole(self, optimizer: Optimizer, own: Preconditioner) -> Preconditioner:
         if not (own.is_identity or isinstance(self.P, Diagonal)):
-            raise ValueError(
+            raise NotPreconditionedError(
                 f"{type(optimizer).__name__} scales what precondition has made of the gradient, and with a "
                 f"{type(self.P).__name__} the two don't commute: the step is of no symmetric PPᵀ. The whole of "
                 "reparameterize has one"
