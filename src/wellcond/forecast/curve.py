@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from wellcond.linalg import number
+from wellcond.linalg.axes import axes
 from wellcond.preconditioners import Momentum
 
 
@@ -127,12 +128,7 @@ class Forecast:
         Raises:
             ModuleNotFoundError: without matplotlib (`pip install wellcond[plot]`).
         """
-        if ax is None:
-            try:
-                from matplotlib import pyplot
-            except ModuleNotFoundError as error:
-                raise ModuleNotFoundError("plots need matplotlib: pip install 'wellcond[plot]'") from error
-            _, ax = pyplot.subplots(figsize=(7, 4.2), layout="constrained")
+        ax = axes(ax)
         lowest = min(float(c.losses.min()) for c in self.curves.values() if not c.diverges or len(self.curves) == 1)
         span = max(self.loss - lowest, 1e-12 * abs(self.loss), 1e-300)
         for name in self.ranking():

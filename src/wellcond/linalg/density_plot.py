@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
+from wellcond.linalg.axes import axes
+
 if TYPE_CHECKING:
     from wellcond.linalg.density import SpectralDensity
 
@@ -14,12 +16,7 @@ POSITIVE, NEGATIVE = "#1f5fa8", "#c2571a"
 
 def plot(d: SpectralDensity, ax: Any = None) -> Any:
     """Draw `d` with a band of two standard errors; see `SpectralDensity.plot`."""
-    if ax is None:
-        try:
-            import matplotlib.pyplot as plt
-        except ImportError:
-            raise ImportError('plots need matplotlib: pip install "wellcond[plot]"') from None
-        ax = plt.subplots(layout="constrained")[1]
+    ax = axes(ax, size=(6.4, 4.8))
     if d.scale == "linear":
         _steps(ax, d.edges, d.density, d.standard_error, POSITIVE)
         ax.set_xlabel(f"eigenvalue of {d.of}")

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from wellcond.preconditioners import Preconditioner
+from wellcond.normalization.standardization import Block, Standardization
 
 
-class LayerNormalization(Preconditioner):
+class LayerNormalization(Standardization):
     """P = VD on each row [b; W] of a layer, V = [[1, −μᵀ], [0, I]], D = diag(1, s): then ĤP = [1, (H − 1μᵀ)·diag(s)].
 
     In the parameters: W = W_z·diag(s), b = b_z − Wμ; for a gradient g: g_W ← (g_W − g_b μᵀ)·diag(s), g_b as it is.
@@ -40,54 +42,28 @@ class LayerNormalization(Preconditioner):
             raise ValueError(
                 "the layer has no bias: taking the mean off its inputs is no change of its parameters; scale only"
             )
-        self.weight, self.bias, self.mean, self.scale = weight, bias, mean, scale
-        self.parameters = [weight] if bias is None else [weight, bias]
-
-    def apply(self, z: Sequence[Tensor]) -> list[Tensor]:
-        W, b = self._split(z)
-        W = self._rows(W) * self._each(self.scale)
-        return self._joined(W, None if b is None else b - self._dot(W))
-
-    def adjoint(self, g: Sequence[Tensor]) -> list[Tensor]:
-        W, b = self._split(g)
-        rows = self._rows(W)
-        if b is not None:
-            rows = rows - b.view(*rows.shape[:2], 1) * self._each(self.mean)
-        return self._joined(rows * self._each(self.scale), b)
-
-    def invert(self, p: Sequence[Tensor]) -> list[Tensor]:
-        W, b = self._split(p)
-        rows = self._rows(W)
-        return self._joined(rows / self._each(self.scale), None if b is None else b + self._dot(rows))
+        self.mean, self.scale = mean, scale
+        biases = [] if bias is None else [bias]
+        moments = _Fixed(mean.flatten(), scale.flatten().square().reciprocal())
+        super().__init__([weight, *biases], [Block(0, list(range(1, 1 + len(biases))), groups, moments)])
 
     def over(
         self, parameters: Sequence[Tensor], names: Sequence[str], dtype: torch.dtype | None = None
     ) -> LayerNormalization:
-        own = {id(p) for p in self.parameters}
-        for name, p in zip(names, parameters, strict=True):
-            if id(p) not in own:
-                raise ValueError(f"the normalization of one layer does not cover {name}; give the block of that layer")
-        if len(parameters) != len(own):
+        if len(parameters) < len(self.parameters):
             raise ValueError("taking the mean off a layer's inputs mixes its weight and bias; give the block of both")
-        twin = LayerNormalization(self.weight, self.bias, self.mean.to(dtype), self.scale.to(dtype))
-        twin.parameters = list(parameters)
+        restricted, twin = super().over(parameters, names, dtype), copy.copy(self)
+        twin.parameters, twin._blocks = restricted.parameters, restricted._blocks
         return twin
 
-    def _split(self, tensors: Sequence[Tensor]) -> tuple[Tensor, Tensor | None]:
-        by_parameter = {id(p): x for p, x in zip(self.parameters, tensors, strict=True)}
-        return by_parameter[id(self.weight)], None if self.bias is None else by_parameter[id(self.bias)]
 
-    def _joined(self, rows: Tensor, b: Tensor | None) -> list[Tensor]:
-        W = rows.reshape(self.weight.shape)
-        return [W if p is self.weight or b is None else b for p in self.parameters]
+@dataclass
+class _Fixed:
+    """`Moments` that stay: μ and σ² of each column."""
 
-    def _rows(self, W: Tensor) -> Tensor:
-        """(groups, outputs of a group, fan-in entries)."""
-        return W.reshape(len(self.mean), -1, self.mean.shape[1])
+    mean: Tensor
+    variance: Tensor
+    version: int = 0
 
-    def _each(self, statistic: Tensor) -> Tensor:
-        return statistic[:, None]
-
-    def _dot(self, rows: Tensor) -> Tensor:
-        """Wμ, (outputs,)."""
-        return (rows @ self.mean[..., None]).reshape(-1)
+    def known(self) -> tuple[Tensor, Tensor, float]:
+        return self.mean, self.variance, 1.0

@@ -11,6 +11,7 @@ from torch import nn
 from wellcond.conditioning import Conditioning
 from wellcond.forecast import Curve
 from wellcond.linalg import Estimate, number
+from wellcond.linalg.axes import axes
 
 
 @dataclass(frozen=True)
@@ -113,12 +114,7 @@ class WhatIf:
         Raises:
             ModuleNotFoundError: without matplotlib (`pip install wellcond[plot]`).
         """
-        if ax is None:
-            try:
-                from matplotlib import pyplot
-            except ModuleNotFoundError as error:
-                raise ModuleNotFoundError("plots need matplotlib: pip install 'wellcond[plot]'") from error
-            _, ax = pyplot.subplots(figsize=(7, 4.2), layout="constrained")
+        ax = axes(ax)
         for name, v in self.variants.items():
             (line,) = ax.plot(range(self.warm_up + 1), [*v.warm_up, v.loss], "--", linewidth=1.0, label=name)
             if v.curve is not None:
