@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -89,6 +90,26 @@ class Subject:
                 notes.append(f"Measured without the optimizer: {error}.")
         problem = _problem(run, settings, chosen, notes)
         return cls(run, problem, optimizer, P, Trials(run, problem, settings.trial_steps, settings.seed), notes)
+
+    @cached_property
+    def double(self) -> Problem | None:
+        """The problem in float64, over its first batch; None where the model or the loss won't have it."""
+        whole = self.problem
+        try:
+            problem = Problem(
+                whole.model,
+                whole.loss_fn,
+                whole.batches[:1],
+                loss=whole.whole_loss,
+                mode=whole.mode,
+                parameters=whole.parameters,
+                seed=whole.seed,
+                dtype=torch.float64,
+            )
+            problem.loss()
+        except Exception:  # whatever their code raises about a dtype
+            return None
+        return problem if problem.loss_dtype == torch.float64 else None
 
 
 def _problem(run: TrainingRun, settings: Settings, chosen: Any, notes: list[str]) -> Problem:

@@ -3,13 +3,23 @@
 from collections.abc import Callable
 
 from wellcond.examination.finding import Finding
-from wellcond.examination.findings import inputs, learning_rate, negative_curvature, preconditioner, unreached
+from wellcond.examination.findings import (
+    epsilon,
+    inputs,
+    learning_rate,
+    momentum,
+    negative_curvature,
+    preconditioner,
+    unreached,
+)
 from wellcond.examination.measurements import Measurements
 from wellcond.examination.subject import Subject
 
 FINDINGS: list[Callable[[Measurements, Subject], Finding | None]] = [
     inputs.find,
     learning_rate.find,
+    momentum.find,
+    epsilon.find,
     preconditioner.find,
     negative_curvature.find,
     unreached.find,
