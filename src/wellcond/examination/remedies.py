@@ -54,7 +54,7 @@ def built_code(
     defaults = {key: known[key].default for key in known if key != "params"}
     groups = [{k: v for k, v in {**group, **new(group)}.items() if k in defaults} for group in optimizer.param_groups]
     shared = {k: v for k, v in groups[0].items() if all(_same(group.get(k), v) for group in groups)}
-    told = "".join(f", {k}={shown(v)}" for k, v in shared.items() if k == "lr" or not _same(v, defaults[k]))
+    told = "".join(f", {k}={shown(v)}" for k, v in shared.items() if _told(k, v, defaults[k]))
     module = "torch.optim." if kind.__module__.startswith("torch.optim") else ""
     if len(groups) == 1:
         return f"optimizer = {module}{kind.__name__}(model.parameters(){told})"
@@ -79,6 +79,11 @@ def shown(value: Any) -> str:
 def _now(optimizer: Optimizer, key: str) -> str:
     now = list(dict.fromkeys(shown(group[key]) for group in optimizer.param_groups))
     return ", ".join(now[:4]) + (" …" if len(now) > 4 else "")
+
+
+def _told(key: str, value: Any, default: Any) -> bool:
+    """Whether a setting is worth writing: where it is not the default, and where the default is not known by heart."""
+    return key == "lr" or (key == "weight_decay" and value != 0) or not _same(value, default)
 
 
 def _same(a: Any, b: Any) -> bool:

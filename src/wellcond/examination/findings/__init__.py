@@ -5,12 +5,17 @@ from collections.abc import Callable
 from wellcond.examination.finding import Finding
 from wellcond.examination.findings import (
     epsilon,
+    gradient_noise,
     inputs,
+    l1_in_loss,
     learning_rate,
     momentum,
     negative_curvature,
+    precision,
     preconditioner,
     unreached,
+    update_ratio,
+    weight_decay,
 )
 from wellcond.examination.measurements import Measurements
 from wellcond.examination.subject import Subject
@@ -20,6 +25,11 @@ FINDINGS: list[Callable[[Measurements, Subject], Finding | None]] = [
     learning_rate.find,
     momentum.find,
     epsilon.find,
+    weight_decay.find,
+    l1_in_loss.find,
+    gradient_noise.find,
+    update_ratio.find,
+    precision.find,
     preconditioner.find,
     negative_curvature.find,
     unreached.find,

@@ -25,7 +25,7 @@ a minimum all gradients are small, and an ε above them calms the steps."""
 
 
 def find(m: Measurements, subject: Subject) -> Finding | None:
-    """The share of coordinates with 0 < √v̂ < ε among those with √v̂ > 0."""
+    """The share of coordinates with 0 < √v < ε among those with √v > 0."""
     optimizer = subject.optimizer
     if optimizer is None or not all("eps" in group for group in optimizer.param_groups):
         return None
@@ -37,12 +37,12 @@ def find(m: Measurements, subject: Subject) -> Finding | None:
     evidence = {"swallowed": Estimate(swallowed, swallowed, swallowed, how)}
     eps = float(optimizer.param_groups[0]["eps"])
     name = type(optimizer).__name__
-    title = f"ε = {eps:g} of {name} is above √v̂ for {swallowed:.1%} of the coordinates that have a gradient."
+    title = f"ε = {eps:g} of {name} is above √v for {swallowed:.1%} of the coordinates that have a gradient."
     if swallowed < MANY:
         return Finding("epsilon", Severity.GOOD, title, "The others are preconditioned.", evidence)
     text = (
         "There the step is not divided by the size of the gradient but by ε, as in gradient descent with a rate of "
-        f"lr/ε. Half of these coordinates have a √v̂ under {number(float(roots.median()) * eps)}. "
+        f"lr/ε. Half of these coordinates have a √v under {number(float(roots.median()) * eps)}. "
         "Coordinates that never had a gradient are not counted."
     )
     new = _smaller(optimizer, roots)
@@ -72,7 +72,7 @@ def _default(optimizer: torch.optim.Optimizer, key: str) -> float:
 
 
 def _roots_over_eps(optimizer: torch.optim.Optimizer) -> Tensor | None:
-    """√v̂/ε as the step compares them, where √v̂ > 0, float64; None for optimizers whose ε is part of something else."""
+    """√v/ε as the step compares them, where √v > 0, float64; None for optimizers whose ε is part of something else."""
     groups = {id(p): group for group in optimizer.param_groups for p in group["params"]}
     found = []
     for step in steps_of(optimizer):
@@ -87,7 +87,7 @@ def _roots_over_eps(optimizer: torch.optim.Optimizer) -> Tensor | None:
 
 
 def _smaller(optimizer: torch.optim.Optimizer, roots: Tensor) -> float:
-    """The ε that the class has by itself where that is under a hundredth of nearly every √v̂, else such a one."""
+    """The ε that the class has by itself where that is under a hundredth of nearly every √v, else such a one."""
     sample = roots[:: 1 + len(roots) // 2**20].sort().values
     below = float(sample[len(sample) // 20]) / 100  # over the present ε
     small = float(optimizer.param_groups[0]["eps"]) * below ** (2 if isinstance(optimizer, torch.optim.Adadelta) else 1)
