@@ -59,7 +59,7 @@ def noise_scale(problem: Problem) -> NoiseScale | None:
     signal, noise = _jackknife(gram, sizes)
     batch = 1 / float((1 / sizes).mean())
     how = f"gradients of {k} batches"
-    if noise.low <= 0 or signal.high <= 0:
+    if not noise.defined or signal.high <= 0:
         why = f"{how}: too few to tell"
         return NoiseScale(Estimate.undefined(why), Estimate.undefined(why), batch)
     low = noise.low / signal.high
@@ -69,18 +69,23 @@ def noise_scale(problem: Problem) -> NoiseScale | None:
 
 
 def _jackknife(gram: Tensor, sizes: Tensor) -> tuple[Estimate, Estimate]:
-    """‖G‖² and tr Σ with their intervals."""
+    """‖G‖² and tr Σ with their intervals; that of tr Σ, which is positive and may have a long tail, is one of its
+    logarithm, and undefined where a batch less leaves nothing of it."""
     k = len(gram)
     whole = _signal_and_noise(gram, sizes)
     kept = [torch.arange(k) != j for j in range(k)]
     others = torch.stack([_signal_and_noise(gram[own][:, own], sizes[own]) for own in kept])
-    error = ((k - 1) / k * (others - others.mean(0)).square().sum(0)).sqrt()
-    half = student(CONFIDENCE, k - 1) * error
-    signal, noise = (
-        Estimate(float(x), float(x - h), float(x + h), "jackknife", CONFIDENCE)
-        for x, h in zip(whole, half, strict=True)
-    )
-    return signal, noise
+
+    def half(samples: Tensor) -> float:
+        error = math.sqrt((k - 1) / k * float((samples - samples.mean()).square().sum()))
+        return student(CONFIDENCE, k - 1) * error
+
+    (value, size), h = whole.tolist(), half(others[:, 0])
+    signal = Estimate(value, value - h, value + h, "jackknife", CONFIDENCE)
+    if not bool((others[:, 1] > 0).all()):
+        return signal, Estimate.undefined("no more noise than rounding")
+    factor = math.exp(min(half(others[:, 1].log()), 100.0))
+    return signal, Estimate(size, size / factor, size * factor, "jackknife of the logarithm", CONFIDENCE)
 
 
 def _signal_and_noise(gram: Tensor, sizes: Tensor) -> Tensor:

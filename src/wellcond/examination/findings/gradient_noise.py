@@ -31,7 +31,7 @@ def find(m: Measurements, subject: Subject) -> Finding | None:
     b = number(scale.batch)
     title = f"The gradient of a batch of {b} has {scale.ratio} times as much noise as signal, squared."
     text = f"Noise and signal are as large for batches of {scale.examples} examples."
-    if scale.ratio.low <= FAR_ABOVE:
+    if scale.ratio.low <= 1 or max(scale.ratio.value, scale.ratio.low) <= FAR_ABOVE:
         return Finding("gradient_noise", Severity.GOOD, title, text, evidence)
     effect = subject.trials.effect(lambda run: run, batches_a_step=BATCHES)
     if effect is None or not effect.saves(SAVES):
