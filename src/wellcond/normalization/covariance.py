@@ -21,6 +21,9 @@ KEPT = 2**25
 class Covariance(Protocol):
     """What takes up rows and gives moments."""
 
+    shape: tuple[int, int]
+    sum_to_zero: bool
+
     def add(self, x: Tensor) -> None:
         """Take up rows, (groups, n, width) in float64; they may be kept, and changed in place."""
 
@@ -152,8 +155,8 @@ def _of_rows(x: Tensor, *, sum_to_zero: bool) -> Moments:
         off = (x - mean).mean(0)
         mean = torch.where(varies, mean + off, mean)
     F = (x - mean - (x - mean).mean(0)) / math.sqrt(len(x))
-    # Its rows sum to zero: turn one of them into nothing.
-    v = torch.full((len(x), 1), 1 / math.sqrt(len(x)), dtype=x.dtype, device=x.device)
+    # Its rows sum to zero: a reflection that turns (1, …, 1) to the first axis makes that of the first.
+    F = F[1:] - F[:1] / (1 + math.sqrt(len(x)))
     return from_root(len(x), mean, varies, F, (sum(F.shape) / 2) * EPS, sum_to_zero=sum_to_zero)
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from wellcond.linalg import Estimate
-from wellcond.normalization.moments import EPS, Moments
+from wellcond.normalization.moments import EPS, SQUARES, Moments, root_of_squares, square_error
 
 
 @dataclass(frozen=True)
@@ -106,21 +106,32 @@ class Figures:
     def _singular_values(self, scale: Tensor, *, with_mean: bool = True, with_ones: bool | None = None) -> Tensor:
         """Of M with scaled columns, falling; without its first row, or without its first column, if so wanted."""
         m, with_ones = self.moments, self.bias if with_ones is None else with_ones
-        root = m.root[:, m.varies] * scale[m.varies]
         mean = m.mean * scale if with_mean else torch.zeros_like(m.mean)
         # Columns that never vary lie along the ones: together they are one column.
         one = math.sqrt((with_ones and with_mean) + float(mean[~m.varies].square().sum()))
-        mean = mean[m.varies]
-        lower = len(root) < root.shape[1]
-        if lower:
+        mean, scale = mean[m.varies], scale[m.varies]
+        root = m.root[:, m.varies] * scale
+        squares = m.gram * torch.outer(scale, scale) if m.gram is not None else None
+        beside = one > 0 or (not m.full and bool(mean.any()))
+        values, known = root_of_squares(_bordered_squares(one, mean, root, squares), len(root) + beside)
+        if known:
+            return values
+        if wide := len(root) < root.shape[1]:
             # The rows, and of the mean what lies in their span and what does not.
             R = torch.linalg.qr(torch.cat([root, mean[None]]).T, mode="r").R
-            root, beside = R[:, : len(root)].T[:, : len(root)], R[:, -1]
-            outside = float(beside[len(root) :].square().sum().sqrt())
-            mean = beside[: len(root)]
-            if outside > 4 * m.error * float(torch.linalg.vector_norm(beside)):
-                one = math.hypot(one, outside)
-        return _bordered_singular_values(one, mean, root, lower=lower)
+            size = float(torch.linalg.vector_norm(root, dim=0).max())
+            root, inside, outside = R[:, :-1].T[:, : len(root)], R[: len(root), -1], float(R[len(root) :, -1].abs())
+            if m.full:  # beside the rows is (1, …, 1) in columns that are not scaled, and nothing
+                outside = float((mean / scale).sum().abs() / torch.linalg.vector_norm(1 / scale)) if one else 0.0
+            else:
+                weights = torch.linalg.solve_triangular(root.T, inside[:, None], upper=True)
+                noise = torch.linalg.vector_norm(inside) + size * torch.linalg.vector_norm(weights)
+                outside = outside if outside > 4 * m.error * float(noise) else 0.0
+            one, mean = math.hypot(one, outside), inside
+        # Of the matrix itself rounding beside a large mean would hide the small ones; its inverse has them.
+        small = _singular_values_by_inverse(one, mean, root, lower=wide)
+        values = values[: len(small)]
+        return torch.where(values > (values[:1] * small[-1:]).sqrt(), values, small)
 
     def _centered_kappa(self, scale: Tensor, s: Tensor) -> Estimate:
         """From the singular values of the centered H, beside which that of the ones stands by itself."""
@@ -143,6 +154,9 @@ class Figures:
         high = (top + error) / (bottom - error) if bottom > 2 * error else math.inf
         if m.full and rank == len(s):
             low, high = max(low, top / bottom * (1 - self._relative)), min(high, top / bottom * (1 + self._relative))
+        # Of the eigenvalues of squares, where these are enough.
+        rounding = min(square_error(len(s)) * (top / bottom) ** 2, SQUARES)
+        low, high = low * (1 - rounding), high * (1 + rounding)
         how = "exact: " + m.how if m.missed is None else f"bound: {len(m.root)} random directions"
         if self.rounding > 1e-10:
             how += " of activations in float32"
@@ -154,10 +168,10 @@ class Figures:
 
     @cached_property
     def _relative(self) -> float:
-        """Relative error of every κ, M known up to a factor from the left: infinite where that says nothing."""
+        """Error of a κ relative to it, M known up to a factor from the left: infinite where that says nothing."""
         m = self.moments
         if not len(m.values):
-            return 4 * EPS
+            return 0.0
         off = (self.rounding + EPS) * float((m.root_mean_square * _inverse(m.deviation)).max())
         off = (m.error + 2 * off) / float(m.values[-1])
         return 2 * off / (1 - off) if off < 0.5 else math.inf
@@ -174,35 +188,42 @@ class Figures:
         )
 
 
-def _bordered_singular_values(one: float, mean: Tensor, F: Tensor, *, lower: bool) -> Tensor:
-    """Of [[one, meanᵀ], [0, F]], falling, F triangular and regular; the first column missing if `one` is 0.
+def _bordered_squares(one: float, mean: Tensor, F: Tensor, squares: Tensor | None = None) -> Tensor:
+    """MᵀM, or MMᵀ if that is smaller, of M = [[one, meanᵀ], [0, F]], without its first column if `one` is 0.
 
-    Large ones are those of the matrix, small ones those of its inverse, which the triangular F gives to its own
-    conditioning whatever the mean: of the matrix itself rounding beside a large mean would hide them.
+    FᵀF is in `squares` if it is at hand.
     """
-    M = F if not one and not mean.any() else torch.cat([mean[None], F])
-    if one:
-        M = torch.cat([M.new_zeros(len(M), 1), M], 1)
-        M[0, 0] = one
-    if not M.numel():
-        return M.new_empty(0)
-    squares = torch.linalg.eigvalsh(M @ M.T if len(M) <= M.shape[1] else M.T @ M).flip(0)
-    values = squares.clamp_min(0).sqrt()
-    if float(squares[-1]) > 1e-4 * float(squares[0]) or not len(F):
-        return values
-    inverse = torch.linalg.solve_triangular(F, torch.eye(len(F), dtype=F.dtype, device=F.device), upper=not lower)
+    if squares is None and len(F) < len(mean):
+        side = F @ mean
+        return _bordered(one**2 + float(mean @ mean), side, F @ F.T)
+    squares = F.T @ F if squares is None else squares
+    squares = squares + torch.outer(mean, mean)
+    return _bordered(one**2, one * mean, squares) if one else squares
+
+
+def _bordered(corner: float, side: Tensor, squares: Tensor) -> Tensor:
+    """[[corner, sideᵀ], [side, squares]]."""
+    first = torch.cat([side.new_tensor([corner]), side])
+    return torch.cat([first[None], torch.cat([side[:, None], squares], 1)])
+
+
+def _singular_values_by_inverse(one: float, mean: Tensor, F: Tensor, *, lower: bool) -> Tensor:
+    """Of [[one, meanᵀ], [0, F]], falling, F triangular and regular; without the first column if `one` is 0.
+
+    The smallest is known to the conditioning of F, columns scaled, whatever the mean.
+    """
+    n = len(F)
+    inverse = torch.linalg.solve_triangular(F, torch.eye(n, dtype=F.dtype, device=F.device), upper=not lower)
     row = mean @ inverse
     if one:
-        inverse = torch.cat([inverse.new_zeros(len(inverse), 1), inverse], 1)
-        inverse = torch.cat([torch.cat([row.new_ones(1), -row])[None] / one, inverse])
+        inverse = _bordered(0.0, row.new_zeros(n), inverse)
+        inverse[0] = torch.cat([row.new_ones(1), -row]) / one
     elif mean.any():
         # [[μᵀ], [F]] is F with (I + wwᵀ)^½ in front, w = F⁻ᵀμ.
         size = float(torch.linalg.vector_norm(row))
         w = row / size
-        along = inverse @ w
-        inverse = inverse - torch.outer(along, w) * (1 - 1 / math.hypot(1, size))
-    small = torch.linalg.eigvalsh(inverse @ inverse.T).clamp_min(torch.finfo(F.dtype).tiny).rsqrt()
-    return torch.where(values > (values[:1] * small[-1:]).sqrt(), values, small)
+        inverse = inverse - torch.outer(inverse @ w, w) * (1 - 1 / math.hypot(1, size))
+    return torch.linalg.eigvalsh(inverse @ inverse.T).clamp_min(torch.finfo(F.dtype).tiny).rsqrt()
 
 
 def _inverse(x: Tensor) -> Tensor:

@@ -13,6 +13,9 @@ EPS = torch.finfo(torch.float64).eps
 ENOUGH = 1e-8
 """A relative error that a root from a Gram matrix may have; rows that are known to less may have a tenth of that."""
 
+SQUARES = 2e-9
+"""Relative error up to which singular values are taken from eigenvalues of a Gram matrix."""
+
 
 @dataclass(frozen=True)
 class Moments:
@@ -29,9 +32,11 @@ class Moments:
         beyond: the rank of what is missed is at least this.
         error: of F, relative to the columns of H − 1μᵀ.
         full: whether what F lacks to full column rank is known without rounding: columns that never vary, and one
-            dimension of rows that sum to zero. Then F is exact up to a factor I + E from the left, ‖E‖ ≤ error/values[-1].
+            dimension of rows that sum to zero. Then F is exact up to a factor I + E from the left,
+            ‖E‖ ≤ error/values[-1].
         resolved: whether another way to make the root would know no more.
-        how: it was made.
+        gram: FᵀF without the columns that never vary, where it is at hand.
+        how: the root was made.
     """
 
     rows: int
@@ -44,6 +49,7 @@ class Moments:
     error: float = EPS
     full: bool = False
     resolved: bool = True
+    gram: Tensor | None = None
     how: str = "R factor in float64"
 
     @property
@@ -58,10 +64,14 @@ class Moments:
 
 
 def from_root(rows: int, mean: Tensor, varies: Tensor, F: Tensor, error: float, *, sum_to_zero: bool) -> Moments:
-    """Moments from any F, its rank cut where rounding, `error` relative to the columns, makes the rest.
+    """Moments from any F, its rank cut where rounding makes the rest.
 
     Args:
+        rows: N.
+        mean: (d,), of H.
         varies: (d,), which columns have two values.
+        F: (k, d).
+        error: of F, relative to its columns.
         sum_to_zero: whether each row of H does, so that one dimension is missing.
     """
     deviation = torch.where(varies, torch.linalg.vector_norm(F, dim=0), 0.0)
@@ -73,20 +83,25 @@ def from_root(rows: int, mean: Tensor, varies: Tensor, F: Tensor, error: float, 
     if sum_to_zero and len(D):
         B = B - torch.outer(B @ D, D) / (D @ D)
         F = B * D
-    # Wide: the triangular factor has the same left singular vectors.
-    square = torch.linalg.qr(B.T, mode="r").R.T if len(B) < B.shape[1] else B
-    values = torch.linalg.svdvals(square)
-    rank = int((values > 4 * error * values[:1]).sum())
-    if rank < len(F):
-        F = torch.linalg.svd(square).U[:, :rank].T @ F
-    full = rank == len(D) - (sum_to_zero and len(D) > 0)
-    return _with_columns(Moments(rows, mean, deviation, F, values[:rank], error=error, full=full), varies)
+    values, known = root_of_squares(B @ B.T)
+    if not known:
+        # Wide: the triangular factor has the same left singular vectors.
+        square = torch.linalg.qr(B.T, mode="r").R.T if len(B) < B.shape[1] else B
+        values = torch.linalg.svdvals(square)
+        rank = int((values > 4 * error * values[:1]).sum())
+        if rank < len(F):
+            F, values = torch.linalg.svd(square).U[:, :rank].T @ F, values[:rank]
+    full = len(F) == len(D) - (sum_to_zero and len(D) > 0)
+    return _with_columns(Moments(rows, mean, deviation, F, values, error=error, full=full), varies)
 
 
 def from_gram(rows: int, mean: Tensor, C: Tensor, error: Tensor, rounding: float, *, sum_to_zero: bool) -> Moments:
-    """Moments from the covariance C, (d, d), whose columns that never vary are exact zeros.
+    """Moments from the covariance, if it resolves them.
 
     Args:
+        rows: N.
+        mean: (d,), of H.
+        C: (d, d); columns that never vary are exact zeros.
         error: (d,), e with C_ij known to e_i·e_j·√(C_ii·C_jj).
         rounding: to which H is known, relative to its columns.
         sum_to_zero: as in `from_root`.
@@ -96,19 +111,19 @@ def from_gram(rows: int, mean: Tensor, C: Tensor, error: Tensor, rounding: float
     D = deviation[varies]
     if not len(D):
         return Moments(rows, mean, deviation, C[:0], D, full=True)
-    S = C[varies][:, varies] / torch.outer(D, D)
+    if len(D) < len(C):
+        C = C[varies][:, varies]
+    S = C / torch.outer(D, D)
     if sum_to_zero:
         v = _reflector(D)
         S = _reflected(_reflected(S, v).T, v)[1:, 1:]
     values = torch.linalg.eigvalsh(S).flip(0)
     # Errors have all signs: their norm grows with the root of the number of columns. And the eigenvalues have theirs.
-    off = 2 * math.sqrt(len(D)) * float(error[varies].square().max())
-    off += 4 * EPS * math.sqrt(len(D)) * float(values[:1].sum())
+    off = 2 * math.sqrt(len(D)) * float(error[varies].square().max()) + square_error(len(D)) * float(values[:1].sum())
     positive = values.clamp_min(off)
     kept = (values > off) & (off / (2 * positive) < (0.1 * rounding / positive.sqrt()).clamp_min(ENOUGH))
     # Under what the entries are known to there is nothing, where the Gram matrix knows that much.
-    resolved = bool((kept | (values + off < rounding**2)).all())
-    if not resolved:
+    if not bool((kept | (values + off < rounding**2)).all()):
         return Moments(rows, mean, deviation, C[:0], D[:0], resolved=False)
     rank = int(kept.sum())
     if rank == len(values):
@@ -118,15 +133,38 @@ def from_gram(rows: int, mean: Tensor, C: Tensor, error: Tensor, rounding: float
         F = (vectors * squares.clamp_min(0).sqrt()).T.flip(0)[:rank]
     if sum_to_zero:
         F = _reflected(torch.cat([F.new_zeros(len(F), 1), F], 1).T, v).T
-    s = values[:rank].sqrt()
-    known = off / (2 * float(s[-1])) if rank else off
-    how = "Gram matrix in float64"
+    s, full = values[:rank].sqrt(), rank == len(values)
     return _with_columns(
-        Moments(rows, mean, deviation, F * D, s, error=known, full=rank == len(values), how=how), varies
+        Moments(
+            rows,
+            mean,
+            deviation,
+            F * D,
+            s,
+            error=off / (2 * float(s[-1])) if rank else off,
+            full=full,
+            gram=C if full else None,
+            how="Gram matrix in float64",
+        ),
+        varies,
     )
 
 
+def root_of_squares(squares: Tensor, rank: int | None = None) -> tuple[Tensor, bool]:
+    """Singular values, falling, of a matrix with this Gram matrix and rank; and whether all are known to `SQUARES`."""
+    values = torch.linalg.eigvalsh(squares).flip(0)[:rank]
+    known = not len(values) or float(values[-1]) * SQUARES > square_error(len(squares)) * float(values[0])
+    return values.clamp_min(0).sqrt(), known
+
+
+def square_error(n: int) -> float:
+    """Of the eigenvalues that LAPACK finds of n × n symmetric matrices, relative to the largest."""
+    return 4 * EPS * math.sqrt(n)
+
+
 def _with_columns(m: Moments, varies: Tensor) -> Moments:
+    if bool(varies.all()):
+        return m
     root = m.root.new_zeros(len(m.root), len(varies))
     root[:, varies] = m.root
     return replace(m, root=root)
