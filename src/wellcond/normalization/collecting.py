@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -43,7 +45,8 @@ class Rows:
     def __init__(self, widest: int):
         self.widest, self.groups = widest, 0
         self.bias, self.is_input = False, True
-        self.rounding = self.normalized_rounding = 0.0
+        # Data are what they are; normalizing them rounds.
+        self.rounding, self.normalized_rounding = 0.0, 4 * torch.finfo(torch.float64).eps
         self.plain: list[Moments] = []
         self.normalized: list[Moments] = []
         self._covariances: dict[bool, Covariance] = {}
@@ -179,7 +182,26 @@ class RowsSeen:
             if not bool(x.sum().isfinite() or torch.isfinite(x).all()):
                 raise ValueError(f"the inputs of layer {name} are not finite; look for the overflow before it")
             if x.numel() and not (rows.plain and rows.resolved):  # an expert may get no tokens
-                rows.add(module, x, bias=bias, is_input=self.problem.is_input(x))
+                with memory_for(name, x):
+                    rows.add(module, x, bias=bias, is_input=self.problem.is_input(x))
+
+
+@contextlib.contextmanager
+def memory_for(name: str, x: Tensor) -> Iterator[None]:
+    """Turn a failure to get memory into one that names the layer and its width.
+
+    Raises:
+        ValueError: where memory ends.
+    """
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if not isinstance(error, MemoryError | torch.OutOfMemoryError) and "allocate memory" not in str(error):
+            raise
+        raise ValueError(
+            f"there is no memory for the inputs of layer {name}, which have shape {tuple(x.shape)}: beside them their "
+            "moments take up to about a gigabyte; give smaller batches, or fewer columns to `widest`"
+        ) from error
 
 
 def _keys(module: nn.Module) -> dict[str, _Key]:

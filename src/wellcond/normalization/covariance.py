@@ -9,13 +9,10 @@ import torch
 from torch import Tensor
 
 from wellcond.normalization.moments import EPS, Moments, from_gram, from_root
-from wellcond.normalization.sketch import Sketch
+from wellcond.normalization.sketch import NUMBERS, Sketch
 
 BLOCK = 1024
 """So many rows are kept at least before they are summed up: of fewer the covariance is not needed."""
-
-KEPT = 2**25
-"""Numbers in rows too wide for their covariance that are kept at most: 268 MB."""
 
 
 class Covariance(Protocol):
@@ -35,7 +32,7 @@ class WholeCovariance:
     """The rows themselves while they are few, their Gram matrix about a fixed shift when they are many.
 
     What the Gram matrix, in float64, does not resolve its moments say: `Factor` is the way to know it. Rows of more
-    than `widest` columns are kept up to so many and up to 268 MB; then they are sketched.
+    than `widest` columns are kept up to so many of them and 268 MB; then they are sketched.
 
     Args:
         groups: matrices to keep at once.
@@ -46,7 +43,7 @@ class WholeCovariance:
 
     def __init__(self, groups: int, width: int, widest: int, *, sum_to_zero: bool):
         self.shape, self.sum_to_zero = (groups, width), sum_to_zero
-        self.most = max(width, BLOCK) if width <= widest else min(widest, KEPT // (groups * width))
+        self.most = max(width, BLOCK) if width <= widest else min(widest, NUMBERS // (groups * width))
         self.wide = width > widest
         self.waiting: list[Tensor] = []
         self.rows = self.waits = 0

@@ -72,10 +72,10 @@ class Figures:
         rank = self._count(self.moments.values)
         if not self.rounding:
             return rank
-        if self.bias:
-            return min(rank, self._count(self._scaled_values) - 1)
+        # Far from zero, a spread may be less than the entries are known to.
         scale = _inverse(self.moments.root_mean_square)
-        return min(rank, self._count(self._singular_values(scale, with_mean=False)))
+        values = self._scaled_values if self.bias else self._singular_values(scale, with_mean=False)
+        return min(rank, int((values > self.rounding).sum()) - self.bias)
 
     def largest(self) -> Estimate:
         """Largest eigenvalue of HᵀH/N."""
@@ -181,11 +181,8 @@ class Figures:
 
     def _count(self, s: Tensor) -> int:
         """How many are not zero to rounding, of columns scaled to about one."""
-        return (
-            int((s > torch.maximum(4 * self.moments.error * s[:1], s.new_tensor([self.rounding]))).sum())
-            if len(s)
-            else 0
-        )
+        cut = max(4 * self.moments.error * float(s[:1].sum()), self.rounding)
+        return int((s > cut).sum())
 
 
 def _bordered_squares(one: float, mean: Tensor, F: Tensor, squares: Tensor | None = None) -> Tensor:

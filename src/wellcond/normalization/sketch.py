@@ -12,6 +12,9 @@ from wellcond.normalization.moments import EPS, Moments
 SKETCH = 256
 """Directions and rows that are kept."""
 
+NUMBERS = 2**25
+"""In the directions, their products, or the rows, at most: 268 MB. Of very many columns fewer directions fit."""
+
 NEGLIGIBLE = 1e-10
 """What a sketch misses counts as nothing under this part of the whole, and so do its own directions: their roots are
 known to √ of it times rounding."""
@@ -34,7 +37,7 @@ class Sketch:
 
     def __init__(self, groups: int, width: int, like: Tensor, seed: int = 0):
         generator = torch.Generator(device=like.device).manual_seed(seed)
-        k = min(SKETCH, width)
+        self.k = k = max(1, min(SKETCH, width, NUMBERS // (groups * width)))
         self.directions = torch.randn(width, k, dtype=torch.float64, device=like.device, generator=generator)
         self.products = like.new_zeros(groups, width, k)
         self.squares, self.total = like.new_zeros(groups, width), like.new_zeros(groups, width)
@@ -52,7 +55,7 @@ class Sketch:
         self.total += x.sum(1)
         self.squares += x.square().sum(1)
         self.products += x.mT @ (x @ self.directions)
-        self.sample = torch.cat([self.sample, x[:, : SKETCH + 1 - self.sample.shape[1]]], 1)
+        self.sample = torch.cat([self.sample, x[:, : self.k + 1 - self.sample.shape[1]]], 1)
 
     def moments(self, group: int) -> Moments:
         offset = self.total[group] / self.rows
