@@ -12,8 +12,8 @@ from wellcond.parameters import flatten
 from wellcond.problem import Problem
 
 AGREE = 0.02
-"""How far, relative to their median, the jumps of a tensor's coordinates may lie apart: what is smooth, and the kink of
-a ReLU that happens to be met, makes jumps that have nothing in common."""
+"""How far from their median, relative to it, the jumps in three quarters of a tensor's coordinates may lie: what is
+smooth, and a ReLU's kink that happens to be met, makes jumps that have nothing in common."""
 
 PROBED = 12
 """Coordinates of a tensor, at most, and an eighth of them: the others keep the network what it is."""
@@ -26,21 +26,22 @@ def l1_strengths(problem: Problem, seed: int = 0) -> dict[str, Estimate]:
     is smooth by O(δ). Twice, with other coordinates; four gradients of the first batch.
     """
     generator = torch.Generator().manual_seed(seed)
-    double = problem.dtype == torch.float64
-    found: list[list[Tensor]] = [_jumps(problem, 1e-8 if double else 1e-4, generator) for _ in range(2)]
+    relative = 1e-8 if problem.dtype == torch.float64 else 1e-4
+    rounds = [_jumps(problem, relative, generator) for _ in range(2)]
+    floor = 100 * relative * max(size for _, size in rounds)
     strengths = {}
-    for name, *rounds in zip(problem.names, *found, strict=True):
-        jumps = torch.cat(rounds).double()
-        middle = float(jumps.median()) if len(jumps) >= 4 else 0.0
-        low, high = (float(jumps.min()), float(jumps.max())) if middle > 0 else (0.0, 0.0)
-        if middle > 0 and high - low <= AGREE * middle:
-            how = f"jump of the gradient at 0 in {len(jumps)} coordinates of {name}"
-            strengths[name] = Estimate(middle, low, high, how)
+    for name, *jumps in zip(problem.names, *(found for found, _ in rounds), strict=True):
+        rising = torch.cat(jumps).double().sort().values
+        middle = float(rising[len(rising) // 2])
+        near = rising[(rising - middle).abs() <= AGREE * middle]
+        if middle > floor and len(near) >= max(3, math.ceil(0.75 * len(rising))):
+            how = f"jump of the gradient at 0 in {len(near)} of {len(rising)} coordinates of {name}"
+            strengths[name] = Estimate(middle, float(near[0]), float(near[-1]), how)
     return strengths
 
 
-def _jumps(problem: Problem, relative: float, generator: torch.Generator) -> list[Tensor]:
-    """Half of (gradient just above 0 − gradient just below), (k,) for each tensor."""
+def _jumps(problem: Problem, relative: float, generator: torch.Generator) -> tuple[list[Tensor], float]:
+    """Half of (gradient just above 0 − gradient just below), (k,) for each tensor; and the largest |gradient|."""
     chosen, targets = [], []
     for p in problem.parameters:
         n = p.numel()
@@ -61,4 +62,5 @@ def _jumps(problem: Problem, relative: float, generator: torch.Generator) -> lis
         with problem.moved(flatten(moves)):
             gradients.append(problem.batch_gradient(0))
     pieces = (gradients[0] - gradients[1]).split([p.numel() for p in problem.parameters])
-    return [(piece[at] * target.sign() / 2).cpu() for piece, at, target in zip(pieces, chosen, targets, strict=True)]
+    jumps = [(piece[at] * target.sign() / 2).cpu() for piece, at, target in zip(pieces, chosen, targets, strict=True)]
+    return jumps, float(gradients[0].abs().max())

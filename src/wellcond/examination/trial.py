@@ -55,10 +55,9 @@ class Effect:
         return False if self.without.high < self.with_remedy.low else None
 
     def saves(self, share: float = SAVES) -> bool:
-        """Whether the figure falls by more than this share of what it is without, the intervals apart."""
-        if math.isinf(self.without.low):
-            return math.isfinite(self.with_remedy.high)
-        return self.without.low - self.with_remedy.high > share * abs(self.without.value)
+        """Whether the remedy is better, and by more than this share of the figure as it is."""
+        fall = self.without.value - self.with_remedy.value
+        return bool(self.better) and (math.isinf(fall) or fall > share * abs(self.without.value))
 
     def __str__(self) -> str:
         """As a sentence.

@@ -31,11 +31,11 @@ def find(m: Measurements, subject: Subject) -> Finding | None:
     b = number(scale.batch)
     title = f"The gradient of a batch of {b} has {scale.ratio} times as much noise as signal, squared."
     text = f"Noise and signal are as large for batches of {scale.examples} examples."
-    if scale.ratio.low <= 1 or max(scale.ratio.value, scale.ratio.low) <= FAR_ABOVE:
+    if scale.ratio.low <= 1 or not (scale.ratio.unresolved or scale.ratio.value > FAR_ABOVE):
         return Finding("gradient_noise", Severity.GOOD, title, text, evidence)
     effect = subject.trials.effect(lambda run: run, batches_a_step=BATCHES)
     if effect is None or not effect.saves(SAVES):
-        text += " Averaging over more of them wins little here: that the gradient is small is a sign of convergence."
+        text += f" Steps of {BATCHES} batches save little in a trial: near a minimum noise is always more than signal."
         return Finding("gradient_noise", Severity.GOOD, title, text, evidence)
     text += (
         " Steps shake the parameters by learning rate times noise, which keeps the loss above its minimum and hides "

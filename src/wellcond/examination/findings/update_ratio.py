@@ -32,16 +32,7 @@ def find(m: Measurements, subject: Subject) -> Finding | None:
     ratios = _ratios(subject)
     if len(ratios) < 2:
         return None
-    factors = {}
-    for name, ratio in ratios.items():
-        others = statistics.median(e.value for other, e in ratios.items() if other != name)
-        if others > 0:
-            factors[name] = ratio.scaled(1 / others)
-    out = {name: f for name, f in factors.items() if f.low > STANDS_OUT or f.high < 1 / STANDS_OUT}
-    if len(ratios) == 2 and len(out) == 2:  # each stands out from the other: the fast one, if it is fast
-        fast = max(out, key=lambda name: ratios[name].value)
-        slow = min(out, key=lambda name: ratios[name].value)
-        out.pop(slow if ratios[fast].value > FAST / 10 else fast)
+    out = _standing_out(ratios)
     if not out:
         return None
     some = list(out)[:6]
@@ -54,18 +45,23 @@ def find(m: Measurements, subject: Subject) -> Finding | None:
     )
     evidence = {f"update ratio of {name}": ratios[name] for name in some}
     evidence["others"] = Estimate(typical, typical, typical, "median of the other weights")
-    rates = {name: typical / ratios[name].value for name in out if ratios[name].value > 0}
-    if not rates:
+    moving = [name for name in out if ratios[name].value > 0]
+    if not moving:
         text += " Nothing reaches it: no learning rate mends that."
         return Finding("update_ratio", Severity.NOTICE, title, text, evidence)
-    effect = subject.trials.effect(partial(_own_rates, factors=rates))
-    if effect is not None and not effect.saves():
-        return Finding(
-            "update_ratio", Severity.GOOD, title, f"{text} A trial with a rate of its own saves little.", evidence
-        )
-    wild = any(ratios[name].low > FAST for name in rates)
-    severity = Severity.SEVERE if wild and effect is not None else Severity.NOTICE
-    return Finding("update_ratio", severity, title, text, evidence, _code(subject, rates), effect)
+    wild = any(ratios[name].low > FAST for name in moving)
+    # To the pace of the others; or, where that is slow, to a hundredth.
+    targets = [typical] + ([FAST / 10] if wild and typical < FAST / 10 else [])
+    rates = {target: {name: target / ratios[name].value for name in moving} for target in targets}
+    found = subject.trials.best({target: partial(_own_rates, factors=f) for target, f in rates.items()})
+    if found is None:
+        return Finding("update_ratio", Severity.NOTICE, title, text, evidence, _code(subject, rates[typical]))
+    target, effect = found
+    if effect.saves():
+        severity = Severity.SEVERE if wild else Severity.NOTICE
+        return Finding("update_ratio", severity, title, text, evidence, _code(subject, rates[target]), effect)
+    text += " In a trial a rate of its own saves little, or costs: what is wrong is not that alone."
+    return Finding("update_ratio", Severity.NOTICE if wild else Severity.GOOD, title, text, evidence, "", effect)
 
 
 def _ratios(subject: Subject) -> dict[str, Estimate]:
@@ -85,6 +81,21 @@ def _ratios(subject: Subject) -> dict[str, Estimate]:
                 found.setdefault(tensor.name, []).append(tensor.moved / tensor.norm)
     how = f"one step of a copy on each of {len(steps)} batches"
     return {name: Estimate(statistics.median(x), min(x), max(x), how) for name, x in found.items()}
+
+
+def _standing_out(ratios: dict[str, Estimate]) -> list[str]:
+    """Names of those far above or far below the median of the others."""
+    fast, slow = [], []
+    for name, ratio in ratios.items():
+        others = [e.value for other, e in ratios.items() if other != name]
+        if ratio.low > STANDS_OUT * statistics.median_high(others):
+            fast.append(name)
+        elif ratio.high < statistics.median_low(others) / STANDS_OUT:
+            slow.append(name)
+    if 2 * len(fast + slow) < len(ratios) or not (fast and slow):
+        return fast + slow
+    # Which half stands out from which: the fast one, if it is fast.
+    return fast if max(ratios[name].value for name in fast) > FAST / 10 else slow
 
 
 def _own_rates(run: TrainingRun, factors: dict[str, float]) -> None:
