@@ -21,6 +21,13 @@ class Severity(IntEnum):
         """In lower case, as the page and the JSON have it."""
         return self.name.lower()
 
+    def after(self, effect: Effect | None) -> Severity:
+        """What is left of a severity when the remedy was tried: all of it where that clearly helped, or was not tried,
+        one step less where it made no clear difference, nothing where it did harm."""
+        if effect is None or effect.clear:
+            return self
+        return Severity.GOOD if effect.better is False else Severity(max(0, self - 1))
+
 
 @dataclass(frozen=True)
 class Finding:

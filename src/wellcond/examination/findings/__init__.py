@@ -3,7 +3,14 @@
 from collections.abc import Callable
 
 from wellcond.examination.finding import Finding
-from wellcond.examination.findings import inputs, learning_rate, negative_curvature, preconditioner, unreached
+from wellcond.examination.findings import (
+    dead_units,
+    inputs,
+    learning_rate,
+    negative_curvature,
+    preconditioner,
+    unreached,
+)
 from wellcond.examination.measurements import Measurements
 from wellcond.examination.subject import Subject
 
@@ -13,4 +20,5 @@ FINDINGS: list[Callable[[Measurements, Subject], Finding | None]] = [
     preconditioner.find,
     negative_curvature.find,
     unreached.find,
+    dead_units.find,
 ]
