@@ -242,6 +242,12 @@ def carried_by(optimizer: Optimizer) -> list[Attached]:
     return attachment.applications if attachment else []
 
 
+def unobserved(optimizer: Optimizer, application: Attached) -> bool:
+    """Whether only the optimizer's own step sees what this one makes of parameters and gradients."""
+    pre, post = getattr(optimizer, _PRE), getattr(optimizer, _POST)
+    return carried_by(optimizer) == [application] and next(reversed(pre)) == next(iter(post)) == _KEY
+
+
 @contextlib.contextmanager
 def as_optimizer_sees(optimizer: Optimizer) -> Iterator[None]:
     """Inside, parameters and gradients are what the optimizer is given: z and Pᵀg under a change of variables."""

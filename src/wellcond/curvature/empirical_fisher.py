@@ -32,4 +32,4 @@ class EmpiricalFisher(OutputCurvature):
 
     def _batch_product(self, graph: Jacobian, pieces: Sequence[Tensor], keep: bool) -> tuple[Tensor, ...]:
         pushed = graph.push(pieces)
-        return graph.pull(pushed / len(pushed), keep)
+        return graph.pull(pushed / len(graph.output), keep)

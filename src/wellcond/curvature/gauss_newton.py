@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from wellcond.curvature.jacobian import Jacobian
+from wellcond.curvature.jacobian import Jacobian, pulled
 from wellcond.curvature.of_output import OutputCurvature
 
 
@@ -43,9 +43,5 @@ class GaussNewton(OutputCurvature):
 
     def _batch_product(self, graph: _Graph, pieces: Sequence[Tensor], keep: bool) -> tuple[Tensor, ...]:
         pushed = graph.jacobian.push(pieces)
-        curved = torch.zeros_like(pushed)
-        if graph.loss_gradient.requires_grad:
-            (curved,) = torch.autograd.grad(
-                graph.loss_gradient, graph.loss_input, pushed, retain_graph=keep, materialize_grads=True
-            )
+        (curved,) = pulled([graph.loss_gradient], [graph.loss_input], [pushed], keep)
         return graph.jacobian.pull(curved, keep)

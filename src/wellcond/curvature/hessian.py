@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from wellcond.curvature.gauss_newton import GaussNewton
+from wellcond.curvature.jacobian import pulled
 from wellcond.curvature.operator import CurvatureOperator
 
 
@@ -42,14 +43,4 @@ class Hessian(CurvatureOperator):
     ) -> tuple[Tensor, ...]:
         leaves, gradient = graph
         # A parameter in which the loss is linear has a gradient without a graph: its row of H is zero.
-        curved = [(g, v) for g, v in zip(gradient, pieces, strict=True) if g.requires_grad]
-        if not curved:
-            return tuple(torch.zeros_like(x) for x in leaves)
-        return torch.autograd.grad(
-            [g for g, _ in curved],
-            leaves,
-            [v for _, v in curved],
-            retain_graph=keep,
-            allow_unused=True,
-            materialize_grads=True,
-        )
+        return pulled(gradient, leaves, pieces, keep)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,9 +12,10 @@ from torch import nn
 
 from wellcond.examination.finding import Finding, Severity
 from wellcond.examination.findings import FINDINGS
-from wellcond.examination.measurements import Measurements, Settings, measure
+from wellcond.examination.measurements import Measurements, measure
 from wellcond.examination.progress import Progress
 from wellcond.examination.run import TrainingRun
+from wellcond.examination.subject import Settings, Subject
 
 
 @dataclass(frozen=True)
@@ -68,6 +70,7 @@ def examine(
 
     Up to 2,000 parameters the curvature is computed whole, in float64 where the model allows; above, every figure
     comes with an interval. With 100,000 parameters the cost is below 3,000 gradients of the loss, `quick` below 300.
+    What a finding advises is tried, where it can be, in a short training of a copy of the run.
 
     Args:
         model: the network.
@@ -96,6 +99,10 @@ def examine(
     ['inputs', 'negative_curvature']
     """
     settings = Settings(curvature, mode, batches, dtype, quick, seed)
-    measurements = measure(TrainingRun(model, loss_fn, data, optimizer, loss), settings, progress)
-    found = [f for find in FINDINGS if (f := find(measurements)) is not None]
+    subject = Subject.of(TrainingRun(model, loss_fn, data, optimizer, loss), settings)
+    measurements = measure(subject, settings, progress)
+    started = time.perf_counter()
+    found = [f for find in FINDINGS if (f := find(measurements, subject)) is not None]
+    measurements.notes += subject.trials.notes
+    measurements.seconds += time.perf_counter() - started
     return Examination(measurements, sorted(found, key=lambda f: -f.severity))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from enum import IntEnum
 
+from wellcond.examination.trial import Effect
 from wellcond.linalg import Estimate
 
 
@@ -32,6 +33,7 @@ class Finding:
         text: why it matters.
         evidence: the figures behind it, by name.
         remedy: code or instruction; empty where nothing is to be done.
+        effect: what the remedy did where it was tried or computed; None where it was not.
     """
 
     key: str
@@ -40,3 +42,4 @@ class Finding:
     text: str
     evidence: dict[str, Estimate] = field(default_factory=dict)
     remedy: str = ""
+    effect: Effect | None = None

@@ -9,45 +9,17 @@ from typing import Any
 
 import torch
 
-from wellcond.conditioning import DENSE_LIMIT, Conditioning, Effort, conditioning
+from wellcond.conditioning import Conditioning, Effort, conditioning
 from wellcond.curvature import CurvatureOperator, GaussNewton, Hessian, OutputUnknownError
 from wellcond.examination.progress import Course, Progress
 from wellcond.examination.row_norms import RowNormCorrelation, row_norm_correlation
-from wellcond.examination.run import TrainingRun
+from wellcond.examination.subject import Settings, Subject
 from wellcond.linalg import norm
 from wellcond.normalization import LayerConditioning, NoLayersError, layer_conditioning
 from wellcond.parameters import flatten
-from wellcond.preconditioners import NotPreconditionedError, Preconditioner, preconditioner_of, reading_of, steps_of
-from wellcond.problem import Problem, optimized_parameters
+from wellcond.preconditioners import Preconditioner, steps_of
+from wellcond.problem import Problem
 from wellcond.stability import EdgeRatio, edge_ratio, takes_products
-
-
-@dataclass(frozen=True)
-class Settings:
-    """How to measure; see `wellcond.examine`."""
-
-    curvature: str = "hessian"
-    mode: str = "train"
-    batches: int | None = None
-    dtype: torch.dtype | None = None
-    quick: bool = False
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if self.curvature not in ("hessian", "gauss-newton"):
-            raise ValueError(f'got curvature={self.curvature!r}; it is "hessian" or "gauss-newton"')
-
-    @property
-    def effort(self) -> Effort:
-        """Products to spend where the spectrum is not computed whole: a thorough examination, or a tenth of it."""
-        if self.quick:
-            return Effort(extremes=20, count=1, probes=3, probe_steps=1, trace_probes=2, gradient_steps=6)
-        return Effort()
-
-    @property
-    def dense_limit(self) -> int:
-        """Parameters up to which the spectrum is computed whole."""
-        return 60 if self.quick else DENSE_LIMIT
 
 
 @dataclass(frozen=True)
@@ -105,7 +77,7 @@ class Measurements:
         return self.figures.get(f"{curvature}_preconditioned") or self.figures.get(curvature)
 
 
-def measure(run: TrainingRun, settings: Settings, progress: Progress | None = None) -> Measurements:
+def measure(subject: Subject, settings: Settings, progress: Progress | None = None) -> Measurements:
     """Measure a training run.
 
     Raises:
@@ -113,18 +85,7 @@ def measure(run: TrainingRun, settings: Settings, progress: Progress | None = No
         FloatingPointError: where the curvature is not finite, or wrong.
     """
     started = time.perf_counter()
-    optimizer, P, facts, chosen, notes = None, None, None, None, []
-    if run.optimizer is not None:
-        optimizer, _ = reading_of(run.optimizer)
-        chosen, left_out = optimized_parameters(run.model, optimizer)
-        if left_out:
-            notes.append(f"Not in the optimizer, taken as frozen: {_some(left_out)}.")
-        try:
-            P, facts = preconditioner_of(optimizer), _facts(optimizer)
-        except NotPreconditionedError as error:
-            optimizer = None
-            notes.append(f"Measured without the optimizer: {error}.")
-    problem = _problem(run, settings, chosen, notes)
+    problem, optimizer, P, notes = subject.problem, subject.optimizer, subject.P, subject.notes
     gradient = problem.gradient()
     m = Measurements(
         model=type(problem.model).__name__,
@@ -135,7 +96,7 @@ def measure(run: TrainingRun, settings: Settings, progress: Progress | None = No
         gradient_norm=norm(gradient),
         dtype=str(problem.dtype).removeprefix("torch."),
         settings=settings,
-        optimizer=facts,
+        optimizer=None if optimizer is None else _facts(optimizer),
         preconditioned=P is not None and not P.is_identity,
         unreached=problem.unreached,
         notes=notes,
@@ -163,37 +124,6 @@ def measure(run: TrainingRun, settings: Settings, progress: Progress | None = No
     m.gradient_seconds = time.perf_counter() - before
     m.seconds = time.perf_counter() - started
     return m
-
-
-def _problem(run: TrainingRun, settings: Settings, chosen: Any, notes: list[str]) -> Problem:
-    """The problem in the dtype asked for; unless asked, in float64 up to the size of a whole spectrum, quick or not:
-    float32 has an error of its own, which on ill-scaled data no measurement in float32 shows."""
-
-    def build(data: Any, dtype: torch.dtype | None) -> Problem:
-        return Problem(
-            run.model,
-            run.loss_fn,
-            data,
-            loss=run.loss,
-            mode=settings.mode,
-            batches=settings.batches,
-            parameters=chosen,
-            seed=settings.seed,
-            dtype=dtype,
-        )
-
-    problem = build(run.data, settings.dtype)
-    if settings.dtype is None and problem.size <= DENSE_LIMIT and problem.dtype == torch.float32:
-        try:
-            double = build(problem.batches, torch.float64)
-            double.gradient()
-            if double.loss_dtype == torch.float64:
-                return double
-            why = f"asked for float64 the loss is {double.loss_dtype}"
-        except Exception as error:  # whatever their code raises about a dtype; what is wrong in float32 too comes again
-            why = f"in float64 the model raises {type(error).__name__} {str(error)[:120]}"
-        notes.append(f"Measured in float32: {' '.join(why.split())}.")
-    return problem
 
 
 def _measure_curvature(
@@ -285,7 +215,3 @@ def _facts(optimizer: Any) -> OptimizerFacts:
                 facts[key] = value
         groups.append(facts)
     return OptimizerFacts(type(optimizer).__name__, groups)
-
-
-def _some(names: list[str], most: int = 6) -> str:
-    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")

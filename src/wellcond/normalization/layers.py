@@ -104,6 +104,9 @@ def layer_conditioning(problem: Problem, *, widest: int = WIDEST) -> list[LayerC
             "nn.Conv2d, nn.Conv3d, nn.MultiheadAttention"
         )
     problem.record_calls(KINDS, seen.call)
+    if not seen.finish():
+        problem.record_calls(KINDS, seen.call)
+        seen.finish()
     return [_figures(name, rows) for name, rows in seen.by_name()] + [_unseen(name) for name in seen.never_called()]
 
 
@@ -116,7 +119,7 @@ def _figures(name: str, rows: Rows) -> LayerConditioning:
 
 
 def _of_group(name: str, rows: Rows, group: int) -> LayerConditioning:
-    m, normalized = rows.plain.moments(group), rows.normalized.moments(group)
+    m, normalized = rows.plain[group], rows.normalized[group]
     figures = Figures(m, rows.bias, rows.rounding)
     by_row = Figures(normalized, rows.bias, rows.normalized_rounding)
     largest = figures.largest()

@@ -45,6 +45,12 @@ def to_json(examination: Examination) -> dict[str, Any]:
                 "text": f.text,
                 "evidence": {name: _estimate(e) for name, e in f.evidence.items()},
                 "remedy": f.remedy,
+                "effect": f.effect
+                and {
+                    "figure": f.effect.figure,
+                    "without": _estimate(f.effect.without),
+                    "with_remedy": _estimate(f.effect.with_remedy),
+                },
             }
             for f in examination.findings
         ],

@@ -35,6 +35,8 @@ def summary(examination: Examination) -> RenderableType:
     for f in examination.findings:
         mark, style = _STYLE[f.severity]
         parts.append(_item(mark, style, f.title))
+        if f.effect is not None:
+            parts.append(_item(" ", "", f"tried: {f.effect}"))
     parts += [Text(), _figures(examination), Text(f"H: Hessian, G: Gauss-Newton. {theta(m)}", style="dim")]
     if m.row_norms is not None:
         parts.append(Text(f"Correlation of log √v with log of the Hessian's row norms: {m.row_norms.correlation}"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from wellcond.examination.finding import Finding, Severity
 from wellcond.examination.measurements import Measurements
+from wellcond.examination.subject import Subject
 
 WORTH_IT = 3.0
 """The bound on κ of the layer's Hessian block goes with κ(Ĥ)²: a factor of 3 here is about 10 there."""
@@ -12,7 +13,7 @@ SEVERE = 10.0
 """A factor of 100 there."""
 
 
-def find(m: Measurements) -> Finding | None:
+def find(m: Measurements, subject: Subject) -> Finding | None:
     """The first layer that sees the data themselves, as they are against standardized."""
     layer = next((layer for layer in m.layers if layer.is_input), None)
     if layer is None or not layer.kappa.defined or not layer.standardized.defined:
@@ -41,4 +42,5 @@ def find(m: Measurements) -> Finding | None:
         evidence,
         "mean, std = X.mean(0), X.std(0)\n"
         "X = (X - mean) / torch.where(std > 0, std, 1.0)   # and the same mean and std for every later input",
+        subject.trials.normalized("standardize inputs"),
     )

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from wellcond.examination.finding import Finding, Severity
 from wellcond.examination.measurements import Measurements
+from wellcond.examination.subject import Subject
 
 STRONG = 0.5
 """From half of λ_max on, a step as large as stability allows leaves along the negative direction about as fast as it
 converges along the steepest one: the point is a saddle and not the wall of a valley."""
 
 
-def find(m: Measurements) -> Finding | None:
+def find(m: Measurements, subject: Subject) -> Finding | None:
     """The most negative eigenvalue of the curvature that the optimizer sees, against the largest."""
     figures = m.of("hessian")
     if figures is None:

@@ -6,13 +6,14 @@ import math
 
 from wellcond.examination.finding import Finding, Severity
 from wellcond.examination.measurements import Measurements
+from wellcond.examination.subject import Subject
 from wellcond.linalg import Estimate, number
 
 MATTERS = 2.0
 """A judgment: for less than a factor of 2 nobody should change an optimizer."""
 
 
-def find(m: Measurements) -> Finding | None:
+def find(m: Measurements, subject: Subject) -> Finding | None:
     """κ_eff of PᵀGP against that of G where their intervals are apart, else κ̄."""
     plain, own = m.figures.get("gauss_newton"), m.figures.get("gauss_newton_preconditioned")
     if plain is None or own is None or m.optimizer is None:

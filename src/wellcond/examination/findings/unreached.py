@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from wellcond.examination.finding import Finding, Severity
 from wellcond.examination.measurements import Measurements
+from wellcond.examination.subject import Subject
 
 
-def find(m: Measurements) -> Finding | None:
+def find(m: Measurements, subject: Subject) -> Finding | None:
     """Trainable parameters without a path to the loss: their curvature is zero."""
     if not m.unreached:
         return None

@@ -1,0 +1,126 @@
+"""The training run that is examined, as its measurements and findings see it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch.optim import Optimizer
+
+from wellcond.conditioning import DENSE_LIMIT, Effort
+from wellcond.examination.run import TrainingRun
+from wellcond.examination.trial import Trials
+from wellcond.preconditioners import NotPreconditionedError, Preconditioner, preconditioner_of, reading_of
+from wellcond.problem import Problem, optimized_parameters
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How to measure; see `wellcond.examine`."""
+
+    curvature: str = "hessian"
+    mode: str = "train"
+    batches: int | None = None
+    dtype: torch.dtype | None = None
+    quick: bool = False
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.curvature not in ("hessian", "gauss-newton"):
+            raise ValueError(f'got curvature={self.curvature!r}; it is "hessian" or "gauss-newton"')
+
+    @property
+    def effort(self) -> Effort:
+        """Products to spend where the spectrum is not computed whole: a thorough examination, or a tenth of it."""
+        if self.quick:
+            return Effort(extremes=20, count=1, probes=3, probe_steps=1, trace_probes=2, gradient_steps=6)
+        return Effort()
+
+    @property
+    def dense_limit(self) -> int:
+        """Parameters up to which the spectrum is computed whole."""
+        return 60 if self.quick else DENSE_LIMIT
+
+    @property
+    def trial_steps(self) -> int:
+        """Steps of each trial of a remedy."""
+        return 10 if self.quick else 50
+
+
+@dataclass
+class Subject:
+    """A training run, opened for measuring.
+
+    Attributes:
+        run: as it was given.
+        problem: its loss over its data.
+        optimizer: the torch optimizer itself; None without one, or where no preconditioner can be read off it.
+        P: its preconditioner.
+        trials: what tries remedies on copies.
+        notes: what the reader should know about the measuring.
+    """
+
+    run: TrainingRun
+    problem: Problem
+    optimizer: Optimizer | None
+    P: Preconditioner | None
+    trials: Trials
+    notes: list[str] = field(default_factory=list)
+
+    @classmethod
+    def of(cls, run: TrainingRun, settings: Settings) -> Subject:
+        """Read the run's data and its optimizer.
+
+        Raises:
+            TypeError, ValueError: for what can't be measured, with the remedy.
+        """
+        optimizer, P, chosen = None, None, None
+        notes: list[str] = []
+        if run.optimizer is not None:
+            optimizer, _ = reading_of(run.optimizer)
+            chosen, left_out = optimized_parameters(run.model, optimizer)
+            if left_out:
+                notes.append(f"Not in the optimizer, taken as frozen: {_some(left_out)}.")
+            try:
+                P = preconditioner_of(optimizer)
+            except NotPreconditionedError as error:
+                optimizer = None
+                notes.append(f"Measured without the optimizer: {error}.")
+        problem = _problem(run, settings, chosen, notes)
+        return cls(run, problem, optimizer, P, Trials(run, problem, settings.trial_steps, settings.seed), notes)
+
+
+def _problem(run: TrainingRun, settings: Settings, chosen: Any, notes: list[str]) -> Problem:
+    """The problem in the dtype asked for; unless asked, in float64 up to the size of a whole spectrum, quick or not:
+    float32 has an error of its own, which on ill-scaled data no measurement in float32 shows."""
+
+    def build(data: Any, dtype: torch.dtype | None) -> Problem:
+        return Problem(
+            run.model,
+            run.loss_fn,
+            data,
+            loss=run.loss,
+            mode=settings.mode,
+            batches=settings.batches,
+            parameters=chosen,
+            seed=settings.seed,
+            dtype=dtype,
+        )
+
+    problem = build(run.data, settings.dtype)
+    if settings.dtype is None and problem.size <= DENSE_LIMIT and problem.dtype == torch.float32:
+        try:
+            double = build(problem.batches, torch.float64)
+            double.gradient()
+            if double.loss_dtype == torch.float64:
+                return double
+            why = f"asked for float64 the loss is {double.loss_dtype}"
+        except Exception as error:  # whatever their code raises about a dtype; what is wrong in float32 too comes again
+            why = f"in float64 the model raises {type(error).__name__} {str(error)[:120]}"
+        notes.append(f"Measured in float32: {' '.join(why.split())}.")
+    return problem
+
+
+def _some(names: list[str], most: int = 6) -> str:
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")

@@ -1,0 +1,147 @@
+"""Remedies tried on copies: against the same steps written out, and without a trace in the run."""
+
+from __future__ import annotations
+
+import copy
+import math
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+import wellcond as wc
+from wellcond.examination.subject import Settings, Subject
+from wellcond.examination.trial import Trials
+from wellcond.problem import random_state
+
+
+def small_run(dropout: float = 0.0, examples: int = 60, batch_size: int = 20) -> wc.TrainingRun:
+    torch.manual_seed(0)
+    X = torch.randn(examples, 5)
+    y = (X[:, 0] > 0).long()
+    model = nn.Sequential(nn.Linear(5, 8), nn.BatchNorm1d(8), nn.Tanh(), nn.Dropout(dropout), nn.Linear(8, 2))
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
+    run = wc.TrainingRun(model, nn.CrossEntropyLoss(), DataLoader(TensorDataset(X, y), batch_size), optimizer)
+    for inputs, targets in run.data:
+        optimizer.zero_grad()
+        run.loss_fn(model(inputs), targets).backward()
+        optimizer.step()
+    return run
+
+
+def trials_of(run: wc.TrainingRun, steps: int = 7) -> Trials:
+    subject = Subject.of(run, Settings())
+    return Trials(run, subject.problem, steps)
+
+
+def times_ten(run: wc.TrainingRun) -> None:
+    for group in run.optimizer.param_groups:
+        group["lr"] *= 10
+
+
+def test_a_trial_is_plain_training_from_the_runs_own_state():
+    run = small_run(examples=20)  # one batch
+    effect = trials_of(run).effect(times_ten)
+    for factor, measured in ((1, effect.without), (10, effect.with_remedy)):
+        model, optimizer = copy.deepcopy((run.model, run.optimizer))
+        optimizer.param_groups[0]["lr"] *= factor
+        X, y = next(iter(run.data))
+        for _ in range(7):
+            optimizer.zero_grad()
+            run.loss_fn(model(X), y).backward()
+            optimizer.step()
+        assert measured.value == pytest.approx(run.loss_fn(model(X), y).item(), rel=1e-6)
+    assert effect.better
+    assert "7 steps on a copy" in effect.without.how
+
+
+def test_trials_leave_no_trace_and_repeat():
+    run = small_run(dropout=0.5)
+    before = copy.deepcopy(
+        (run.model.state_dict(), run.optimizer.state_dict(), [p.grad for p in run.model.parameters()])
+    )
+    state = torch.random.get_rng_state()
+    trials = trials_of(run)
+    first, second = trials.effect(times_ten), trials_of(run).effect(times_ten)
+    assert first == second
+    assert torch.equal(state, torch.random.get_rng_state())
+    after = (run.model.state_dict(), run.optimizer.state_dict(), [p.grad for p in run.model.parameters()])
+    for a, b in zip(_tensors(before), _tensors(after), strict=True):
+        assert torch.equal(a, b)
+    assert first.without.low < first.without.high  # over the orders of three batches
+
+
+def _tensors(x):
+    if isinstance(x, torch.Tensor):
+        yield x
+    elif isinstance(x, dict):
+        for value in x.values():
+            yield from _tensors(value)
+    elif isinstance(x, tuple | list):
+        for value in x:
+            yield from _tensors(value)
+
+
+def test_what_is_attached_to_the_optimizer_is_on_the_copies_too():
+    run = small_run(examples=20)
+    wc.regularize(run.optimizer, wc.penalties.L1(0.1))
+    zeros = []
+
+    def count(copied: wc.TrainingRun) -> None:
+        copied.optimizer.register_step_post_hook(lambda *_: zeros.append(int((copied.model[0].weight == 0).sum())))
+
+    trials_of(run, steps=40).effect(count)
+    assert zeros[-1] > 0
+
+
+def test_a_diverging_trial_is_infinite():
+    run = small_run(examples=20)
+    run.model[1] = nn.Identity()
+    run.model[2] = nn.Identity()
+    run.optimizer = torch.optim.SGD(run.model.parameters(), lr=0.1)
+
+    def far(copied: wc.TrainingRun) -> None:
+        copied.optimizer.param_groups[0]["lr"] = 1e10
+
+    effect = trials_of(run, steps=30).effect(far)
+    assert math.isinf(effect.with_remedy.value)
+    assert effect.better is False
+
+
+def test_a_run_that_cannot_be_copied_gives_no_effect_and_a_note():
+    run = small_run()
+    run.model.not_a_leaf = torch.ones(3, requires_grad=True) * 2
+    trials = trials_of(run)
+    assert trials.effect(times_ten) is None
+    assert trials.effect(times_ten) is None
+    assert len(trials.notes) == 1
+    assert "could not be tried on a copy" in trials.notes[0]
+
+
+def test_a_loss_that_does_not_use_the_model_it_is_given_is_noted():
+    run = small_run()
+    given = run.model
+    run = wc.TrainingRun(
+        given, None, run.data, run.optimizer, lambda _, b: nn.functional.cross_entropy(given(b[0]), b[1])
+    )
+    trials = trials_of(run)
+    with random_state(0, torch.device("cpu")):
+        assert trials.effect(times_ten) is None
+    assert "does not depend on the copy" in trials.notes[0]
+    assert all(p.grad is None or torch.isfinite(p.grad).all() for p in given.parameters())
+
+
+def test_findings_carry_the_effect_of_their_remedy():
+    torch.manual_seed(0)
+    X = torch.randn(60, 4)
+    model = nn.Linear(4, 1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=5.0)
+    examination = wc.examine(model, nn.MSELoss(), (X, X.sum(1, keepdim=True) + torch.randn(60, 1)), optimizer)
+    found = next(f for f in examination.findings if f.key == "learning_rate")
+    assert found.severity is wc.Severity.SEVERE
+    assert found.effect.with_remedy.value < found.effect.without.value
+    told = next(f for f in examination.to_json()["findings"] if f["key"] == "learning_rate")["effect"]
+    assert told["with_remedy"]["value"] == found.effect.with_remedy.value
+    quiet = next(f for f in examination.findings if f.severity is wc.Severity.GOOD)
+    assert quiet.effect is None
