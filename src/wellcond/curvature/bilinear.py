@@ -66,7 +66,8 @@ class BilinearLayers(TorchFunctionMode):
     def _linear(self, input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         if input.ndim < 2 or not _worth_it(input, weight, bias, input.numel() * len(weight)):
             return nn.functional.linear(input, weight, bias)
-        return _Layer.apply(self, _Linear(), input, weight, bias)
+        rows = _Layer.apply(self, _Linear(), input.reshape(-1, input.shape[-1]), weight, bias)
+        return rows.view(*input.shape[:-1], len(weight))
 
     def _convolution(
         self,
@@ -111,24 +112,23 @@ def _attention_with(linear: Callable[..., Tensor]) -> Callable[..., Any]:
 
 
 class _Linear:
-    """B(x, W) = xWᵀ, and its adjoints."""
+    """B(x, W) = xWᵀ, x of one example a row, and its adjoints."""
 
     def output(self, x: Tensor, W: Tensor, b: Tensor | None) -> Tensor:
-        """B(x, W) + b."""
         return nn.functional.linear(x, W, b)
 
     def plus(self, y: Tensor, x: Tensor, W: Tensor) -> Tensor:
         """y + B(x, W), in y."""
-        return y.view(-1, y.shape[-1]).addmm_(_rows(x), W.T).view(y.shape)
+        return y.addmm_(x, W.T)
 
     def by_input(self, d: Tensor, W: Tensor, x: Tensor) -> Tensor:
-        return (_rows(d) @ W).view(x.shape)
+        return d @ W
 
     def by_weight(self, d: Tensor, x: Tensor, W: Tensor) -> Tensor:
-        return _rows(d).T @ _rows(x)
+        return d.T @ x
 
     def by_bias(self, d: Tensor) -> Tensor:
-        return _rows(d).sum(0)
+        return d.sum(0)
 
 
 class _Convolution:
@@ -164,10 +164,6 @@ class _Convolution:
             d, x, W, None, *self.settings, False, unset, self.groups, wanted
         )[which]
         return found
-
-
-def _rows(x: Tensor) -> Tensor:
-    return x.reshape(-1, x.shape[-1])
 
 
 class _Layer(Function):
