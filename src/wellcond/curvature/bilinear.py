@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from types import FunctionType
 from typing import Any
 
@@ -39,8 +40,8 @@ class BilinearLayers(TorchFunctionMode):
             nn.functional.linear: self._linear,
             nn.functional.multi_head_attention_forward: _attention_with(self._linear),
         }
-        for convolution in (nn.functional.conv1d, nn.functional.conv2d, nn.functional.conv3d):
-            self._own[convolution] = lambda *args, f=convolution, **kwargs: self._convolution(f, *args, **kwargs)
+        for function in (nn.functional.conv1d, nn.functional.conv2d, nn.functional.conv3d):
+            self._own[function] = partial(self._convolution, function)
 
     def differentiable_gradient(
         self, output: Tensor, leaves: Sequence[Tensor], cotangent: Tensor | None = None
@@ -69,7 +70,7 @@ class BilinearLayers(TorchFunctionMode):
         return BilinearLayers, ()  # a copy knows nothing of graphs made here
 
     def _linear(self, input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-        if input.ndim < 2 or input.numel() * len(weight) < WORTH or not _possible(input, weight, bias):
+        if input.ndim < 2 or not _possible(input, weight, bias) or input.numel() * len(weight) < WORTH:
             return nn.functional.linear(input, weight, bias)
         rows = _Layer.apply(self, _Linear(), input.reshape(-1, input.shape[-1]), weight, bias)
         # To be written into, as by an in-place ReLU, without the detour by what it is a view of.
@@ -97,7 +98,10 @@ def _possible(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
     parameters = [weight] if bias is None else [weight, bias]
     return (
         torch.is_grad_enabled()
-        and all(type(t) is Tensor and t.dtype == x.dtype for t in (x, *parameters))
+        and all(type(t) is Tensor and t.layout == torch.strided and t.dtype == x.dtype for t in (x, *parameters))
+        and not x.is_nested
+        and weight.ndim > 1
+        and (bias is None or bias.shape == weight.shape[:1])
         and all(p.is_leaf and p.requires_grad for p in parameters)
         and not torch.is_autocast_enabled(x.device.type)
         and not torch._C._are_functorch_transforms_active()
@@ -108,23 +112,21 @@ def _possible(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
 
 def _attention_with(linear: Callable[..., Tensor]) -> Callable[..., Any]:
     """torch's own function with its linear layers replaced, which a mode does not see in it."""
+    names: dict[str, Any] = vars(nn.functional) | {"linear": linear, "has_torch_function": lambda _: False}
+    for name, function in vars(nn.functional).items():
+        if isinstance(function, FunctionType) and "linear" in function.__code__.co_names:
+            names[name] = FunctionType(function.__code__, names, name, function.__defaults__)
+            names[name].__kwdefaults__ = function.__kwdefaults__
+    apart: Any = names.get("_in_projection_packed")
 
-    def packed(q: Tensor, k: Tensor, v: Tensor, weight: Tensor, bias: Tensor | None = None) -> Sequence[Tensor]:
+    def packed(q: Tensor, k: Tensor, v: Tensor, weight: Tensor, bias: Tensor | None = None) -> Any:
         if not (q is k and k is v):
-            parts: Sequence[Tensor] = names["own"](q, k, v, weight, bias)
-            return parts
-        # torch takes the three out one by one, whose derivatives are filled up with zeros and added.
+            return apart(q, k, v, weight, bias)
+        # torch takes the three out one by one; the derivatives of that are filled up with zeros and added.
         return linear(q, weight, bias).unflatten(-1, (3, -1)).movedim(-2, 0).contiguous().unbind()
 
-    names: dict[str, Any] = vars(nn.functional) | {"linear": linear, "has_torch_function": lambda _: False}
-
-    def twin(name: str) -> Any:
-        function = getattr(nn.functional, name)
-        return FunctionType(function.__code__, names, name, function.__defaults__)
-
-    names |= {"own": twin("_in_projection_packed"), "_in_projection": twin("_in_projection")}
     names["_in_projection_packed"] = packed
-    attention: Callable[..., Any] = twin("multi_head_attention_forward")
+    attention: Callable[..., Any] = names["multi_head_attention_forward"]
     return attention
 
 
