@@ -11,6 +11,7 @@ import sys
 import time
 
 import pytest
+from rich.cells import cell_len
 from rich.console import Console
 from typer.testing import CliRunner
 
@@ -49,14 +50,16 @@ def test_a_finished_run_is_shown_once(tmp_path):
 @pytest.mark.parametrize("width", [40, 60, 80, 200])
 def test_nothing_is_wider_than_the_terminal(width):
     _, _, monitor = followed(steps=12)
-    assert max(len(line) for line in shown(monitor.history, width).splitlines()) <= width
+    assert max(cell_len(line) for line in shown(monitor.history, width).splitlines()) <= width
 
 
 def test_the_worst_findings_come_first_and_names_are_no_markup():
     _, _, monitor = followed(steps=1)
     monitor.history.run["model"] = "[bold red]Net[/]"
     monitor.history.records.append(
-        wc.Record(9, 1.0, "every", failed="[red]no[/]", changes=[Change("a", "severe", None, "[blink]worst[/]")], jumps=[8])
+        wc.Record(
+            9, 1.0, "every", failed="[red]no[/]", changes=[Change("a", "severe", None, "[blink]worst[/]")], jumps=[8]
+        )
     )
     text = shown(monitor.history)
     assert "[bold red]Net[/]" in text
@@ -112,7 +115,7 @@ def test_ctrl_c_ends_watching_without_a_word(tmp_path):
     process = subprocess.Popen(command, stdout=follower, stderr=subprocess.PIPE, text=True)
     os.close(follower)
     seen = b""
-    while "running, or killed".encode() not in seen:
+    while b"running, or killed" not in seen:
         seen += os.read(leader, 4096)
     time.sleep(0.2)
     process.send_signal(signal.SIGINT)

@@ -18,26 +18,28 @@ class Budget:
     expected end finds the share kept: spent + expected ≤ share·(elapsed + expected). So the share is kept at the end
     of a measurement as far as the expectation came true, and falls from there to the next.
 
-    Parts that are dearer than the first, and less urgent, save up: `reserved` is their share of the budget, which the
-    first part leaves alone until they can be afforded.
+    Parts that are dearer than the first, and less urgent, save up: `reserved` is their share of what the budget has for
+    parts, which the first leaves alone until they can be afforded.
 
     Attributes:
         share: of the wall time; None for no limit.
         reserved: by part, its part of the budget.
-        spent: seconds that were the monitor's, by part and under "" for all else.
+        spent: seconds that were the monitor's, by part.
+        other: seconds for all else.
         started: the time of the first step; None before.
     """
 
     share: float | None
     reserved: dict[str, float]
-    spent: dict[str, float] = field(default_factory=lambda: {"": 0.0})
+    spent: dict[str, float] = field(default_factory=dict)
+    other: float = 0.0
     started: float | None = None
     _taken: dict[str, list[float]] = field(default_factory=dict)
 
     @property
     def total(self) -> float:
         """Seconds that were the monitor's."""
-        return sum(self.spent.values())
+        return self.other + sum(self.spent.values())
 
     def elapsed(self, now: float) -> float:
         """Seconds since the first step."""
@@ -50,12 +52,8 @@ class Budget:
 
     def took(self, part: str, seconds: float) -> None:
         """A part was measured."""
-        self.spend(part, seconds)
-        self._taken[part] = [*self._taken.get(part, []), seconds][-2:]
-
-    def spend(self, part: str, seconds: float) -> None:
-        """Time that says nothing about what the part will take."""
         self.spent[part] = self.spent.get(part, 0.0) + seconds
+        self._taken[part] = [*self._taken.get(part, []), seconds][-2:]
 
     def expected(self, part: str) -> float | None:
         """Seconds that a part will take; None before it was measured."""
@@ -98,5 +96,6 @@ class Budget:
     def _saved(self, part: str, expected: float, now: float) -> float:
         """Seconds of its own that a part has not spent, at most what it needs."""
         assert self.share is not None
-        own = self.reserved.get(part, 0.0) * self.share * self.elapsed(now) - self.spent.get(part, 0.0)
+        for_parts = self.share * self.elapsed(now) - self.other
+        own = self.reserved.get(part, 0.0) * for_parts - self.spent.get(part, 0.0)
         return min(max(own, 0.0), expected)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections import deque
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -20,6 +21,9 @@ SIGMAS, LASTING = 6.0, 3
 """A jump is above all of the window, and above its median by so many standard deviations, estimated from the median
 absolute deviation, for so many steps: one hard batch is none."""
 
+
+RENEWED = 16
+"""Losses after which the limit is computed anew, which costs more than all else in a step."""
 
 LATEST = 1000
 """Steps after which a loss is read whether it is said to have arrived or not."""
@@ -41,6 +45,7 @@ class Losses:
         self._now: list[float | _OnItsWay] = []
         self._waiting: deque[tuple[int, list[float | _OnItsWay]]] = deque()
         self._window: deque[float] = deque(maxlen=WINDOW)
+        self._limit, self._age = math.inf, 0  # its age in losses
         self._high: list[float] = []  # the latest losses, as long as they are as high as a jump
 
     def observe(self, loss: Any) -> None:
@@ -50,12 +55,11 @@ class Losses:
             TypeError, ValueError: for what is no scalar.
         """
         if isinstance(loss, Tensor):
-            if loss.numel() != 1:
+            if loss.ndim and loss.numel() != 1:
                 raise ValueError(
                     f"the loss has shape {tuple(loss.shape)}; observe the scalar that backward() is called on"
                 )
-            loss = loss.detach()
-            self._now.append(loss.item() if loss.device.type == "cpu" else _OnItsWay(loss))
+            self._now.append(float(loss.item()) if loss.is_cpu else _OnItsWay(loss.detach()))
         else:
             try:
                 self._now.append(float(loss))
@@ -68,9 +72,7 @@ class Losses:
             self._waiting.append((step, self._now))
             self._now = []
         jumped = False
-        while self._waiting and (
-            len(self._waiting) > LATEST or all(isinstance(x, float) or x.arrived for x in self._waiting[0][1])
-        ):
+        while self._waiting and (len(self._waiting) > LATEST or _arrived(self._waiting[0][1])):
             jumped |= self._read()
         return jumped
 
@@ -86,32 +88,35 @@ class Losses:
 
     def _read(self) -> bool:
         step, values = self._waiting.popleft()
-        read = [x if isinstance(x, float) else x.value for x in values]
-        loss = self.latest = sum(read) / len(read)
-        high = self._is_high(loss)
-        if high and (len(self._high) + 1 == LASTING or not math.isfinite(loss)):
-            self.jumps.append(step)
-            self._window.clear()  # the next one is held against what comes after
-            self._high.clear()
-            return True
-        if high:
-            self._high.append(loss)
-        else:
-            self._window.extend([*self._high, *([loss] if math.isfinite(loss) else [])])
-            self._high.clear()
-        return False
-
-    def _is_high(self, loss: float) -> bool:
+        loss = self.latest = sum(x if isinstance(x, float) else x.value for x in values) / len(values)
         window = self._window
-        if len(window) < LEAST:
+        if self._age >= RENEWED or len(window) == LEAST:
+            self._limit, self._age = _limit(window), 0
+        if loss <= self._limit or (len(window) < LEAST and math.isfinite(loss)):
+            window.extend([*self._high, loss])
+            self._age += 1
+            self._high.clear()
             return False
-        if not math.isfinite(loss):
-            return True
-        if loss <= max(window):
+        if math.isfinite(loss) and len(self._high) + 1 < LASTING:
+            self._high.append(loss)
             return False
-        middle = statistics.median(window)
-        deviation = 1.4826 * statistics.median(abs(x - middle) for x in window)
-        return loss - middle > SIGMAS * max(deviation, 1e-3 * abs(middle))
+        known = len(window) >= LEAST
+        if known:
+            self.jumps.append(step)
+        window.clear()  # the next one is held against what comes after
+        self._high.clear()
+        return known
+
+
+def _limit(window: Iterable[float]) -> float:
+    """What a loss must exceed to be high."""
+    middle = statistics.median(window)
+    deviation = 1.4826 * statistics.median(abs(x - middle) for x in window)
+    return max(*window, middle + SIGMAS * max(deviation, 1e-3 * abs(middle)))
+
+
+def _arrived(values: list[float | _OnItsWay]) -> bool:
+    return all(isinstance(x, float) or x.arrived for x in values)
 
 
 class _OnItsWay:

@@ -157,7 +157,7 @@ class Monitor:
         self._told: set[str] = set()
         self._nests = can_nest(optimizer)
         self._handle: Any = optimizer.register_step_post_hook(self._after_step)
-        self._budget.spend("", time.perf_counter() - started)
+        self._budget.other += time.perf_counter() - started
 
     # -- what a training loop calls ------------------------------------------------------------------------------
 
@@ -174,7 +174,7 @@ class Monitor:
         """
         started = time.perf_counter()
         self._losses.observe(loss)
-        self._budget.spend("", time.perf_counter() - started)
+        self._budget.other += time.perf_counter() - started
 
     def measure(self) -> Record:
         """Measure now, everything, whatever the budget; later measurements wait until it is kept again.
@@ -191,7 +191,7 @@ class Monitor:
         started, booked = time.perf_counter(), self._budget.total
         self._losses.end_step(self.step)
         record = self._measure(optimizer, "request", list(self._looking.possible), math.inf)
-        self._budget.spend("", time.perf_counter() - started - (self._budget.total - booked))
+        self._budget.other += time.perf_counter() - started - (self._budget.total - booked)
         return record
 
     def save(self, path: str | Path = "monitor.html") -> Path:
@@ -226,6 +226,11 @@ class Monitor:
         """Of the wall time since the first step, what the monitor took."""
         return self._budget.taken_share(time.perf_counter())
 
+    @property
+    def seconds(self) -> float:
+        """What the monitor took, in all that it does."""
+        return self._budget.total
+
     def remove(self) -> None:
         """Follow the optimizer no longer, and close the file; what was recorded stays."""
         if self._handle is None:
@@ -255,7 +260,7 @@ class Monitor:
         started = time.perf_counter()
         if self._nests and nested(optimizer):
             return
-        budget, booked = self._budget, self._budget.total
+        budget, booked = self._budget, 0.0
         self.step += 1
         self._training = self._model.training
         if budget.started is None:
@@ -264,9 +269,11 @@ class Monitor:
             self._intervals.append(started - self._ended_at)
         self._jumped |= self._losses.end_step(self.step)
         if started >= self._not_before and (self._jumped or self.step - self._last >= self.every):
+            before = budget.total
             self._measure_if_affordable(optimizer, started)
+            booked = budget.total - before
         self._ended_at = time.perf_counter()
-        budget.spend("", self._ended_at - started - (budget.total - booked))
+        budget.other += self._ended_at - started - booked
 
     def _measure_if_affordable(self, optimizer: Optimizer, now: float) -> None:
         budget, parts, room = self._budget, list(self._looking.possible), math.inf
@@ -299,7 +306,7 @@ class Monitor:
             self._probe_cost = self._looking.probe(optimizer, self._training)
         except Exception:  # the measurement fails too, and says why
             self._probe_cost = time.perf_counter() - started
-        self._budget.spend("", time.perf_counter() - started)
+        self._budget.other += time.perf_counter() - started
 
     def _costs(self) -> dict[str, float]:
         """Expected seconds of each part."""
