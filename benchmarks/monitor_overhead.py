@@ -123,8 +123,8 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     for name, table in (
-        ("shares", shares(1.6 if arguments.quick else 20.0)),
-        ("twin", against_a_twin(2.0 if arguments.quick else 20.0)),
+        ("shares", shares(2.4 if arguments.quick else 12.0)),
+        ("twin", against_a_twin(3.0 if arguments.quick else 20.0)),
     ):
         print(f"{table}\n{machine()}\n", flush=True)
         if arguments.write_docs:

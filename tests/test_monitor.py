@@ -28,7 +28,7 @@ from wellcond.monitor import losses as losses_module
 from wellcond.monitor.budget import MARGIN, Budget
 from wellcond.monitor.changes import Findings
 from wellcond.monitor.losses import LASTING, LEAST, Losses
-from wellcond.monitor.measuring import Looking
+from wellcond.monitor.measuring import Look, Looking
 from wellcond.monitor.record import Change
 from wellcond.problem import draw_batches, generators_of
 
@@ -453,13 +453,13 @@ def test_a_loss_that_is_not_a_number():
 
 
 def test_a_finding_that_raises_does_not_cost_the_record(monkeypatch):
-    def raises(m):
+    def raises(m, subject):
         raise KeyError("no such figure")
 
     monkeypatch.setattr(changes_module, "FINDINGS", [raises])
     _, _, monitor = followed(steps=1)
     assert monitor.history[0].edge_ratio is not None
-    assert "findings could not be made" in monitor.history[0].notes[-1]
+    assert monitor.history[0].notes == ["test_monitor could not be looked for: KeyError: 'no such figure'."]
 
 
 X, Y = torch.randn(20, 3), torch.randn(20, 1)
@@ -645,17 +645,21 @@ def test_notes_are_told_once():
 def test_findings_are_told_when_they_change(monkeypatch):
     found: dict[str, Severity] = {}
     monkeypatch.setattr(
-        changes_module, "FINDINGS", [lambda m: next((Finding(k, s, f"{k}!", "") for k, s in found.items()), None)]
+        changes_module, "FINDINGS", [lambda m, s: next((Finding(k, s, f"{k}!", "") for k, s in found.items()), None)]
     )
-    standing, all_, few = Findings(), frozenset({"edge", "layers"}), frozenset({"edge"})
+    standing = Findings()
+
+    def changes(*parts: str) -> list[Change]:
+        return standing.changes(Look(None, None, dict.fromkeys(parts, 0.0)))[0]
+
     found["scale"] = Severity.NOTICE
-    assert standing.changes(None, all_) == [Change("scale", "notice", None, "scale!")]
-    assert standing.changes(None, all_) == []
+    assert changes("edge", "layers") == [Change("scale", "notice", None, "scale!")]
+    assert changes("edge", "layers") == []
     found["scale"] = Severity.SEVERE
-    assert standing.changes(None, all_) == [Change("scale", "severe", "notice", "scale!")]
+    assert changes("edge", "layers") == [Change("scale", "severe", "notice", "scale!")]
     found.clear()
-    assert standing.changes(None, few) == []  # what it was found by was not measured
-    assert standing.changes(None, all_) == [Change("scale", None, "severe", "scale!")]
+    assert changes("edge") == []  # what it was found by was not measured
+    assert changes("edge", "layers") == [Change("scale", None, "severe", "scale!")]
 
 
 def test_an_unstable_rate_is_a_finding_when_it_comes():

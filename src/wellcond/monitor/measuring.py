@@ -15,8 +15,10 @@ from torch.optim import Optimizer
 
 from wellcond.conditioning import Conditioning, Effort, conditioning
 from wellcond.curvature import GaussNewton, Hessian, OutputUnknownError
-from wellcond.examination import Measurements
-from wellcond.examination.measurements import OptimizerFacts, Settings
+from wellcond.examination import Measurements, TrainingRun
+from wellcond.examination.measurements import OptimizerFacts
+from wellcond.examination.subject import Settings, Subject
+from wellcond.examination.trial import Trials
 from wellcond.linalg import SymmetricOperator, eigenvalues, norm
 from wellcond.normalization import NoLayersError, layer_conditioning
 from wellcond.preconditioners import NotPreconditionedError, Preconditioner, preconditioner_of
@@ -43,11 +45,12 @@ class Look:
 
     Attributes:
         measurements: for the findings; what was not measured is missing in it.
+        subject: for the findings too; its trials try nothing.
         seconds: by part.
-        notes: what the reader should know.
     """
 
     measurements: Measurements
+    subject: Subject
     seconds: dict[str, float] = field(default_factory=dict)
 
 
@@ -143,7 +146,9 @@ class Looking:
             unreached=problem.unreached,
             notes=notes,
         )
-        seen = Look(m)
+        run = TrainingRun(self.model, self.loss_fn, self.batches, optimizer, self.loss)
+        known = optimizer if P is not None else None
+        seen = Look(m, Subject(run, problem, known, P, Trials(run, problem, 0, self.seed), notes))
         steps: dict[str, Callable[[], None]] = {
             EDGE: partial(self._edge, problem, optimizer, P, m, started + seconds),
             PLAIN: partial(self._plain, problem, m),
