@@ -21,7 +21,7 @@ from wellcond.monitor.changes import Findings
 from wellcond.monitor.history import SCHEMA, History, Writer
 from wellcond.monitor.losses import Losses
 from wellcond.monitor.measuring import CONDITION, EDGE, LAYERS, PLAIN, Look, Looking, settle
-from wellcond.monitor.record import Record
+from wellcond.monitor.record import Change, Record
 from wellcond.preconditioners import unwrapped_optimizer
 from wellcond.problem import draw_batches, unwrapped
 
@@ -324,7 +324,8 @@ class Monitor:
         except Exception as error:
             failed = " ".join(str(error).split()) or type(error).__name__
         self._losses.flush()
-        changes, notes = [], list(look.measurements.notes) if look else []
+        changes: list[Change] = []
+        notes = list(look.measurements.notes) if look else []
         if look is not None:
             before = time.perf_counter()
             changes, missing = self._findings.changes(look)
