@@ -10,7 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.test_report import examined, hostile
+import wellcond as wc
+from tests.test_monitor import followed
+from tests.test_report import INJECTION, examined, hostile
 
 pytestmark = pytest.mark.browser
 
@@ -83,5 +85,22 @@ def test_a_hostile_name_stays_text(tmp_path):
     seen, console, requested = look(hostile().save(tmp_path / "report.html"), 1440, tmp_path)
     assert seen["injected"] == 0
     assert seen["drawn"] == seen["charts"]
+    assert console == ""
+    assert requested == []
+
+
+@pytest.mark.parametrize("width", [1440, 500])
+def test_the_page_of_a_monitor_is_drawn_whole(width, tmp_path):
+    _, optimizer, monitor = followed(every=1, steps=1)
+    for _ in range(5):
+        monitor.observe(1.0)
+        optimizer.step()
+    monitor.history.run["model"] = INJECTION
+    evil = wc.monitor.Change(INJECTION, "severe", None, INJECTION)
+    monitor.history.records.append(wc.Record(9, 1.0, "jump", failed=INJECTION, notes=[INJECTION], changes=[evil]))
+    seen, console, requested = look(monitor.save(tmp_path / "monitor.html"), width, tmp_path)
+    assert seen["charts"] == seen["drawn"] == 5
+    assert seen["content"] <= seen["width"]
+    assert seen["injected"] == 0
     assert console == ""
     assert requested == []

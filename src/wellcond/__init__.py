@@ -26,6 +26,10 @@ from wellcond.linalg import Estimate as Estimate
 from wellcond.linalg import SpectralDensity as SpectralDensity
 from wellcond.linalg import eigenvalues as eigenvalues
 from wellcond.linalg import spectral_density as spectral_density
+from wellcond.monitor import History as History
+from wellcond.monitor import Monitor as Monitor
+from wellcond.monitor import Record as Record
+from wellcond.monitor import read_history as read_history
 from wellcond.normalization import BatchNormPreconditioner as BatchNormPreconditioner
 from wellcond.normalization import LayerConditioning as LayerConditioning
 from wellcond.normalization import Standardize as Standardize

@@ -28,6 +28,8 @@ from rich.text import Text
 
 from wellcond import __version__
 from wellcond.examination import Examination, Severity, examine
+from wellcond.monitor import HistoryError
+from wellcond.monitor.terminal import watch
 from wellcond.report import page, print_summary
 from wellcond.target import (
     TargetError,
@@ -165,6 +167,30 @@ def examine_command(
         _say(console, f"Page: {output}", prefix="")
     if fail_on is not None and examination.severity >= Severity[fail_on.name]:
         raise typer.Exit(FOUND)
+
+
+@app.command("watch")
+def watch_command(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="What wc.Monitor(path=FILE) writes.")],
+    once: Annotated[bool, typer.Option("--once", help="Show what there is and exit.")] = False,
+    show_traceback: Annotated[
+        bool, typer.Option("--traceback", help="On a mistake, show the whole traceback.")
+    ] = False,
+) -> None:
+    """Show the history of a monitored run in the terminal, until the run is finished (or Ctrl-C).
+
+    Example: wellcond watch monitor.jsonl
+    """
+    errors = Console(stderr=True)
+    with _one_line_for_mistakes(errors, show_traceback):
+        try:
+            watch(file, Console(), once=once)
+        except KeyboardInterrupt:
+            return
+        except OSError as error:
+            raise TargetError(f"can't read {file}: {error.strerror}") from error
+        except HistoryError as error:
+            raise TargetError(str(error)) from error
 
 
 def _examined(target: str, checkpoint: Path | None, device: str | None, errors: Console, **options: Any) -> Examination:

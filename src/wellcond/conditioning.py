@@ -11,6 +11,8 @@ from torch import Tensor
 from wellcond.linalg import (
     DENSE_LIMIT,
     Effort,
+    Eigenvalues,
+    Ends,
     Estimate,
     GradientQuadrature,
     SampledSpectrum,
@@ -57,7 +59,30 @@ class Conditioning:
     theta: float
     spectrum: Tensor | None
     products: int
-    _source: WholeSpectrum | SampledSpectrum = field(repr=False)
+    _source: WholeSpectrum | SampledSpectrum | Ends = field(repr=False)
+
+    @classmethod
+    def of_ends(cls, e: Eigenvalues, size: int) -> Conditioning:
+        """What a run for the largest eigenvalue says: both ends, the smallest from above, and nothing between."""
+        ends = Ends.of(e)
+        largest, smallest = ends.ends
+        nothing = Estimate.undefined(ends.why)
+        return cls(
+            size=size,
+            largest=largest,
+            smallest=smallest,
+            top=[],
+            bottom=[],
+            kappa_mean=nothing,
+            kappa_star=nothing,
+            kappa_effective=nothing,
+            outside_range=nothing,
+            negative_fraction=nothing,
+            theta=ends.theta,
+            spectrum=None,
+            products=e.products,
+            _source=ends,
+        )
 
     def kappa(self, fraction: float) -> Estimate:
         """κ(ρ): the smallest κ for which a fraction ρ of the eigenvalues above θλ_max is at least λ_max/κ.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from importlib.metadata import version
 from typing import Any
 
@@ -105,17 +104,4 @@ def _edge(m: Measurements) -> dict[str, Any] | None:
 
 
 def _estimate(e: Estimate) -> dict[str, Any]:
-    return {
-        "value": _number(e.value),
-        "low": _number(e.low),
-        "high": _number(e.high),
-        "confidence": e.confidence,
-        "how": e.how,
-    }
-
-
-def _number(x: float) -> float | str | None:
-    """JSON has no infinity and no NaN: "inf" and "-inf" are strings, what is not defined is null."""
-    if math.isnan(x):
-        return None
-    return x if math.isfinite(x) else ("inf" if x > 0 else "-inf")
+    return e.to_json()
