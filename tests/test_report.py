@@ -141,7 +141,7 @@ def test_points_without_a_preconditioner_and_without_layers_draw_fewer_charts():
 def test_the_spectrum_chart_counts_eigenvalues(examination):
     spectrum = next(c for c in charts(examination.measurements) if c.key == "spectrum")
     values = examination.measurements.figures["hessian"].spectrum
-    trace = spectrum.figure["data"][0]
+    trace = spectrum.figures[0]["data"][0]
     for x, y in list(zip(trace["x"], trace["y"], strict=True))[::20]:
         expected = int((values >= x * values[-1] * (1 - 1e-12)).sum())
         assert y == pytest.approx(max(0.5, expected))

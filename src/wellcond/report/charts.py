@@ -1,12 +1,9 @@
-"""The charts of the page, as plotly figures in plain dictionaries; colors and fonts are set by the page's theme."""
+"""The charts of the page."""
 
 from __future__ import annotations
 
 import html
-import json
 import math
-from dataclasses import dataclass
-from typing import Any
 
 import plotly.graph_objects as go
 import torch
@@ -14,20 +11,8 @@ import torch
 from wellcond.conditioning import Conditioning
 from wellcond.examination.measurements import Measurements
 from wellcond.linalg import number
+from wellcond.report.chart import FIRST, SECOND, THIRD, Chart, plain, short, ticks
 from wellcond.report.figures import CURVATURES
-
-FIRST, SECOND, THIRD = "first", "second", "third"
-"""Roles of a series; the page gives each its color in the light and in the dark theme."""
-
-
-@dataclass(frozen=True)
-class Chart:
-    """A chart with its title, what it says to someone who can't see it, and plotly's data and layout."""
-
-    key: str
-    title: str
-    description: str
-    figure: dict[str, Any]
 
 
 def charts(m: Measurements) -> list[Chart]:
@@ -61,7 +46,7 @@ def _spectrum(m: Measurements) -> Chart | None:
         "Spectrum: how many eigenvalues lie above a fraction of the largest",
         f"How many eigenvalues are left above a fraction of the largest ({how}). The more of the climb is far to the "
         "left, the more directions are much flatter than the steepest, which sets the learning rate.",
-        _plain(figure),
+        [plain(figure)],
     )
 
 
@@ -133,7 +118,7 @@ def _learning_rate(m: Measurements) -> Chart | None:
         "Learning rate: now, and the largest that is stable",
         f"The edge ratio is {edge.ratio}: the rate times the largest eigenvalue of PᵀHP, over the bound "
         f"{number(edge.bound)} of this optimizer's update.",
-        _plain(figure),
+        [plain(figure)],
     )
 
 
@@ -141,7 +126,7 @@ def _layers(m: Measurements) -> Chart | None:
     layers = [layer for layer in m.layers if layer.kappa.defined][::-1]
     if not layers:
         return None
-    names = [html.escape(_short(layer.name or "(model)")) for layer in layers]
+    names = [html.escape(short(layer.name or "(model)")) for layer in layers]
     figure = go.Figure()
     # Where they coincide all three stay visible: the first is a ring around the last.
     series = (
@@ -159,7 +144,7 @@ def _layers(m: Measurements) -> Chart | None:
             meta=role,
         )
     figure.update_layout(
-        xaxis={"type": "log", "title": "κ of its inputs", **_ticks([v for s in series for v in s[-1]])},
+        xaxis={"type": "log", "title": "κ of its inputs", **ticks([v for s in series for v in s[-1]])},
         yaxis={
             "tickmode": "array",
             "tickvals": list(range(len(layers))),
@@ -174,7 +159,7 @@ def _layers(m: Measurements) -> Chart | None:
         "Layers: conditioning of what each one sees",
         "The condition number of the matrix of a layer's inputs, with the column of ones that its bias sees; what it "
         "would be without the mean (centered) and with batch normalization (standardized).",
-        _plain(figure),
+        [plain(figure)],
     )
 
 
@@ -191,8 +176,8 @@ def _row_norms(m: Measurements) -> Chart | None:
         meta=FIRST,
     )
     figure.update_layout(
-        xaxis={"type": "log", "title": "row norm of H", **_ticks(r.row_norm.tolist())},
-        yaxis={"type": "log", "title": "√v", **_ticks(r.root_v.tolist())},
+        xaxis={"type": "log", "title": "row norm of H", **ticks(r.row_norm.tolist())},
+        yaxis={"type": "log", "title": "√v", **ticks(r.root_v.tolist())},
         showlegend=False,
     )
     return Chart(
@@ -200,28 +185,5 @@ def _row_norms(m: Measurements) -> Chart | None:
         "Does √v measure the Hessian's row norms?",
         f"Correlation of the logarithms over {r.used:,} parameters: {r.correlation}. The theory expects √v to grow "
         "with the norm of the parameter's row of the Hessian.",
-        _plain(figure),
+        [plain(figure)],
     )
-
-
-def _ticks(values: list[float]) -> dict[str, Any]:
-    """A label a decade, at most seven or so; 1, 2 and 5 where there are less than two decades."""
-    logs = [math.log10(v) for v in values if v > 0 and math.isfinite(v)]
-    decades = max(logs, default=0.0) - min(logs, default=0.0)
-    return {"dtick": "D2" if decades < 2 else max(1, round(decades / 6)), "exponentformat": "power"}
-
-
-def _plain(figure: go.Figure) -> dict[str, Any]:
-    figure.update_layout(
-        template="none",
-        height=figure.layout.height or 400,
-        margin={"l": 70, "r": 20, "t": 10, "b": 56},
-        legend={"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0},
-        xaxis_automargin=True,
-        yaxis_automargin=True,
-    )
-    return json.loads(figure.to_json())
-
-
-def _short(name: str, most: int = 36) -> str:
-    return name if len(name) <= most else f"{name[: most // 2 - 1]}…{name[-most // 2 :]}"

@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-import datetime
-from importlib.metadata import version
 from typing import Any
-
-import jinja2
-import torch
-from plotly.offline import get_plotlyjs
 
 from wellcond.examination import Examination, Severity
 from wellcond.examination.measurements import Measurements
 from wellcond.linalg import CONFIDENCE, number
 from wellcond.report.charts import charts
 from wellcond.report.figures import CURVATURES, headline, rows, theta
+from wellcond.report.template import render
 
 _VERDICT = {
     Severity.GOOD: "Nothing stands out.",
@@ -26,14 +21,9 @@ _VERDICT = {
 def page(examination: Examination) -> str:
     """The report as HTML: every script, style and figure inside, nothing fetched, all of the user's words escaped."""
     m = examination.measurements
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("wellcond.report", "templates"),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    return environment.get_template("page.html.j2").render(
+    return render(
+        "page.html.j2",
+        charts(m),
         m=m,
         headline=headline(m),
         verdict=_VERDICT[examination.severity],
@@ -44,12 +34,7 @@ def page(examination: Examination) -> str:
         # The smallest of a semidefinite matrix are rounding.
         eigenvalues=[(CURVATURES[k], c.top, c.bottom if k.startswith("hessian") else []) for k, c in m.figures.items()],
         facts=_facts(m),
-        charts=charts(m),
-        plotly=get_plotlyjs(),
-        number=number,
         confidence=CONFIDENCE,
-        date=datetime.datetime.now().strftime("%Y-%m-%d %H:%M"),
-        versions=f"wellcond {version('wellcond')}, torch {torch.__version__}",
     )
 
 
