@@ -116,6 +116,12 @@ class Forecast:
         head = f"loss now {number(self.loss)}; quadratic model with {self.curvature}, {self.products} products"
         return "\n".join([head, *(line.rstrip() for line in lines)])
 
+    def window(self) -> tuple[float, float]:
+        """The losses that a plot shows: those of the curves that don't diverge, and some above the one now."""
+        lowest = min((float(c.losses.min()) for c in self.curves.values() if not c.diverges), default=self.loss)
+        span = max(self.loss - lowest, 1e-12 * abs(self.loss), 1e-300)
+        return lowest - 0.05 * span, self.loss + 0.25 * span
+
     def plot(self, ax: Any = None) -> Any:
         """Draw the curves: solid while trusted, dotted beyond, with the true losses that were evaluated as circles.
 
@@ -129,8 +135,6 @@ class Forecast:
             ModuleNotFoundError: without matplotlib (`pip install wellcond[plot]`).
         """
         ax = axes(ax)
-        lowest = min(float(c.losses.min()) for c in self.curves.values() if not c.diverges or len(self.curves) == 1)
-        span = max(self.loss - lowest, 1e-12 * abs(self.loss), 1e-300)
         for name in self.ranking():
             c = self[name]
             steps, losses = range(self.steps + 1), c.losses.tolist()
@@ -140,12 +144,7 @@ class Forecast:
             ax.plot(steps[end:], losses[end:], color=line.get_color(), linestyle=":", linewidth=1.4)
             seen = {n: x for n, x in c.true_losses.items() if math.isfinite(x)}
             ax.plot(list(seen), list(seen.values()), "o", color=line.get_color(), fillstyle="none", markersize=5)
-        ax.set(
-            xlabel="step",
-            ylabel="loss",
-            xlim=(0, 1.01 * self.steps),
-            ylim=(lowest - 0.05 * span, self.loss + 0.25 * span),
-        )
+        ax.set(xlabel="step", ylabel="loss", xlim=(0, 1.01 * self.steps), ylim=self.window())
         ax.set_title("Predicted loss (dotted: beyond what may be trusted; ○: true loss there)", fontsize="medium")
         ax.legend(frameon=False)
         return ax

@@ -94,6 +94,17 @@ def rows(m: Measurements) -> Iterator[Row]:
                 yield row
 
 
+def candidates(m: Measurements) -> dict[str, str]:
+    """What the curves of the forecast are, by their names."""
+    optimizer = m.optimizer.name if m.optimizer else "the optimizer"
+    return {
+        "as it is": f"{optimizer} as it is",
+        "its P alone": f"gradient descent under {optimizer}'s P",
+        "no preconditioner": "gradient descent",
+        "rows scaled": "gradient descent, rows of H scaled",
+    }
+
+
 def theta(m: Measurements) -> str:
     """The threshold θ of the figures that have one, as a sentence."""
     c = next(iter(m.figures.values()))
