@@ -46,6 +46,10 @@ from wellcond.reparameterization import Preconditioning as Preconditioning
 from wellcond.reparameterization import Reparameterization as Reparameterization
 from wellcond.reparameterization import precondition as precondition
 from wellcond.reparameterization import reparameterize as reparameterize
+from wellcond.report import Comparison as Comparison
+from wellcond.report import SavedExamination as SavedExamination
+from wellcond.report import compare as compare
+from wellcond.report import read_examination as read_examination
 from wellcond.sharpness import CriticalSharpness as CriticalSharpness
 from wellcond.sharpness import critical_sharpness as critical_sharpness
 from wellcond.sparsity import Sparsity as Sparsity

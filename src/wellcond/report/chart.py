@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -40,7 +41,10 @@ class Chart:
 
 
 def plain(figure: go.Figure) -> dict[str, Any]:
-    """A plotly figure as dictionaries, with the page's margins and legend."""
+    """A plotly figure as dictionaries, with the page's margins and legend; half the decades are named where it is
+    narrow, unless its `meta` has another "narrow" layout."""
+    if figure.layout.meta is None and isinstance(step := figure.layout.xaxis.dtick, int | float):
+        figure.update_layout(meta={"narrow": {"xaxis": {"dtick": 2 * step}}})
     figure.update_layout(
         template="none",
         height=figure.layout.height or 400,
@@ -64,6 +68,8 @@ def short(name: str, most: int = 30) -> str:
 
     >>> [short("model.encoder.layers.17.self_attn.out_proj", n) for n in (30, 14)]
     ['mod.enc.lay.17.sel.out_proj', '17.out_proj']
+    >>> short("encoder_block_17.dense", 12)
+    'enc17.dense'
     >>> short("a" * 50, 11)
     'aaaaa…aaaaa'
     """
@@ -71,6 +77,11 @@ def short(name: str, most: int = 30) -> str:
     for length in (12, 8, 5, 3, 2, 1, 0):
         if len(name) <= most:
             return name
-        cut = [part if part.isdigit() else part[:length] for part in path]
+        cut = [_cut(part, length) for part in path]
         name = ".".join([*(part for part in cut if part), last])
     return name if len(name) <= most else f"{name[: most // 2]}…{name[-(most - most // 2 - 1) :]}"
+
+
+def _cut(part: str, length: int) -> str:
+    """The start of a part of a name, and the numbers of the rest."""
+    return part[:length] + "_".join(re.findall(r"\d+", part[length:]))

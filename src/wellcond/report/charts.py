@@ -126,14 +126,14 @@ def _forecast(m: Measurements) -> Chart | None:
         table.append([named[name], number(c.learning_rate), number(c.edge_ratio), loss, trusted])
     low, high = f.window()
     figure.update_layout(
-        xaxis={"title": "step from here", "range": [0, f.steps]}, yaxis={"title": "loss", "range": [low, high]}
+        xaxis={"title": "step from here", "range": [0, 1.03 * f.steps]}, yaxis={"title": "loss", "range": [low, high]}
     )
     best = f.best
     trusted = f.ranking(max(1, min(c.trusted_steps or 0 for c in f.curves.values())))[0]
     judged = (
-        f"{named[best.name]} is predicted to win."
+        f"Predicted to win: {named[best.name]}."
         if trusted == best.name
-        else f"{named[trusted]} is ahead while all may be trusted, {named[best.name]} at the end."
+        else f"Ahead while all may be trusted: {named[trusted]}; at the end: {named[best.name]}."
     )
     return Chart(
         "forecast",

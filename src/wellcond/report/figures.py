@@ -17,6 +17,23 @@ CURVATURES = {
 }
 
 
+SYMBOLS = {
+    "largest": "λ_max",
+    "smallest": "λ_min",
+    "kappa_mean": "κ̄",
+    "kappa_star": "κ*",
+    "kappa_50": "κ(0.5)",
+    "kappa_90": "κ(0.9)",
+    "kappa_effective": "κ_eff",
+    "outside_range": "flat share",
+    "negative_fraction": "negative fraction",
+}
+"""Of the figures of a curvature, by their names in the JSON schema."""
+
+OF_THETA = ("kappa_50", "kappa_90", "negative_fraction")
+"""Those that belong to a θ and can't be compared with others'."""
+
+
 @dataclass(frozen=True)
 class Row:
     """One figure, plain and under the preconditioner."""

@@ -36,10 +36,11 @@ def shown_layers(m: Measurements) -> list[LayerConditioning]:
 
 
 def brief(kappa: Estimate) -> str:
-    """For a cell of the map."""
+    """For a cell of the map, two digits."""
     if level(kappa) is None:
         return ""
-    return f"≥ {number(kappa.low)}" if kappa.unresolved else number(kappa.value)
+    x = float(f"{kappa.low if kappa.unresolved else kappa.value:.2g}")
+    return ("≥" if kappa.unresolved else "") + (number(x) if x < 1e4 else f"{x:.2g}".replace("e+0", "e"))
 
 
 def layers_chart(m: Measurements) -> Chart | None:
@@ -95,12 +96,19 @@ def _panel(layers: Sequence[LayerConditioning], most: float) -> dict[str, Any]:
             "yanchor": "top",
             "ypad": 8,
             "tickvals": list(decades),
-            "ticktext": [number(10.0**d) for d in decades],
-            "title": {"text": "κ", "side": "right"},
+            "ticktext": [f"κ = {number(10.0**d)}" if d == 0 else number(10.0**d) for d in decades],
         },
     )
     figure.update_layout(
-        xaxis={"side": "top", "showgrid": False, "fixedrange": True},
+        xaxis={
+            "side": "top",
+            "showgrid": False,
+            "tickmode": "array",
+            "tickvals": COLUMNS,
+            "ticktext": [column.replace(" n", "<br>n") for column in COLUMNS],
+            "tickangle": 0,
+            "tickfont": {"size": 11},
+        },
         yaxis={
             "tickmode": "array",
             "tickvals": list(range(len(layers))),
@@ -109,7 +117,12 @@ def _panel(layers: Sequence[LayerConditioning], most: float) -> dict[str, Any]:
             "autorange": "reversed",
             "showgrid": False,
         },
-        meta={"narrow_ticks": [html.escape(short(name, 14)) for name in names]},
+        meta={
+            "narrow": {
+                "yaxis": {"ticktext": [html.escape(short(name, 14)) for name in names]},
+                "xaxis": {"tickangle": -60},
+            }
+        },
         height=130 + len(layers) * (34 if len(layers) <= 20 else 17),
     )
     return plain(figure)

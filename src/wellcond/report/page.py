@@ -7,9 +7,7 @@ from typing import Any
 from wellcond.examination import Examination, Severity
 from wellcond.examination.measurements import Measurements
 from wellcond.linalg import CONFIDENCE, number
-from wellcond.report.charts import charts
 from wellcond.report.figures import CURVATURES, headline, rows, theta
-from wellcond.report.template import render
 
 _VERDICT = {
     Severity.GOOD: "Nothing stands out.",
@@ -20,6 +18,10 @@ _VERDICT = {
 
 def page(examination: Examination) -> str:
     """The report as HTML: every script, style and figure inside, nothing fetched, all of the user's words escaped."""
+    # Here and not above: plotly takes half a second to import, and `import wellcond` comes through here.
+    from wellcond.report.charts import charts
+    from wellcond.report.template import render
+
     m = examination.measurements
     return render(
         "page.html.j2",
