@@ -75,7 +75,7 @@ class Page:
         assert "exceptionDetails" not in found, found["exceptionDetails"]
         return found["result"].get("value")
 
-    def until(self, condition: str, seconds: float = 20) -> None:
+    def until(self, condition: str, seconds: float = 120) -> None:
         """Wait for a JavaScript condition."""
         end = time.monotonic() + seconds
         while not self.run(condition):

@@ -95,6 +95,7 @@ def _panel(layers: Sequence[LayerConditioning], most: float) -> dict[str, Any]:
             "y": 0,
             "yanchor": "top",
             "ypad": 8,
+            "tickangle": 0,
             "tickvals": list(decades),
             "ticktext": [f"κ = {number(10.0**d)}" if d == 0 else number(10.0**d) for d in decades],
         },
@@ -107,7 +108,7 @@ def _panel(layers: Sequence[LayerConditioning], most: float) -> dict[str, Any]:
             "tickvals": COLUMNS,
             "ticktext": [column.replace(" n", "<br>n") for column in COLUMNS],
             "tickangle": 0,
-            "tickfont": {"size": 11},
+            "tickfont": {"size": 10},
         },
         yaxis={
             "tickmode": "array",
@@ -119,8 +120,8 @@ def _panel(layers: Sequence[LayerConditioning], most: float) -> dict[str, Any]:
         },
         meta={
             "narrow": {
+                "xaxis": {"tickangle": -60, "ticktext": [column.replace("normalized", "norm.") for column in COLUMNS]},
                 "yaxis": {"ticktext": [html.escape(short(name, 14)) for name in names]},
-                "xaxis": {"tickangle": -60},
             }
         },
         height=130 + len(layers) * (34 if len(layers) <= 20 else 17),
