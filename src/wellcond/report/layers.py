@@ -72,7 +72,7 @@ def layers_chart(m: Measurements) -> Chart | None:
 
 def _panel(layers: Sequence[LayerConditioning], most: float) -> dict[str, Any]:
     names = [layer.name or "(model)" for layer in layers]
-    step = max(1, math.ceil(most / 5))
+    step = max(1, math.ceil(most / 4))
     decades = range(0, math.ceil(most) + 1, step)
     cells = [[(html.escape(layer.name or "(model)"), str(e)) for e in kappas(layer)] for layer in layers]
     figure = go.Figure()
@@ -120,6 +120,7 @@ def _panel(layers: Sequence[LayerConditioning], most: float) -> dict[str, Any]:
         },
         meta={
             "narrow": {
+                "margin": {"t": 74},
                 "xaxis": {"tickangle": -60, "ticktext": [column.replace("normalized", "norm.") for column in COLUMNS]},
                 "yaxis": {"ticktext": [html.escape(short(name, 14)) for name in names]},
             }
