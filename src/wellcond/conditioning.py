@@ -21,6 +21,7 @@ from wellcond.linalg import (
     check_operator,
     eigenvalues,
 )
+from wellcond.linalg.notebook import table
 from wellcond.linalg.spectrum import check_symmetric
 
 REMAINING = 0.01
@@ -98,6 +99,19 @@ class Conditioning:
         """Bounds of the number of eigenvalues ≥ each threshold, (g,) each: the spectrum as a curve with its error."""
         low, high = self._source.fraction_above(thresholds)
         return low * self.size, high * self.size
+
+    def _repr_html_(self) -> str:
+        rows = [
+            ("λ_max", self.largest, self.largest.with_error()),
+            ("λ_min", self.smallest, self.smallest.with_error()),
+            ("negative fraction", self.negative_fraction, str(self.negative_fraction)),
+            *((f"κ({fraction:g})", e := self.kappa(fraction), str(e)) for fraction in (0.5, 0.9)),
+            ("κ̄", self.kappa_mean, str(self.kappa_mean)),
+            ("κ*", self.kappa_star, str(self.kappa_star)),
+            ("κ_eff", self.kappa_effective, str(self.kappa_effective)),
+        ]
+        size = f"{self.size:,} eigenvalues, {self.products:,} products, θ = {self.theta:.0e}"
+        return table(["", "figure", "how"], [(name, shown, e.how) for name, e, shown in rows], size)
 
     @property
     def rounding(self) -> float:

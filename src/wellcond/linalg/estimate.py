@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -52,6 +53,9 @@ class Estimate:
     def scaled(self, factor: float) -> Estimate:
         """The estimate of `factor` > 0 times the figure."""
         return replace(self, value=self.value * factor, low=self.low * factor, high=self.high * factor)
+
+    def _repr_html_(self) -> str:
+        return f'<span title="{html.escape(self.how)}">{html.escape(str(self))}</span>'
 
     def with_error(self) -> str:
         """The figure with its error bound where that is the same on both sides, else as `str` has it.

@@ -13,7 +13,7 @@ from wellcond.conditioning import Conditioning
 from wellcond.examination.measurements import Measurements
 from wellcond.linalg import number
 from wellcond.report.chart import BOUND, FIRST, FOURTH, SECOND, THIRD, Chart, plain, ticks
-from wellcond.report.figures import CURVATURES, candidates
+from wellcond.report.figures import candidates, counts, eigenvalue_bound, shown_spectra
 from wellcond.report.layers import layers_chart
 from wellcond.report.rates import rate_charts
 
@@ -22,25 +22,6 @@ def charts(m: Measurements) -> list[Chart]:
     """The charts that this examination has data for."""
     drawn = [_spectrum(m), layers_chart(m), _forecast(m), *rate_charts(m), _row_norms(m)]
     return [chart for chart in drawn if chart is not None]
-
-
-def shown_spectra(m: Measurements) -> dict[str, Conditioning]:
-    """By label, the curvature whose spectrum is shown, plain and under P; none without positive eigenvalues."""
-    kind = "hessian" if m.settings.curvature == "hessian" else "gauss_newton"
-    found = {CURVATURES[name]: m.figures[name] for name in (kind, f"{kind}_preconditioned") if name in m.figures}
-    return {label: c for label, c in found.items() if c.largest.value > 0}
-
-
-def eigenvalue_bound(m: Measurements) -> float | None:
-    """The eigenvalue of PᵀHP at which the step is unstable: bound over rate (theory, section 2.3)."""
-    return m.edge.bound / m.edge.rate if m.edge is not None and m.edge.rate > 0 else None
-
-
-def counts(c: Conditioning) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """(eigenvalue, at least so many above it, at most so many), down to what is known of a spectrum."""
-    fractions = torch.logspace(-8 if c.spectrum is not None else -3, 0, 161, dtype=torch.float64)
-    # The largest eigenvalue itself counts, whatever the rounding of the product fraction · λ_max.
-    return fractions * c.largest.value, *c.counts_above(fractions * c.largest.value * (1 - 1e-12))
 
 
 def _spectrum(m: Measurements) -> Chart | None:

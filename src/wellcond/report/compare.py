@@ -10,6 +10,7 @@ from typing import Any
 
 from wellcond.examination import Examination, Finding, Severity
 from wellcond.linalg import Estimate
+from wellcond.linalg.notebook import paragraphs
 from wellcond.report.figures import CURVATURES, OF_THETA, SYMBOLS
 from wellcond.report.json import to_json
 from wellcond.report.saved import SavedExamination
@@ -106,6 +107,9 @@ class Comparison:
 
     def __str__(self) -> str:
         return "\n".join(text for _, text in self.lines())
+
+    def _repr_html_(self) -> str:
+        return paragraphs(text for _, text in self.lines())
 
     def to_json(self) -> dict[str, Any]:
         """As plain dictionaries, lists, strings and numbers."""
