@@ -36,11 +36,12 @@ def shown_layers(m: Measurements) -> list[LayerConditioning]:
 
 
 def brief(kappa: Estimate) -> str:
-    """For a cell of the map, two digits."""
+    """For a cell of the map: as short as it can be said."""
     if level(kappa) is None:
         return ""
-    x = float(f"{kappa.low if kappa.unresolved else kappa.value:.2g}")
-    return ("≥" if kappa.unresolved else "") + (number(x) if x < 1e4 else f"{x:.2g}".replace("e+0", "e"))
+    x = kappa.low if kappa.unresolved else kappa.value
+    text = number(x) if x < 9995 else f"{x:.1e}".replace("e+0", "e").replace("e+", "e")
+    return ("≥" if kappa.unresolved else "") + text
 
 
 def layers_chart(m: Measurements) -> Chart | None:

@@ -16,6 +16,10 @@ _VERDICT = {
 }
 
 
+SHOWN = 3
+"""Findings that are told whole, the most useful ones; the others open when they are asked for, as good ones do."""
+
+
 def page(examination: Examination) -> str:
     """The report as HTML: every script, style and figure inside, nothing fetched, all of the user's words escaped."""
     # Here and not above: plotly takes half a second to import, and `import wellcond` comes through here.
@@ -23,6 +27,7 @@ def page(examination: Examination) -> str:
     from wellcond.report.template import render
 
     m = examination.measurements
+    first = [f for f in examination.findings[:SHOWN] if f.severity > Severity.GOOD]
     return render(
         "page.html.j2",
         charts(m),
@@ -30,7 +35,8 @@ def page(examination: Examination) -> str:
         headline=headline(m),
         verdict=_VERDICT[examination.severity],
         severity=examination.severity.word,
-        findings=examination.findings,
+        first=first,
+        more=examination.findings[len(first) :],
         rows=list(rows(m)),
         theta=theta(m),
         # The smallest of a semidefinite matrix are rounding.
