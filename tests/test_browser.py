@@ -12,6 +12,7 @@ from torch import nn
 
 import wellcond as wc
 from tests.browser import Page
+from tests.test_monitor import followed
 from tests.test_report import EXAMINATIONS, INJECTION, examined, hostile
 
 pytestmark = pytest.mark.browser
@@ -165,3 +166,22 @@ def test_it_prints_in_light_colors_with_every_finding_open(page_of):
         page.run("dispatchEvent(new Event('afterprint'))")
         assert page.run("document.querySelectorAll('details.prints[open]').length") == 0
         assert page.console == []
+
+
+@pytest.mark.parametrize("width", [1440, 360])
+def test_the_page_of_a_monitor_is_drawn_whole(width, tmp_path):
+    _, optimizer, monitor = followed(every=1, steps=1)
+    for _ in range(5):
+        monitor.observe(1.0)
+        optimizer.step()
+    monitor.history.run["model"] = INJECTION
+    evil = wc.monitor.Change(INJECTION, "severe", None, INJECTION)
+    monitor.history.records.append(wc.Record(9, 1.0, "jump", failed=INJECTION, notes=[INJECTION], changes=[evil]))
+    with Page(monitor.save(tmp_path / "monitor.html"), width) as page:
+        charts = page.run(MARKS)
+        assert len(charts) == 5
+        assert all(c["drawn"] > 0 and c["inside"] for c in charts), charts
+        assert page.run("document.documentElement.scrollWidth <= innerWidth")
+        assert page.run("document.images.length") == 0
+        assert page.console == []
+        assert page.requests == []
