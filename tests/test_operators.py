@@ -435,3 +435,65 @@ def test_what_is_no_operator_problem_or_preconditioner_is_refused():
     ):
         with pytest.raises(ValueError, match=words):
             call()
+
+
+def _untwistable() -> Problem:
+    """A network with a backward pass that torch can't do for several vectors at once."""
+
+    class Cube(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            ctx.save_for_backward(x)
+            return x**3
+
+        @staticmethod
+        def backward(ctx, g):
+            (x,) = ctx.saved_tensors
+            if not math.isfinite(float(g.sum().detach())):  # reads a number, which no batched pass can
+                raise FloatingPointError
+            return 3 * x**2 * g
+
+    class Net(nn.Linear):
+        def forward(self, x):
+            return Cube.apply(super().forward(x))
+
+    torch.manual_seed(0)
+    X = torch.randn(12, 3, dtype=torch.float64)
+    return Problem(Net(3, 2).double(), nn.MSELoss(), (X, torch.randn(12, 2, dtype=torch.float64)))
+
+
+@pytest.mark.parametrize("kind", [Hessian, GaussNewton, EmpiricalFisher])
+@pytest.mark.parametrize("name", PROBLEMS)
+def test_columns_together_are_those_of_single_products(name, kind):
+    case = make(name)
+    problem = Problem(case.model, case.loss_fn, case.data)
+    operator = kind(problem)
+    if kind is EmpiricalFisher and name == "batch norm":
+        return
+    V = torch.randn(problem.size, 9, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    calls = []
+    operator.on_product = lambda: calls.append(0)
+    together = operator @ V
+    assert len(calls) == operator.products >= 9
+    assert not problem.one_by_one
+    single = torch.stack([operator @ column.contiguous() for column in V.T], dim=1)
+    assert float((together - single).norm()) <= 1e-13 * float(single.norm())
+
+
+def test_columns_go_one_by_one_where_they_cannot_go_together():
+    problem = _untwistable()
+    H = Hessian(problem)
+    V = torch.randn(problem.size, 5, dtype=torch.float64)
+    together = H @ V
+    assert problem.one_by_one
+    assert torch.equal(together, torch.stack([H @ column.contiguous() for column in V.T], dim=1))
+
+
+def test_columns_that_come_out_wrong_together_are_made_again(monkeypatch):
+    case = make("ReLU MLP")
+    problem = Problem(case.model, case.loss_fn, case.data)
+    H, V = Hessian(problem), torch.eye(problem.size, dtype=torch.float64)
+    right = H @ V
+    monkeypatch.setattr(Hessian, "_together", lambda self, V: 1.001 * right)
+    assert torch.allclose(H @ V, right, rtol=1e-12, atol=1e-15)
+    assert problem.one_by_one

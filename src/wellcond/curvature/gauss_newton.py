@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from wellcond.curvature.jacobian import Jacobian
+from wellcond.curvature.jacobian import Jacobian, pulled
 from wellcond.curvature.of_output import OutputCurvature
 
 
@@ -35,7 +35,7 @@ class GaussNewton(OutputCurvature):
 
     def _graph(self, index: int) -> _Graph:
         output = self._output(index)
-        jacobian = Jacobian(output, self._leaves())
+        jacobian = Jacobian(output, self._leaves(), self._bilinear)
         loss_input = output.detach().requires_grad_()
         loss = self.problem.batch_loss(index, loss_input)
         (loss_gradient,) = torch.autograd.grad(loss, loss_input, create_graph=True)
@@ -43,9 +43,5 @@ class GaussNewton(OutputCurvature):
 
     def _batch_product(self, graph: _Graph, pieces: Sequence[Tensor], keep: bool) -> tuple[Tensor, ...]:
         pushed = graph.jacobian.push(pieces)
-        curved = torch.zeros_like(pushed)
-        if graph.loss_gradient.requires_grad:
-            (curved,) = torch.autograd.grad(
-                graph.loss_gradient, graph.loss_input, pushed, retain_graph=keep, materialize_grads=True
-            )
+        (curved,) = pulled([graph.loss_gradient], [graph.loss_input], [pushed], keep)
         return graph.jacobian.pull(curved, keep)

@@ -7,6 +7,34 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from wellcond.curvature.bilinear import BilinearLayers
+
+
+def pulled(
+    outputs: Sequence[Tensor], leaves: Sequence[Tensor], vectors: Sequence[Tensor], keep: bool
+) -> tuple[Tensor, ...]:
+    """Σ vectorᵀ ∂output/∂leaf, by leaf; zero where nothing depends on it.
+
+    Args:
+        outputs: with graphs, or constant.
+        leaves: what they are differentiated by.
+        vectors: of the outputs' shapes; or all with one more dimension in front, and so is then the result.
+        keep: the graphs for further products.
+    """
+    front = vectors[0].shape[: vectors[0].ndim - outputs[0].ndim]
+    curved = [(y, v) for y, v in zip(outputs, vectors, strict=True) if y.requires_grad]
+    found: Sequence[Tensor | None] = [None] * len(leaves)
+    if curved:
+        found = torch.autograd.grad(
+            [y for y, _ in curved],
+            leaves,
+            [v for _, v in curved],
+            retain_graph=keep,
+            allow_unused=True,
+            is_grads_batched=bool(front),
+        )
+    return tuple(x.new_zeros(front + x.shape) if g is None else g for x, g in zip(leaves, found, strict=True))
+
 
 class Jacobian:
     """J = ∂output/∂leaves, as graphs that are differentiated at every product.
@@ -16,27 +44,18 @@ class Jacobian:
     Args:
         output: any shape, with a graph.
         leaves: what it is differentiated by.
+        layers: that the output was evaluated inside of.
     """
 
-    def __init__(self, output: Tensor, leaves: list[Tensor]):
+    def __init__(self, output: Tensor, leaves: list[Tensor], layers: BilinearLayers):
         self.output, self.leaves = output, leaves
         self._cotangent = torch.zeros_like(output, requires_grad=True)
-        self._pulled = torch.autograd.grad(
-            output, leaves, self._cotangent, create_graph=True, allow_unused=True, materialize_grads=True
-        )
+        self._pulled = layers.differentiable_gradient(output, leaves, self._cotangent)
 
     def push(self, pieces: Sequence[Tensor]) -> Tensor:
-        """J v, of the output's shape, for v in pieces of the leaves' shapes."""
-        used = [(g, v) for g, v in zip(self._pulled, pieces, strict=True) if g.requires_grad]
-        if not used:
-            return torch.zeros_like(self.output)
-        (pushed,) = torch.autograd.grad(
-            [g for g, _ in used], self._cotangent, [v for _, v in used], retain_graph=True, materialize_grads=True
-        )
-        return pushed
+        """J v, of the output's shape, for v in pieces of the leaves' shapes, or several at once as in `pulled`."""
+        return pulled(self._pulled, [self._cotangent], pieces, keep=True)[0]
 
     def pull(self, u: Tensor, keep: bool) -> tuple[Tensor, ...]:
         """Jᵀu, by leaf; `keep` the graph for further products."""
-        return torch.autograd.grad(
-            self.output, self.leaves, u, retain_graph=keep, allow_unused=True, materialize_grads=True
-        )
+        return pulled([self.output], self.leaves, [u], keep)

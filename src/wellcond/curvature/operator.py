@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import warnings
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, Self
 
+import torch
 from torch import Tensor, nn
 
+from wellcond.curvature.bilinear import BilinearLayers
 from wellcond.curvature.compiled import compiled_product, kept_product
 from wellcond.curvature.preconditioned import Preconditioned
 from wellcond.linalg import SymmetricOperator
@@ -45,6 +48,7 @@ class CurvatureOperator(SymmetricOperator):
         super().__init__(problem.size, problem.dtype, problem.device)
         self.problem = problem
         self.positions = tuple(range(len(problem.parameters)))
+        self._bilinear = BilinearLayers()
         self.on_batch: Callable[[float], None] | None = None
 
     @property
@@ -117,6 +121,12 @@ class CurvatureOperator(SymmetricOperator):
         """Under which its graphs are kept."""
         return type(self), self.positions
 
+    @property
+    def _layers(self) -> contextlib.AbstractContextManager[object]:
+        """Around evaluations of the network. Not of a block: Python can't tell which derivatives it has no use for."""
+        whole = len(self.positions) == len(self.problem.parameters)
+        return self._bilinear if whole else contextlib.nullcontext()
+
     def _leaves(self) -> list[Tensor]:
         """What stands for the parameters in the latest evaluation."""
         return [self.problem.leaves[i] for i in self.positions]
@@ -127,7 +137,47 @@ class CurvatureOperator(SymmetricOperator):
 
     @abstractmethod
     def _batch_product(self, graph: Any, pieces: Sequence[Tensor], keep: bool) -> tuple[Tensor, ...]:
-        """The product of one batch's matrix with a vector, by parameter."""
+        """The product of one batch's matrix with a vector, by parameter; with several at once where the pieces, and
+        then the product, have one more dimension in front."""
+
+    def _columns(self, V: Tensor) -> Tensor:
+        """Several columns in one backward pass where the network is so small that most of a product is overhead."""
+        if V.shape[1] < 3 or self.problem.compile or self.key in self.problem.one_by_one:
+            return super()._columns(V)
+        first = self.matvec(V[:, 0].contiguous())
+        together = self._together(V)
+        if together is not None and _agree(together[:, 0], first):
+            return together
+        self.problem.one_by_one.add(self.key)
+        return torch.cat([first[:, None], super()._columns(V[:, 1:])], dim=1)
+
+    def _together(self, V: Tensor) -> Tensor | None:
+        """The product with each column of V, (n, k) → (n, k), or None where torch can't do that for this network. The
+        first column's is here for comparison, and not counted."""
+        parts = []
+        with self.problem.evaluating(), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "There is a performance drop")  # an operation that goes one by one
+            at_once = self.problem.columns_at_once()
+            if at_once < 2:
+                return None
+            for chunk in V.split(at_once, dim=1):
+                total = torch.zeros_like(chunk)
+                rows = chunk.T.split([p.numel() for p in self.parameters], dim=1)
+                pieces = [x.reshape(-1, *p.shape) for x, p in zip(rows, self.parameters, strict=True)]
+                for index, weight in enumerate(self.problem.weights):
+                    graph = self.problem.kept(self.key, index, partial(self._graph, index))
+                    keep = graph is not None
+                    try:
+                        found = self._batch_product(graph if keep else self._graph(index), pieces, keep)
+                    except RuntimeError:
+                        return None
+                    total.add_(torch.cat([x.flatten(1) for x in found], dim=1).T, alpha=weight)
+                parts.append(torch.add(total, chunk, alpha=self.damping))
+                for _ in range(chunk.shape[1] - (len(parts) == 1)):
+                    self.products += 1
+                    if self.on_product is not None:
+                        self.on_product()
+        return torch.cat(parts, dim=1)
 
     def _multiply(self, v: Tensor) -> Tensor:
         problem, total = self.problem, None
@@ -153,3 +203,8 @@ class CurvatureOperator(SymmetricOperator):
         keep = graph is not None
         parts = self._batch_product(graph if keep else self._graph(index), unflatten(v, self.parameters), keep)
         return flatten(parts)
+
+
+def _agree(a: Tensor, b: Tensor) -> bool:
+    """Whether two ways to the same product came to the same, up to rounding."""
+    return float((a - b).norm()) <= 1e3 * torch.finfo(a.dtype).eps * max(float(a.norm()), float(b.norm()))

@@ -53,11 +53,11 @@ class Preconditioned(SymmetricOperator):
     def dense(self) -> Tensor:
         """PᵀCP, (n, n), from the dense C: P is applied to its rows and columns, without products beyond C's n."""
         spent = self.curvature.products
-        half = self._columns(self.curvature.dense())
+        half = self._adjoint_of(self.curvature.dense())
         self.products += self.curvature.products - spent
-        return self._with_damping(self._columns(half.T).T)
+        return self._with_damping(self._adjoint_of(half.T).T)
 
-    def _columns(self, matrix: Tensor) -> Tensor:
+    def _adjoint_of(self, matrix: Tensor) -> Tensor:
         return torch.stack([self._through(self.P.adjoint, column) for column in matrix.T], dim=1)
 
     def _through(self, change: Callable[[list[Tensor]], list[Tensor]], v: Tensor) -> Tensor:

@@ -97,9 +97,14 @@ class SymmetricOperator(ABC):
         if not isinstance(V, Tensor) or V.ndim != 2:
             what = f"a tensor of shape {tuple(V.shape)}" if isinstance(V, Tensor) else f"a {type(V).__name__}"
             raise ValueError(f"got {what}; give a tensor of shape ({self.size},) or ({self.size}, k)")
+        if not V.shape[1]:
+            return torch.zeros_like(V)
         with self.keeping(V.shape[1]):
-            columns = [self.matvec(column.contiguous()) for column in V.T]
-        return torch.stack(columns, dim=1) if columns else torch.zeros_like(V)
+            return self._columns(V)
+
+    def _columns(self, V: Tensor) -> Tensor:
+        """The product with each of the one or more columns of V, (n, k) → (n, k)."""
+        return torch.stack([self.matvec(column.contiguous()) for column in V.T], dim=1)
 
     def __matmul__(self, x: Tensor) -> Tensor:
         return self.matvec(x) if isinstance(x, Tensor) and x.ndim == 1 else self.matmat(x)

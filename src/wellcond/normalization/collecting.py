@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from wellcond.normalization.moments import SketchedCovariance, WholeCovariance
+from wellcond.normalization.covariance import Covariance, Factor, WholeCovariance
+from wellcond.normalization.moments import Moments
 from wellcond.normalization.rows import (
     CONVOLUTIONS,
     PROJECTIONS,
-    amplification,
     attention_inputs,
     attention_mixture,
-    rows_of,
+    blocks,
+    layer_normalized,
+    rows_of_block,
 )
 from wellcond.problem import Problem
 
@@ -29,38 +33,67 @@ class Rows:
     """Moments of the rows that one weight sees, as they are and layer-normalized.
 
     Attributes:
-        plain, normalized: the moments.
+        plain, normalized: the moments of each group, once all rows are in.
         groups: how many matrices these are.
         bias: whether a bias is added.
         is_input: whether every row is the data's own.
         rounding, normalized_rounding: relative accuracy of both: data are what they are, what a network computes is
             rounded.
+        resolved: whether another pass would tell nothing more.
     """
 
     def __init__(self, widest: int):
         self.widest, self.groups = widest, 0
         self.bias, self.is_input = False, True
-        self.rounding = self.normalized_rounding = 0.0
-        self.plain: WholeCovariance | SketchedCovariance
-        self.normalized: WholeCovariance | SketchedCovariance
+        # Data are what they are; normalizing them rounds.
+        self.rounding, self.normalized_rounding = 0.0, 4 * torch.finfo(torch.float64).eps
+        self.plain: list[Moments] = []
+        self.normalized: list[Moments] = []
+        self._covariances: dict[bool, Covariance] = {}
 
     def add(self, module: nn.Module, x: Tensor, *, bias: bool, is_input: bool) -> None:
         """Take up the rows that a call's input gives."""
         self.bias |= bias
         self.is_input &= is_input
+        rounding = 0.0
         if not is_input and x.is_floating_point():
             # Entries of a network's activations are the result of some roundings.
             rounding = 4 * torch.finfo(x.dtype).eps
             self.rounding = max(self.rounding, rounding)
-            self.normalized_rounding = max(self.normalized_rounding, rounding * amplification(module, x))
-        for piece in rows_of(module, x):
-            if not self.groups:
-                self.groups, _, width = piece.shape
-                kind = WholeCovariance if width <= self.widest else SketchedCovariance
-                self.plain, self.normalized = (kind(self.groups, width, piece) for _ in range(2))
-            self.plain.add(piece)
-        for piece in rows_of(module, x, normalized=True):
-            self.normalized.add(piece)
+        # Each row of a linear layer sums to zero once it is layer-normalized.
+        linear = not isinstance(module, CONVOLUTIONS)
+        for block in blocks(module, x):
+            for normalized in (False, True):
+                if self.plain and normalized not in self._covariances:
+                    continue
+                if normalized:
+                    block, amplification = layer_normalized(module, block)
+                    self.normalized_rounding = max(self.normalized_rounding, rounding * amplification)
+                for rows in rows_of_block(module, block):
+                    if normalized not in self._covariances:
+                        self.groups, _, width = rows.shape
+                        self._covariances[normalized] = WholeCovariance(
+                            self.groups, width, self.widest, sum_to_zero=normalized and linear
+                        )
+                    self._covariances[normalized].add(rows)
+
+    def finish(self) -> None:
+        """Make the moments. What they don't resolve the same rows will, if all of them are added again."""
+        unresolved: dict[bool, Covariance] = {}
+        for normalized, covariance in self._covariances.items():
+            rounding = self.normalized_rounding if normalized else self.rounding
+            moments = [covariance.moments(group, rounding) for group in range(self.groups)]
+            if normalized:
+                self.normalized = moments
+            else:
+                self.plain = moments
+            if not all(m.resolved for m in moments):
+                unresolved[normalized] = Factor(*covariance.shape, sum_to_zero=covariance.sum_to_zero)
+        self._covariances = unresolved
+
+    @property
+    def resolved(self) -> bool:
+        return not self._covariances
 
 
 class RowsSeen:
@@ -93,6 +126,13 @@ class RowsSeen:
             if type(module).forward is nn.MultiheadAttention.forward:  # another may call the module itself
                 out = module.out_proj
                 self._add(f"{name}.out_proj", out, {"": attention_mixture(module, args, kwargs)}, out.bias is not None)
+
+    def finish(self) -> bool:
+        """Make the moments of what was seen; False if some need the same calls once more."""
+        distinct = {id(rows): rows for rows in self._rows.values()}.values()
+        for rows in distinct:
+            rows.finish()
+        return all(rows.resolved for rows in distinct)
 
     def by_name(self) -> list[tuple[str, Rows]]:
         """The rows of every weight that saw any, by the name of the first layer that used it, in order of first use."""
@@ -138,10 +178,30 @@ class RowsSeen:
             x = _plain(by_tensor[tensor].detach())
             if x.is_complex():
                 raise ValueError(f"layer {name} sees complex inputs; write them as real ones (torch.view_as_real)")
-            if not torch.isfinite(x).all():
+            # A sum that is finite proves it at a third of the cost; one that is not may have overflowed.
+            if not bool(x.sum().isfinite() or torch.isfinite(x).all()):
                 raise ValueError(f"the inputs of layer {name} are not finite; look for the overflow before it")
-            if x.numel():  # an expert may get no tokens
-                rows.add(module, x, bias=bias, is_input=self.problem.is_input(x))
+            if x.numel() and not (rows.plain and rows.resolved):  # an expert may get no tokens
+                with memory_for(name, x):
+                    rows.add(module, x, bias=bias, is_input=self.problem.is_input(x))
+
+
+@contextlib.contextmanager
+def memory_for(name: str, x: Tensor) -> Iterator[None]:
+    """Turn a failure to get memory into one that names the layer and its width.
+
+    Raises:
+        ValueError: where memory ends.
+    """
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if not isinstance(error, MemoryError | torch.OutOfMemoryError) and "allocate memory" not in str(error):
+            raise
+        raise ValueError(
+            f"there is no memory for the inputs of layer {name}, which have shape {tuple(x.shape)}: beside them their "
+            "moments take up to about a gigabyte; give smaller batches, or fewer columns to `widest`"
+        ) from error
 
 
 def _keys(module: nn.Module) -> dict[str, _Key]:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from wellcond.linalg import Estimate
-from wellcond.normalization.moments import Moments
+from wellcond.normalization.moments import EPS, SQUARES, Moments, root_of_squares, square_error
 
 
 @dataclass(frozen=True)
@@ -31,11 +31,11 @@ class Figures:
 
     def as_it_is(self) -> Estimate:
         """κ(Ĥ)."""
-        return self._kappa(torch.ones_like(self.moments.mean), self._values)
+        return self._kappa(self._ones, self._values)
 
     def centered(self) -> Estimate:
         """With the mean taken off each column."""
-        return self._centered_kappa(torch.ones_like(self.moments.mean), self._centered_values)
+        return self._centered_kappa(self._ones, self._centered_values)
 
     def scaled(self) -> Estimate:
         """With each column divided by its root mean square."""
@@ -43,15 +43,20 @@ class Figures:
 
     def standardized(self) -> Estimate:
         """Centered, and each column divided by its standard deviation."""
-        return self._centered_kappa(_inverse(self.moments.deviation), self._standardized_values)
+        return self._centered_kappa(_inverse(self.moments.deviation), self.moments.values)
 
     def spectra(self) -> dict[str, Tensor]:
         """Eigenvalues of ĤᵀĤ/N, falling, under each: as many as Ĥ has columns, or as are known."""
+        found = {
+            "as it is": self._values,
+            "centered": self._with_ones(self._centered_values),
+            "scaled": self._scaled_values,
+            "standardized": self._with_ones(self.moments.values),
+        }
+        m = self.moments
+        length = min(m.rows, len(m.mean) + self.bias) if m.missed is None else len(m.root) + self.bias
         return {
-            "as it is": self._values.square(),
-            "centered": self._with_ones(self._centered_values).square(),
-            "scaled": self._scaled_values.square(),
-            "standardized": self._with_ones(self._standardized_values).square(),
+            name: torch.cat([s, s.new_zeros(max(0, length - len(s)))]).square()[:length] for name, s in found.items()
         }
 
     @cached_property
@@ -64,47 +69,69 @@ class Figures:
     @cached_property
     def centered_rank(self) -> int:
         """Rank of the centered H. Columns are scaled first: a column in small units is no deficiency."""
-        rank = self._count(self._standardized_values)
+        rank = self._count(self.moments.values)
         if not self.rounding:
             return rank
-        if self.bias:
-            return min(rank, self._count(self._scaled_values) - 1)
-        return min(rank, self._count(torch.linalg.svdvals(self.moments.root * _inverse(self.moments.root_mean_square))))
+        # Far from zero, a spread may be less than the entries are known to.
+        scale = _inverse(self.moments.root_mean_square)
+        values = self._scaled_values if self.bias else self._singular_values(scale, with_mean=False)
+        return min(rank, int((values > self.rounding).sum()) - self.bias)
 
     def largest(self) -> Estimate:
         """Largest eigenvalue of HᵀH/N."""
         m = self.moments
-        gram = torch.cat([m.mean[None], m.root])
-        gram = gram @ gram.T if len(gram) < gram.shape[1] else gram.T @ gram
-        top = float(torch.linalg.eigvalsh(gram)[-1].clamp_min(0))
-        error = 2 * (m.error * math.sqrt(top) + self.rounding * self._size(torch.ones_like(m.mean))) * math.sqrt(top)
+        values = self._singular_values(self._ones, with_ones=False) if self.bias else self._values
+        size = float(values[0]) if len(values) else 0.0
+        top = size**2
+        error = 2 * (m.error * size + self.rounding * self._size(self._ones)) * size
         missed = 0.0 if m.missed is None else float(m.missed.sum())
         return Estimate(top, max(0.0, top - error), top + error + missed, "exact" if not missed else "bound")
 
+    @property
+    def _ones(self) -> Tensor:
+        return torch.ones_like(self.moments.mean)
+
     @cached_property
     def _values(self) -> Tensor:
-        return self._singular_values(torch.ones_like(self.moments.mean))
+        return self._singular_values(self._ones)
 
     @cached_property
     def _centered_values(self) -> Tensor:
-        return torch.linalg.svdvals(self.moments.root)
+        return self._singular_values(self._ones, with_mean=False)
 
     @cached_property
     def _scaled_values(self) -> Tensor:
         return self._singular_values(_inverse(self.moments.root_mean_square))
 
-    @cached_property
-    def _standardized_values(self) -> Tensor:
-        return torch.linalg.svdvals(self.moments.root * _inverse(self.moments.deviation))
-
-    def _singular_values(self, scale: Tensor) -> Tensor:
-        """Of M with scaled columns, falling."""
-        M = torch.cat([self.moments.mean[None], self.moments.root]) * scale
-        if self.bias:
-            ones = torch.zeros_like(M[:, :1])
-            ones[0] = 1
-            M = torch.cat([ones, M], 1)
-        return torch.linalg.svdvals(M)
+    def _singular_values(self, scale: Tensor, *, with_mean: bool = True, with_ones: bool | None = None) -> Tensor:
+        """Of M with scaled columns, falling; without its first row, or without its first column, if so wanted."""
+        m, with_ones = self.moments, self.bias if with_ones is None else with_ones
+        mean = m.mean * scale if with_mean else torch.zeros_like(m.mean)
+        # Columns that never vary lie along the ones: together they are one column.
+        one = math.sqrt((with_ones and with_mean) + float(mean[~m.varies].square().sum()))
+        mean, scale = mean[m.varies], scale[m.varies]
+        root = m.root[:, m.varies] * scale
+        squares = m.gram * torch.outer(scale, scale) if m.gram is not None else None
+        beside = one > 0 or (not m.full and bool(mean.any()))
+        values, known = root_of_squares(_bordered_squares(one, mean, root, squares), len(root) + beside)
+        if known:
+            return values
+        if wide := len(root) < root.shape[1]:
+            # The rows, and of the mean what lies in their span and what does not.
+            R = torch.linalg.qr(torch.cat([root, mean[None]]).T, mode="r").R
+            size = float(torch.linalg.vector_norm(root, dim=0).max())
+            root, inside, outside = R[:, :-1].T[:, : len(root)], R[: len(root), -1], float(R[len(root) :, -1].abs())
+            if m.full:  # beside the rows is (1, …, 1) in columns that are not scaled, and nothing
+                outside = float((mean / scale).sum().abs() / torch.linalg.vector_norm(1 / scale)) if one else 0.0
+            else:
+                weights = torch.linalg.solve_triangular(root.T, inside[:, None], upper=True)
+                noise = torch.linalg.vector_norm(inside) + size * torch.linalg.vector_norm(weights)
+                outside = outside if outside > 4 * m.error * float(noise) else 0.0
+            one, mean = math.hypot(one, outside), inside
+        # Of the matrix itself rounding beside a large mean would hide the small ones; its inverse has them.
+        small = _singular_values_by_inverse(one, mean, root, lower=wide)
+        values = values[: len(small)]
+        return torch.where(values > (values[:1] * small[-1:]).sqrt(), values, small)
 
     def _centered_kappa(self, scale: Tensor, s: Tensor) -> Estimate:
         """From the singular values of the centered H, beside which that of the ones stands by itself."""
@@ -124,27 +151,76 @@ class Figures:
         error = m.error * max(top, float((m.deviation * scale).max())) + self.rounding * self._size(scale)
         missed = 0.0 if m.missed is None else float((m.missed * scale.square()).sum())
         low = (top - error) / (bottom + error)
-        how = "exact: R factor in float64" if m.missed is None else f"bound: {len(m.root)} random directions"
+        high = (top + error) / (bottom - error) if bottom > 2 * error else math.inf
+        if m.full and rank == len(s):
+            low, high = max(low, top / bottom * (1 - self._relative)), min(high, top / bottom * (1 + self._relative))
+        # Of the eigenvalues of squares, where these are enough.
+        rounding = min(square_error(len(s)) * (top / bottom) ** 2, SQUARES)
+        low, high = low * (1 - rounding), high * (1 + rounding)
+        how = "exact: " + m.how if m.missed is None else f"bound: {len(m.root)} random directions"
         if self.rounding > 1e-10:
             how += " of activations in float32"
         if missed:
             # What is missed has rank `beyond` at least, so its smallest eigenvalue is at most this mean.
-            low = max(low, (top - error) / math.sqrt(missed / m.beyond))
-        resolved = not missed and bottom > 2 * error
+            low, high = max(low, (top - error) / math.sqrt(missed / m.beyond)), math.inf
         low = max(1.0, low)
-        high = (top + error) / (bottom - error) if resolved else math.inf
-        return Estimate(max(1.0, top / bottom) if resolved else low, low, high, how)
+        return Estimate(max(1.0, top / bottom) if math.isfinite(high) else low, low, high, how)
+
+    @cached_property
+    def _relative(self) -> float:
+        """Error of a κ relative to it, M known up to a factor from the left: infinite where that says nothing."""
+        m = self.moments
+        if not len(m.values):
+            return 0.0
+        off = (self.rounding + EPS) * float((m.root_mean_square * _inverse(m.deviation)).max())
+        off = (m.error + 2 * off) / float(m.values[-1])
+        return 2 * off / (1 - off) if off < 0.5 else math.inf
 
     def _size(self, scale: Tensor) -> float:
         return float((self.moments.root_mean_square * scale).max())
 
     def _count(self, s: Tensor) -> int:
         """How many are not zero to rounding, of columns scaled to about one."""
-        return (
-            int((s > torch.maximum(4 * self.moments.error * s[:1], s.new_tensor([self.rounding]))).sum())
-            if len(s)
-            else 0
-        )
+        cut = max(4 * self.moments.error * float(s[:1].sum()), self.rounding)
+        return int((s > cut).sum())
+
+
+def _bordered_squares(one: float, mean: Tensor, F: Tensor, squares: Tensor | None = None) -> Tensor:
+    """MᵀM, or MMᵀ if that is smaller, of M = [[one, meanᵀ], [0, F]], without its first column if `one` is 0.
+
+    FᵀF is in `squares` if it is at hand.
+    """
+    if squares is None and len(F) < len(mean):
+        side = F @ mean
+        return _bordered(one**2 + float(mean @ mean), side, F @ F.T)
+    squares = F.T @ F if squares is None else squares
+    squares = squares + torch.outer(mean, mean)
+    return _bordered(one**2, one * mean, squares) if one else squares
+
+
+def _bordered(corner: float, side: Tensor, squares: Tensor) -> Tensor:
+    """[[corner, sideᵀ], [side, squares]]."""
+    first = torch.cat([side.new_tensor([corner]), side])
+    return torch.cat([first[None], torch.cat([side[:, None], squares], 1)])
+
+
+def _singular_values_by_inverse(one: float, mean: Tensor, F: Tensor, *, lower: bool) -> Tensor:
+    """Of [[one, meanᵀ], [0, F]], falling, F triangular and regular; without the first column if `one` is 0.
+
+    The smallest is known to the conditioning of F, columns scaled, whatever the mean.
+    """
+    n = len(F)
+    inverse = torch.linalg.solve_triangular(F, torch.eye(n, dtype=F.dtype, device=F.device), upper=not lower)
+    row = mean @ inverse
+    if one:
+        inverse = _bordered(0.0, row.new_zeros(n), inverse)
+        inverse[0] = torch.cat([row.new_ones(1), -row]) / one
+    elif mean.any():
+        # [[μᵀ], [F]] is F with (I + wwᵀ)^½ in front, w = F⁻ᵀμ.
+        size = float(torch.linalg.vector_norm(row))
+        w = row / size
+        inverse = inverse - torch.outer(inverse @ w, w) * (1 - 1 / math.hypot(1, size))
+    return torch.linalg.eigvalsh(inverse @ inverse.T).clamp_min(torch.finfo(F.dtype).tiny).rsqrt()
 
 
 def _inverse(x: Tensor) -> Tensor:

@@ -1,21 +1,20 @@
-"""Mean and covariance of a layer's inputs from one pass over them, as a square root that loses no digits."""
+"""Mean and covariance of the columns of a matrix, the covariance as a square root that is known to rounding."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 EPS = torch.finfo(torch.float64).eps
 
-SKETCH = 256
-"""Directions and rows that are kept of a layer too wide for its whole covariance."""
+ENOUGH = 1e-8
+"""A relative error that a root from a Gram matrix may have; rows that are known to less may have a tenth of that."""
 
-NEGLIGIBLE = 1e-10
-"""What a sketch misses counts as nothing under this part of the whole, and so do its own directions: their roots are
-known to √ of it times rounding."""
+SQUARES = 2e-9
+"""Relative error up to which singular values are taken from eigenvalues of a Gram matrix."""
 
 
 @dataclass(frozen=True)
@@ -25,26 +24,38 @@ class Moments:
     Attributes:
         rows: N.
         mean: (d,), of each column.
-        varies: (d,), whether a column has two values at all.
-        root: (r, d), F with FᵀF = (H − 1μᵀ)ᵀ(H − 1μᵀ)/N, or below it where sketched.
+        deviation: (d,), of each column; 0 where it never varies.
+        root: (r, d), F with FᵀF = (H − 1μᵀ)ᵀ(H − 1μᵀ)/N, of full row rank, or below it where sketched; triangular
+            without its zero columns if it is square.
+        values: (r,), falling, the singular values of F with columns divided by their deviations.
         missed: (d,), diagonal of what FᵀF is below it, which is positive semidefinite; None where nothing is missed.
         beyond: the rank of what is missed is at least this.
-        error: of F, relative to its columns.
+        error: of F, relative to the columns of H − 1μᵀ.
+        full: whether what F lacks to full column rank is known without rounding: columns that never vary, and one
+            dimension of rows that sum to zero. Then F is exact up to a factor I + E from the left,
+            ‖E‖ ≤ error/values[-1].
+        resolved: whether another way to make the root would know no more.
+        gram: FᵀF without the columns that never vary, where it is at hand.
+        how: the root was made.
     """
 
     rows: int
     mean: Tensor
-    varies: Tensor
+    deviation: Tensor
     root: Tensor
-    missed: Tensor | None
-    beyond: int
-    error: float
+    values: Tensor
+    missed: Tensor | None = None
+    beyond: int = 0
+    error: float = EPS
+    full: bool = False
+    resolved: bool = True
+    gram: Tensor | None = None
+    how: str = "R factor in float64"
 
     @property
-    def deviation(self) -> Tensor:
-        """(d,), standard deviation of each column; 0 where it never varies."""
-        squares = self.root.square().sum(0) + (0.0 if self.missed is None else self.missed)
-        return torch.where(self.varies, squares.sqrt(), 0.0)
+    def varies(self) -> Tensor:
+        """(d,), whether a column has two values at all."""
+        return self.deviation > 0
 
     @property
     def root_mean_square(self) -> Tensor:
@@ -52,121 +63,120 @@ class Moments:
         return torch.hypot(self.mean, self.deviation)
 
 
-class WholeCovariance:
-    """The R factor of [1, H − 1sᵀ], s the first row, brought up to date with rows as they come.
-
-    Below its first row is the R factor of the centered H: singular values are known to rounding, where a Gram matrix
-    would square them and lose half the digits. A QR decomposition takes two to three times a Gram matrix's time.
+def from_root(rows: int, mean: Tensor, varies: Tensor, F: Tensor, error: float, *, sum_to_zero: bool) -> Moments:
+    """Moments from any F, its rank cut where rounding makes the rest.
 
     Args:
-        groups: matrices to keep at once.
-        width: d.
+        rows: N.
+        mean: (d,), of H.
+        varies: (d,), which columns have two values.
+        F: (k, d).
+        error: of F, relative to its columns.
+        sum_to_zero: whether each row of H does, so that one dimension is missing.
     """
-
-    def __init__(self, groups: int, width: int, like: Tensor):
-        # R, and below it rows that wait, so many that each QR decomposition is worth its while, and at most 134 MB.
-        waiting = max(256, min(4 * (width + 1), 2**24 // (width + 1)))
-        self.stack = like.new_empty(groups, width + 1 + waiting, width + 1)
-        self.filled = self.rows = self.updates = 0
-        self.waiting = False
-
-    def add(self, x: Tensor) -> None:
-        """Take up rows, (groups, n, width) in float64."""
-        if not self.rows:
-            self.shift = x[:, :1].clone()
-            self.varies = torch.zeros_like(self.shift, dtype=torch.bool)
-        self.rows += x.shape[1]
-        while x.shape[1]:
-            new = self.stack[:, self.filled : self.filled + x.shape[1]]
-            new[..., :1] = 1
-            torch.sub(x[:, : new.shape[1]], self.shift, out=new[..., 1:])
-            self.varies |= (new[..., 1:] != 0).any(1, keepdim=True)
-            self.filled, self.waiting = self.filled + new.shape[1], True
-            x = x[:, new.shape[1] :]
-            if self.filled == self.stack.shape[1]:
-                self._update()
-
-    def _update(self) -> None:
-        R = torch.linalg.qr(self.stack[:, : self.filled], mode="r").R
-        self.filled, self.updates = R.shape[1], self.updates + 1
-        self.stack[:, : self.filled] = R
-        self.waiting = False
-
-    def moments(self, group: int) -> Moments:
-        if self.waiting:
-            self._update()
-        R = self.stack[group, : self.filled]
-        return Moments(
-            self.rows,
-            self.shift[group, 0] + R[0, 1:] / R[0, 0],
-            self.varies[group, 0],
-            R[1:, 1:] / math.sqrt(self.rows),
-            None,
-            0,
-            (R.shape[1] + self.updates) * EPS,
-        )
+    deviation = torch.where(varies, torch.linalg.vector_norm(F, dim=0), 0.0)
+    varies = deviation > 0
+    F, D = F[:, varies], deviation[varies]
+    if len(F) > len(D):
+        F = torch.linalg.qr(F, mode="r").R
+    B = F / D
+    if sum_to_zero and len(D):
+        B = B - torch.outer(B @ D, D) / (D @ D)
+        F = B * D
+    values, known = root_of_squares(B @ B.T)
+    if not known:
+        # Wide: the triangular factor has the same left singular vectors.
+        square = torch.linalg.qr(B.T, mode="r").R.T if len(B) < B.shape[1] else B
+        values = torch.linalg.svdvals(square)
+        rank = int((values > 4 * error * values[:1]).sum())
+        if rank < len(F):
+            F, values = torch.linalg.svd(square).U[:, :rank].T @ F, values[:rank]
+    full = len(F) == len(D) - (sum_to_zero and len(D) > 0)
+    return _with_columns(Moments(rows, mean, deviation, F, values, error=error, full=full), varies)
 
 
-class SketchedCovariance:
-    """The covariance C of wide rows seen along random directions Ω, and its diagonal; memory O(d).
-
-    The root is that of Nyström's matrix CΩ(ΩᵀCΩ)⁺ΩᵀC. What it misses of C is positive semidefinite, its trace is
-    known, and its rank adds to that of the matrix: bounds that hold with certainty, whatever Ω.
+def from_gram(rows: int, mean: Tensor, C: Tensor, error: Tensor, rounding: float, *, sum_to_zero: bool) -> Moments:
+    """Moments from the covariance, if it resolves them.
 
     Args:
-        groups: matrices to keep at once.
-        width: d.
-
-    Source: Tropp, Yurtsever, Udell and Cevher, "Fixed-rank approximation of a positive-semidefinite matrix from
-    streaming data", NeurIPS 2017.
+        rows: N.
+        mean: (d,), of H.
+        C: (d, d); columns that never vary are exact zeros.
+        error: (d,), e with C_ij known to e_i·e_j·√(C_ii·C_jj).
+        rounding: to which H is known, relative to its columns.
+        sum_to_zero: as in `from_root`.
     """
+    deviation = C.diagonal().sqrt()
+    varies = deviation > 0
+    D = deviation[varies]
+    if not len(D):
+        return Moments(rows, mean, deviation, C[:0], D, full=True)
+    if len(D) < len(C):
+        C = C[varies][:, varies]
+    S = C / torch.outer(D, D)
+    if sum_to_zero:
+        v = _reflector(D)
+        S = _reflected(_reflected(S, v).T, v)[1:, 1:]
+    values = torch.linalg.eigvalsh(S).flip(0)
+    # Errors have all signs: their norm grows with the root of the number of columns. And the eigenvalues have theirs.
+    off = 2 * math.sqrt(len(D)) * float(error[varies].square().max()) + square_error(len(D)) * float(values[:1].sum())
+    positive = values.clamp_min(off)
+    kept = (values > off) & (off / (2 * positive) < (0.1 * rounding / positive.sqrt()).clamp_min(ENOUGH))
+    # Under what the entries are known to there is nothing, where the Gram matrix knows that much.
+    if not bool((kept | (values + off < rounding**2)).all()):
+        return Moments(rows, mean, deviation, C[:0], D[:0], resolved=False)
+    rank = int(kept.sum())
+    if rank == len(values):
+        F = torch.linalg.cholesky(S).T
+    else:
+        squares, vectors = torch.linalg.eigh(S)
+        F = (vectors * squares.clamp_min(0).sqrt()).T.flip(0)[:rank]
+    if sum_to_zero:
+        F = _reflected(torch.cat([F.new_zeros(len(F), 1), F], 1).T, v).T
+    s, full = values[:rank].sqrt(), rank == len(values)
+    return _with_columns(
+        Moments(
+            rows,
+            mean,
+            deviation,
+            F * D,
+            s,
+            error=off / (2 * float(s[-1])) if rank else off,
+            full=full,
+            gram=C if full else None,
+            how="Gram matrix in float64",
+        ),
+        varies,
+    )
 
-    def __init__(self, groups: int, width: int, like: Tensor, seed: int = 0):
-        generator = torch.Generator(device=like.device).manual_seed(seed)
-        k = min(SKETCH, width)
-        self.directions = torch.randn(width, k, dtype=torch.float64, device=like.device, generator=generator)
-        self.products = like.new_zeros(groups, width, k)
-        self.squares, self.total = like.new_zeros(groups, width), like.new_zeros(groups, width)
-        self.sample = like.new_zeros(groups, 0, width)
-        self.rows = 0
 
-    def add(self, x: Tensor) -> None:
-        """Take up rows, (groups, n, width) in float64."""
-        if not self.rows:
-            self.shift = x[:, :1].clone()
-            self.varies = torch.zeros_like(self.shift, dtype=torch.bool)
-        x = x - self.shift
-        self.varies |= (x != 0).any(1, keepdim=True)
-        self.rows += x.shape[1]
-        self.total += x.sum(1)
-        self.squares += x.square().sum(1)
-        self.products += x.mT @ (x @ self.directions)
-        self.sample = torch.cat([self.sample, x[:, : SKETCH + 1 - self.sample.shape[1]]], 1)
+def root_of_squares(squares: Tensor, rank: int | None = None) -> tuple[Tensor, bool]:
+    """Singular values, falling, of a matrix with this Gram matrix and rank; and whether all are known to `SQUARES`."""
+    values = torch.linalg.eigvalsh(squares).flip(0)[:rank]
+    known = not len(values) or float(values[-1]) * SQUARES > square_error(len(squares)) * float(values[0])
+    return values.clamp_min(0).sqrt(), known
 
-    def moments(self, group: int) -> Moments:
-        offset = self.total[group] / self.rows
-        variance = (self.squares[group] / self.rows - offset.square()).clamp_min(0)
-        seen = self.products[group] / self.rows - torch.outer(offset, offset @ self.directions)
-        core = self.directions.T @ seen
-        eigenvalues, vectors = torch.linalg.eigh((core + core.T) / 2)
-        kept = eigenvalues > NEGLIGIBLE * eigenvalues[-1].clamp_min(0)
-        root = (seen @ vectors[:, kept] / eigenvalues[kept].sqrt()).T
-        missed = (variance - root.square().sum(0)).clamp_min(0)
-        if self.rows <= root.shape[0] + 1 or float(missed.sum()) <= NEGLIGIBLE * float(variance.sum()):
-            missed = torch.zeros_like(missed)
-        return Moments(
-            self.rows,
-            self.shift[group, 0] + offset,
-            self.varies[group, 0],
-            root,
-            missed if missed.any() else None,
-            self._rank_outside(group, root) if missed.any() else 0,
-            math.sqrt(len(offset)) * EPS / math.sqrt(NEGLIGIBLE),
-        )
 
-    def _rank_outside(self, group: int, root: Tensor) -> int:
-        """At least so many dimensions of the centered rows are not in the span of the root's."""
-        centered = self.sample[group] - self.sample[group].mean(0)
-        Q = torch.linalg.qr(root.T).Q
-        outside = centered - (centered @ Q) @ Q.T
-        return max(1, int((torch.linalg.svdvals(outside) > 1e-6 * torch.linalg.matrix_norm(centered)).sum()))
+def square_error(n: int) -> float:
+    """Of the eigenvalues that LAPACK finds of n × n symmetric matrices, relative to the largest."""
+    return 4 * EPS * math.sqrt(n)
+
+
+def _with_columns(m: Moments, varies: Tensor) -> Moments:
+    if bool(varies.all()):
+        return m
+    root = m.root.new_zeros(len(m.root), len(varies))
+    root[:, varies] = m.root
+    return replace(m, root=root)
+
+
+def _reflector(x: Tensor) -> Tensor:
+    """v with (I − vvᵀ)x along the first axis."""
+    v = x / torch.linalg.vector_norm(x)
+    v = torch.cat([v[:1] + torch.copysign(v.new_ones(1), v[:1]), v[1:]])
+    return v * (math.sqrt(2) / torch.linalg.vector_norm(v))
+
+
+def _reflected(X: Tensor, v: Tensor) -> Tensor:
+    """(I − vvᵀ)X."""
+    return X - torch.outer(v, v @ X)

@@ -24,47 +24,58 @@ PIECE = 2**22
 def rows_of(module: nn.Module, x: Tensor, *, normalized: bool = False) -> Iterator[Tensor]:
     """The rows that an input gives, some at a time: (groups, n, width), float64; with one group if not a convolution.
 
-    A row holds its entries in the order of `weight[i].flatten()`.
+    A row holds its entries in the order of `weight[i].flatten()`. They are copies.
 
     Args:
         module: a convolution, or one that multiplies the last dimension of its input.
         x: its input.
-        normalized: layer-normalize the input first, ε = 1e-5, without a weight and bias: each row of a linear layer; of
-            a convolution each example, over channels and positions together (`nn.GroupNorm(1, channels)`), before it
-            is padded and cut into patches.
+        normalized: layer-normalize the input first, as `layer_normalized` does.
     """
-    if not isinstance(module, CONVOLUTIONS):
-        for block in x.reshape(-1, x.shape[-1]).split(max(1, PIECE // x.shape[-1])):
-            yield (_normalized(block.double()) if normalized else block.double())[None]
-    else:
-        dimensions = len(module.kernel_size)
-        examples = x.reshape(-1, *x.shape[-dimensions - 1 :])
-        per_example = _patches(module, examples[:1]).numel()
-        for block in examples.split(max(1, PIECE // per_example)):
-            block = _normalized(block.double()) if normalized else block.double()
-            patches = _patches(module, block)
-            for part in patches.split(max(1, PIECE * patches.shape[2] // patches.numel()), 2):
-                yield part.flatten(1, 1 + dimensions).flatten(2)
+    for block in blocks(module, x):
+        yield from rows_of_block(module, layer_normalized(module, block)[0] if normalized else block)
 
 
-def amplification(module: nn.Module, x: Tensor) -> float:
-    """How much larger, relatively, the rounding of an input is after it was normalized, which takes a mean off."""
-    apart = tuple(range(-len(module.kernel_size) - 1, 0)) if isinstance(module, CONVOLUTIONS) else (-1,)
-    variance, mean = torch.var_mean(x.double(), apart, correction=0)
-    return math.sqrt(float(((variance + mean.square()) / (variance + ROW_EPS)).mean()))
+def blocks(module: nn.Module, x: Tensor) -> Iterator[Tensor]:
+    """Examples of a convolution, or of another module rows, (n, …), so many that what they give is held at once."""
+    dimensions = _dimensions(module)
+    examples = x.reshape(-1, *x.shape[-dimensions - 1 :])
+    size = _patches(module, examples[:1]).numel() if dimensions else x.shape[-1]
+    yield from examples.split(max(1, PIECE // size))
 
 
-def _normalized(x: Tensor) -> Tensor:
-    """Each of the first dimension with mean 0 and variance 1. The mean is taken off twice: where it is far above the
-    spread its own rounding would be left."""
-    apart = tuple(range(1, x.ndim))
-    for _ in range(2):
-        x = x - x.mean(apart, keepdim=True)
-    return x * (x.square().mean(apart, keepdim=True) + ROW_EPS).rsqrt()
+def rows_of_block(module: nn.Module, block: Tensor) -> Iterator[Tensor]:
+    """The rows of a block, at once unless it is one large example."""
+    dimensions = _dimensions(module)
+    if not dimensions:
+        yield block[None].to(torch.float64, copy=True)
+        return
+    patches = _patches(module, block)
+    for part in patches.split(max(1, PIECE * patches.shape[2] // patches.numel()), 2):
+        # Laid out with the positions last, along which the image lies in memory.
+        order = (0, *range(2 + dimensions, part.ndim), *range(1, 2 + dimensions))
+        turned = part.permute(order)
+        rows = torch.empty(turned.shape, dtype=torch.float64, device=block.device).copy_(turned)
+        yield rows.flatten(1, 1 + dimensions).flatten(2).mT
 
 
-def _patches(module: nn.modules.conv._ConvNd, x: Tensor) -> Tensor:
+def layer_normalized(module: nn.Module, block: Tensor) -> tuple[Tensor, float]:
+    """A block in float64 with each row, or example over channels and positions, of mean 0 and variance 1, ε = 1e-5;
+    and how much larger its relative rounding became, which taking a mean off does."""
+    apart = tuple(range(1, block.ndim))
+    x = block.double()
+    mean = x.mean(apart, keepdim=True)
+    # Taken off first: where it is far above the spread its own rounding would be left.
+    normalized, _, scale = torch.native_layer_norm(x - mean, x.shape[1:], None, None, ROW_EPS)
+    return normalized, math.sqrt(float((1 + (mean.square() - ROW_EPS) * scale.square()).mean()))
+
+
+def _dimensions(module: nn.Module) -> int:
+    return len(module.kernel_size) if isinstance(module, CONVOLUTIONS) else 0
+
+
+def _patches(module: nn.Module, x: Tensor) -> Tensor:
     """A view of the padded input, (groups, N, *positions, channels of the group, *kernel)."""
+    assert isinstance(module, nn.modules.conv._ConvNd)
     dimensions = len(module.kernel_size)
     mode = "constant" if module.padding_mode == "zeros" else module.padding_mode
     if any(module._reversed_padding_repeated_twice):

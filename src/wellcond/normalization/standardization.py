@@ -9,7 +9,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from wellcond.preconditioners import Preconditioner
+from wellcond.preconditioners import Preconditioner, Rowwise
 
 
 class Moments(Protocol):
@@ -18,14 +18,18 @@ class Moments(Protocol):
     version: int
     """Changes whenever they do."""
 
-    def known(self) -> tuple[Tensor, Tensor, float] | None:
-        """(μ, σ̃², q²): mean and variance of each feature, (c,), and the divisor of the whole; None for P = I."""
+    def known(self, centered: bool) -> tuple[Tensor, Tensor, float] | None:
+        """(μ, σ̃², q²): mean and squared scale of each feature, (c,), and the divisor of the whole; None for P = I.
+
+        The scale is of the feature less its mean if `centered`, else of the feature itself.
+        """
 
 
 class Block:
     """A weight with the biases that are added to its products.
 
-    W = Z/(qσ̃), then b = ζ/q − Wμ. Without a bias that is trained there is nothing to center by, and V = I.
+    W = Z/(qσ̃), then b = ζ/q − Wμ. Without a bias that is trained there is nothing to center by: V = I, and the scale is
+    of what is not centered (theory, section 5.2).
 
     Args:
         weight: its place among the parameters; None where it is not trained.
@@ -61,10 +65,24 @@ class Block:
         made = {i: b.view(x[i].shape) for i, b in zip(self.biases, biases, strict=True)}
         return made if self.weight is None else made | {self.weight: W.view(first.shape)}
 
+    def rowwise(self, parameters: Sequence[Tensor]) -> list[Rowwise] | None:
+        """Its part of `Preconditioner.rowwise`."""
+        first = parameters[self.biases[0] if self.weight is None else self.weight]
+        factors = self._factors(first)
+        if factors is None:
+            return []
+        if self.weight is None:
+            return [Rowwise(b, None, torch.full_like(parameters[b], 1 / factors.q)) for b in self.biases]
+        if len(self.biases) > 1:
+            return None
+        if not self.biases:
+            return [Rowwise(self.weight, None, factors.inverse)]
+        return [Rowwise(self.weight, self.biases[0], factors.inverse, factors.mean, factors.q)]
+
     def _factors(self, like: Tensor) -> _Factors | None:
         key = self.moments.version, like.dtype, like.device
         if self._made[0] != key:
-            known = self.moments.known()
+            known = self.moments.known(bool(self.biases))
             made = None
             if known is not None:
                 mean, variance, q2 = known
@@ -103,7 +121,7 @@ class _Factors:
 
     @functools.cached_property
     def inverse(self) -> Tensor:
-        return self.scale.reciprocal()
+        return self.squared.rsqrt()
 
     @functools.cached_property
     def inverse_squared(self) -> Tensor:
@@ -184,6 +202,10 @@ class Standardization(Preconditioner):
                 y.copy_(x[i])
             elif not y.is_contiguous():
                 y.copy_(made[i])
+
+    def rowwise(self) -> list[Rowwise] | None:
+        made = [block.rowwise(self.parameters) for block in self._blocks]
+        return None if any(m is None for m in made) else [r for m in made for r in m or []]
 
     def over(
         self, parameters: Sequence[Tensor], names: Sequence[str], dtype: torch.dtype | None = None

@@ -10,9 +10,11 @@ from torch import Tensor
 from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 
-from wellcond.attachment import Attached
+from wellcond.attachment import Attached, unobserved
 from wellcond.preconditioners import Composed, Diagonal, NotPreconditionedError, Preconditioner
 from wellcond.reparameterization.coordinates import Coordinates, Memory
+from wellcond.reparameterization.fused import FusedStep, fused_step
+from wellcond.reparameterization.translations import decays_of_translations
 
 
 class GivenP(Attached):
@@ -25,11 +27,14 @@ class GivenP(Attached):
 
     verb: str
 
-    def __init__(self, optimizer: Optimizer, P: Preconditioner):
+    def __init__(self, optimizer: Optimizer, P: Preconditioner, compiled: bool | None):
+        if compiled not in (None, True, False):
+            raise TypeError(f"compile is {compiled!r}; give True, False or None")
         if not isinstance(P, Preconditioner):
             what = f"class {P.__name__}" if isinstance(P, type) else type(P).__name__
             raise TypeError(f"P is a {what}; give a preconditioner, such as BatchNormPreconditioner(model)")
-        self.P = P
+        self.P, self._compiled = P, compiled
+        self._fused: FusedStep | None = None
         self._ids: set[int] | None = None
         self._memory = Memory()
         self._raw: list[tuple[Tensor, Tensor]] = []  # parameters and their gradients as they were
@@ -89,8 +94,7 @@ class GivenP(Attached):
     def _change_gradients(self, optimizer: Optimizer, how: str) -> list[Tensor]:
         """Put Pᵀg ("adjoint") or PPᵀg ("gram") in the place of gradients; the parameters that have one."""
         parameters = self._with_gradient(optimizer)
-        gradients = [p.grad for p in parameters if p.grad is not None]
-        self._raw = list(zip(parameters, gradients, strict=True))
+        gradients = self._keep_gradients(parameters)
         if not parameters:
             return []
         P = self.restricted(optimizer, parameters)
@@ -103,6 +107,29 @@ class GivenP(Attached):
         for p, g in zip(parameters, changed, strict=True):
             p.grad = g.detach()  # whoever keeps it is seen to use the memory
         return parameters
+
+    def _take_over(self, optimizer: Optimizer, how: str) -> bool:
+        """Whether the step is ours, taken in `leave`: the optimizer is shown no gradients, and so it takes none."""
+        parameters = self._with_gradient(optimizer) if unobserved(optimizer, self) else []
+        if parameters:
+            P = self.restricted(optimizer, parameters)
+            self._fused = fused_step(optimizer, P, parameters, how == "gram", self._compiled)
+        if self._fused is None:
+            return False
+        self._keep_gradients(self._fused.parameters)
+        for p in self._fused.parameters:
+            p.grad = None
+        return True
+
+    def _take_fused(self) -> None:
+        fused, self._fused = self._fused, None
+        if fused:
+            fused.take()
+
+    def _keep_gradients(self, parameters: Sequence[Tensor]) -> list[Tensor]:
+        gradients = [p.grad for p in parameters if p.grad is not None]
+        self._raw = list(zip(parameters, gradients, strict=True))
+        return gradients
 
     def _give_back_gradients(self) -> None:
         for p, g in self._raw:
@@ -143,7 +170,15 @@ class GivenP(Attached):
                     raise ValueError(f"P is not finite and invertible in {p.dtype} at {_name(p, optimizer)}")
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_restricted": {}, "_seen": set(), "_ids": None, "_raw": [], "_memory": Memory()}
+        fresh: dict[str, Any] = {
+            "_restricted": {},
+            "_seen": set(),
+            "_ids": None,
+            "_raw": [],
+            "_memory": Memory(),
+            "_fused": None,
+        }
+        return {**self.__dict__, **fresh}
 
 
 class Precondition(GivenP):
@@ -151,23 +186,25 @@ class Precondition(GivenP):
 
     verb = "precondition"
 
-    def __init__(self, optimizer: Optimizer, P: Preconditioner):
+    def __init__(self, optimizer: Optimizer, P: Preconditioner, compiled: bool | None):
         if isinstance(optimizer, torch.optim.LBFGS):
             raise TypeError(
                 "LBFGS searches along a line for the loss that the gradient is of, and PPᵀ times it is of none; use "
                 "reparameterize"
             )
-        super().__init__(optimizer, P)
+        super().__init__(optimizer, P, compiled)
 
     @property
     def order(self) -> tuple[int, str]:
         return 3, ""  # after all that is added to gradients
 
     def add_to_gradient(self, optimizer: Optimizer) -> None:
-        self._change_gradients(optimizer, "gram")
+        if not self._take_over(optimizer, "gram"):
+            self._change_gradients(optimizer, "gram")
 
     def leave(self, optimizer: Optimizer) -> None:
         self._give_back_gradients()
+        self._take_fused()
         self.P.stepped()
 
     def surface(self, optimizer: Optimizer) -> None:
@@ -193,6 +230,7 @@ class Precondition(GivenP):
 
     def abandon(self, optimizer: Optimizer) -> None:
         self._give_back_gradients()
+        self._fused = None
 
 
 class Reparameterize(GivenP):
@@ -201,12 +239,9 @@ class Reparameterize(GivenP):
     verb = "reparameterize"
 
     def __init__(self, optimizer: Optimizer, P: Preconditioner, compiled: bool | None):
-        if compiled not in (None, True, False):
-            raise TypeError(f"compile is {compiled!r}; give True, False or None")
-        self._compiled = compiled
         self._inside: Coordinates | None = None
         self._z: list[Tensor] | None = None  # while a closure evaluates in the middle of a step
-        super().__init__(optimizer, P)
+        super().__init__(optimizer, P, compiled)
         if isinstance(optimizer, torch.optim.LBFGS) and not P.constant:
             raise TypeError(f"LBFGS searches along a line on which P may not move; {_FREEZE}")
 
@@ -218,11 +253,13 @@ class Reparameterize(GivenP):
 
     def add_to_gradient(self, optimizer: Optimizer) -> None:
         if self._inside is None:
+            if self._take_over(optimizer, "adjoint"):
+                return
             parameters = self._change_gradients(optimizer, "adjoint")
             if parameters:
-                self._inside = Coordinates(
-                    self.restricted(optimizer, parameters), parameters, self._memory, self._compiled
-                )
+                P = self.restricted(optimizer, parameters)
+                decays = decays_of_translations(optimizer, parameters, P) if unobserved(optimizer, self) else None
+                self._inside = Coordinates(P, parameters, self._memory, decays)
             return
         parameters = self._change_gradients(optimizer, "adjoint")
         if list(map(id, parameters)) != list(map(id, self._inside.parameters)):
@@ -238,6 +275,7 @@ class Reparameterize(GivenP):
         inside, self._inside, self._z = self._inside, None, None
         if inside:
             inside.leave()
+        self._take_fused()
         self.P.stepped()
 
     def surface(self, optimizer: Optimizer) -> None:
@@ -263,7 +301,7 @@ class Reparameterize(GivenP):
 
     def abandon(self, optimizer: Optimizer) -> None:
         self._give_back_gradients()
-        inside, self._inside, self._z = self._inside, None, None
+        inside, self._inside, self._z, self._fused = self._inside, None, None, None
         if inside:
             inside.abandon()
 

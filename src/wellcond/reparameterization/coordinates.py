@@ -7,7 +7,6 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from wellcond.onepass import WORTH_COMPILING, Passes
 from wellcond.preconditioners import Diagonal, Preconditioner
 
 
@@ -18,17 +17,22 @@ class Coordinates:
         P: over exactly these parameters.
         parameters: which hold p, and z afterwards.
         memory: for z.
-        compiled: whether the way back is compiled, for a `Diagonal` on the CPU; None for where that pays.
+        decays: for a step that moves every z alike beside multiplying it by a number: these numbers, one a parameter.
+            Parameters then start from zero in the place of z, which takes less memory and rounds less.
     """
 
-    def __init__(self, P: Preconditioner, parameters: Sequence[Tensor], memory: Memory, compiled: bool | None = False):
-        self.P, self.parameters = P, list(parameters)
+    def __init__(
+        self, P: Preconditioner, parameters: Sequence[Tensor], memory: Memory, decays: Sequence[float] | None = None
+    ):
+        self.P, self.parameters, self._decays = P, list(parameters), decays
         self._points = [p.detach() for p in parameters]
-        self._one_pass = compiled is not False and isinstance(P, Diagonal) and self._worth(compiled)
         z = memory.like("z", self._points)
-        P.write("invert", self._points, z)
-        # In one pass P⁻¹p is computed again, the same bits, which is cheaper than to read it.
-        self._start = None if self._one_pass else memory.copy("start", z)
+        if decays is None:
+            P.write("invert", self._points, z)
+        else:
+            for x in z:
+                x.fill_(-0.0)  # which any ±0 leaves as it is
+        self._start = memory.copy("start", z) if decays is None else None
         self._before: list[Tensor] | None = None  # p as the step began, where it has moved since
         self.enter(z)
 
@@ -44,7 +48,7 @@ class Coordinates:
             self._before = [x.clone() for x in self._points]
         else:
             torch._foreach_copy_(self._points, self._before)
-        self._advance(z, [x.clone() for x in self._start or []])
+        self._advance(z, [x.clone() for x in self._start or z])
         self.enter(self._points)
         return z
 
@@ -53,7 +57,7 @@ class Coordinates:
         z = [p.detach() for p in self.parameters]
         if self._before is not None:
             torch._foreach_copy_(self._points, self._before)
-        self._advance(z, self._start or [])
+        self._advance(z, self._start or z)
         self.enter(self._points)
 
     def abandon(self) -> None:
@@ -62,33 +66,27 @@ class Coordinates:
             torch._foreach_copy_(self._points, self._before)
         self.enter(self._points)
 
-    def _advance(self, z: list[Tensor], start: list[Tensor]) -> None:
-        """p ← p − P(z_before − z), which uses z_before up: subtracted, so that p stays as it is, bit for bit, where z
-        is as it was, −0 too."""
-        if self._start is None:
-            assert isinstance(self.P, Diagonal)
-            rows = [list(row) for row in zip(self._points, z, self.P.scales, strict=True)]
-            passes = Passes(True)
-            passes.add("reparameterization", lambda: _diagonal_advance, rows, [[0.0]] * len(rows))
-            passes.run()
+    def _advance(self, z: list[Tensor], scratch: list[Tensor]) -> None:
+        """p ← p − P(z_before − z), with z_before in the scratch, or with decays z alone.
+
+        Subtracted, so that p stays as it is, bit for bit, where z is as it was, −0 too.
+        """
+        diagonal = self.P.scales if isinstance(self.P, Diagonal) else None
+        if self._decays is None:
+            torch._foreach_sub_(scratch, z)
+        for p, decay in zip(self._points, self._decays or [], strict=False):
+            if decay != 1:
+                p.mul_(decay)
+        if diagonal is None:
+            self.P.write("apply", scratch, scratch)
+            torch._foreach_add_(self._points, scratch, alpha=-1 if self._decays is None else 1)
             return
-        torch._foreach_sub_(start, z)
-        if not isinstance(self.P, Diagonal):
-            self.P.write("apply", start, start)
-            torch._foreach_sub_(self._points, start)
-            return
-        for p, s, d, x in zip(self._points, self.P.scales, start, z, strict=True):
-            p.addcmul_(d, s, value=-1)
-            p.mul_(torch.ne(x, 0, out=d))  # a mask of floats: one of bools takes six times as long
-
-    def _worth(self, compiled: bool | None) -> bool:
-        plain = all(p.device.type == "cpu" and p.dtype in (torch.float32, torch.float64) for p in self._points)
-        return plain and (bool(compiled) or sum(p.numel() for p in self._points) >= WORTH_COMPILING)
-
-
-def _diagonal_advance(tensors: Sequence[Tensor], scalars: Sequence[object]) -> list[Tensor]:
-    p, z, s = tensors
-    return [torch.where(z == 0, z, p - s * (p / s - z))]
+        for p, s, d, x in zip(self._points, diagonal, scratch, z, strict=True):
+            if self._decays is not None:
+                p.addcmul_(d, s)
+            else:
+                p.addcmul_(d, s, value=-1)
+                p.mul_(torch.ne(x, 0, out=d))  # a mask of floats: one of bools takes six times as long
 
 
 class Memory:

@@ -13,7 +13,7 @@ from wellcond.preconditioners import Preconditioner, unwrapped_optimizer
 from wellcond.reparameterization.application import GivenP, Precondition, Reparameterize, parameters_of
 
 
-def precondition(optimizer: Any, P: Preconditioner) -> Preconditioning:
+def precondition(optimizer: Any, P: Preconditioner, *, compile: bool | None = None) -> Preconditioning:
     """Multiply the gradient by PPᵀ before each step of an optimizer: the way to use a P that moves.
 
     The optimizer's buffers stay in p, so P may change at every step. Parameters that P does not cover, or that have no
@@ -27,6 +27,8 @@ def precondition(optimizer: Any, P: Preconditioner) -> Preconditioning:
     Args:
         optimizer: any torch optimizer but LBFGS (or a wrapper that keeps one as `.optimizer`).
         P: any preconditioner over some of its parameters, such as `BatchNormPreconditioner(model)`.
+        compile: whether steps of torch's SGD, Adam and AdamW on the CPU are compiled (C, a tenth of a second, once) and
+            then take one pass over memory; by default where they are on a hundred thousand entries or more.
 
     Returns:
         A handle with `remove()`.
@@ -48,7 +50,7 @@ def precondition(optimizer: Any, P: Preconditioner) -> Preconditioning:
     (tensor([0.9000, 0.1000]), tensor([1., 1.]))
     """
     optimizer = unwrapped_optimizer(optimizer)
-    application = Precondition(optimizer, P)
+    application = Precondition(optimizer, P, compile)
     attach(optimizer, application)
     return Preconditioning(optimizer, application)
 
@@ -71,8 +73,7 @@ def reparameterize(optimizer: Any, P: Preconditioner, *, compile: bool | None = 
     Args:
         optimizer: any torch optimizer (or a wrapper that keeps one as `.optimizer`).
         P: any preconditioner over some of its parameters; `P1 @ P2` composes two.
-        compile: compile the way back from z to p of a `Diagonal` P on the CPU (once, some seconds); by default where it
-            is on a million entries or more.
+        compile: as `precondition`.
 
     Returns:
         A handle with `z()` and `remove()`.

@@ -1,0 +1,89 @@
+"""Mean and covariance of rows too wide for their covariance, with what is certain about the rest."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from wellcond.normalization.moments import EPS, Moments
+
+SKETCH = 256
+"""Directions and rows that are kept."""
+
+NUMBERS = 2**25
+"""In the directions, their products, or the rows, at most: 268 MB. Of very many columns fewer directions fit."""
+
+NEGLIGIBLE = 1e-10
+"""What a sketch misses counts as nothing under this part of the whole, and so do its own directions: their roots are
+known to √ of it times rounding."""
+
+
+class Sketch:
+    """The covariance C of wide rows seen along random directions Ω, and its diagonal; memory O(d).
+
+    The root is that of Nyström's matrix CΩ(ΩᵀCΩ)⁺ΩᵀC. What it misses of C is positive semidefinite, its trace is
+    known, and its rank adds to that of the matrix: bounds that hold with certainty, whatever Ω.
+
+    Args:
+        groups: matrices to keep at once.
+        width: d.
+        like: a tensor on the rows' device.
+
+    Source: Tropp, Yurtsever, Udell and Cevher, "Fixed-rank approximation of a positive-semidefinite matrix from
+    streaming data", NeurIPS 2017.
+    """
+
+    def __init__(self, groups: int, width: int, like: Tensor, seed: int = 0):
+        generator = torch.Generator(device=like.device).manual_seed(seed)
+        self.k = k = max(1, min(SKETCH, width, NUMBERS // (groups * width)))
+        self.directions = torch.randn(width, k, dtype=torch.float64, device=like.device, generator=generator)
+        self.products = like.new_zeros(groups, width, k)
+        self.squares, self.total = like.new_zeros(groups, width), like.new_zeros(groups, width)
+        self.sample = like.new_zeros(groups, 0, width)
+        self.rows = 0
+
+    def add(self, x: Tensor) -> None:
+        """Take up rows, (groups, n, width) in float64."""
+        if not self.rows:
+            self.shift = x[:, :1].clone()
+            self.varies = torch.zeros_like(self.shift, dtype=torch.bool)
+        x = x - self.shift
+        self.varies |= (x != 0).any(1, keepdim=True)
+        self.rows += x.shape[1]
+        self.total += x.sum(1)
+        self.squares += x.square().sum(1)
+        self.products += x.mT @ (x @ self.directions)
+        self.sample = torch.cat([self.sample, x[:, : self.k + 1 - self.sample.shape[1]]], 1)
+
+    def moments(self, group: int) -> Moments:
+        offset = self.total[group] / self.rows
+        variance = (self.squares[group] / self.rows - offset.square()).clamp_min(0)
+        seen = self.products[group] / self.rows - torch.outer(offset, offset @ self.directions)
+        core = self.directions.T @ seen
+        eigenvalues, vectors = torch.linalg.eigh((core + core.T) / 2)
+        kept = eigenvalues > NEGLIGIBLE * eigenvalues[-1].clamp_min(0)
+        root = (seen @ vectors[:, kept] / eigenvalues[kept].sqrt()).T
+        missed = (variance - root.square().sum(0)).clamp_min(0)
+        if self.rows <= root.shape[0] + 1 or float(missed.sum()) <= NEGLIGIBLE * float(variance.sum()):
+            missed = torch.zeros_like(missed)
+        deviation = torch.where(self.varies[group, 0], (root.square().sum(0) + missed).sqrt(), 0.0)
+        scaled = root * torch.where(deviation > 0, 1 / deviation, 0.0)
+        return Moments(
+            self.rows,
+            self.shift[group, 0] + offset,
+            deviation,
+            root,
+            torch.linalg.svdvals(scaled),
+            missed if missed.any() else None,
+            self._rank_outside(group, root) if missed.any() else 0,
+            math.sqrt(len(offset)) * EPS / math.sqrt(NEGLIGIBLE),
+        )
+
+    def _rank_outside(self, group: int, root: Tensor) -> int:
+        """At least so many dimensions of the centered rows are not in the span of the root's."""
+        centered = self.sample[group] - self.sample[group].mean(0)
+        Q = torch.linalg.qr(root.T).Q
+        outside = centered - (centered @ Q) @ Q.T
+        return max(1, int((torch.linalg.svdvals(outside) > 1e-6 * torch.linalg.matrix_norm(centered)).sum()))

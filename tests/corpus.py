@@ -1,0 +1,327 @@
+"""Forty training runs to judge findings by: five data sets, four architectures, 20 healthy, 20 with a fault.
+
+The healthy ones are every data set with every architecture, trained as a careful person would. A faulty one is such a
+run with one thing changed, which its finding must see; where it is changed before training, training goes on with it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import torch
+from sklearn import datasets
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
+
+import wellcond as wc
+
+BATCH = 32
+EXAMPLES = 320
+"""Of each data set at most, shuffled."""
+
+EPOCHS = {"digits": 15, "wine": 20, "breast cancer": 12, "diabetes": 15, "iris": 25}
+
+Optimizer = Callable[[Any], torch.optim.Optimizer]
+
+ADAM = partial(torch.optim.Adam, lr=3e-3)
+ADAMW = partial(torch.optim.AdamW, lr=3e-3, weight_decay=0.01)
+MOMENTUM = partial(torch.optim.SGD, lr=0.02, momentum=0.9)
+RMSPROP = partial(torch.optim.RMSprop, lr=1e-3)
+SGD = partial(torch.optim.SGD, lr=0.1)
+
+
+@dataclass
+class Recipe:
+    """How a run is made; a fault changes one entry of a healthy one.
+
+    Attributes:
+        data: name of the data set.
+        network: name of the architecture.
+        optimizer: parameters → optimizer.
+        inputs: (N, d) → (N, d), after standardization.
+        standardized: whether the inputs are.
+        model: the network before training → the one that is trained.
+        parameters: network → what the optimizer gets.
+        loss: (model, batch) → scalar, instead of the data set's own.
+        batch: examples in a batch.
+        epochs: of training; None for the data set's own.
+        after: done to the finished run.
+    """
+
+    data: str
+    network: str
+    optimizer: Optimizer
+    inputs: Callable[[Tensor], Tensor] = lambda x: x
+    standardized: bool = True
+    model: Callable[[nn.Module], nn.Module] = lambda model: model
+    parameters: Callable[[nn.Module], Any] = lambda model: model.parameters()
+    loss: Callable[[nn.Module, Any], Tensor] | None = None
+    batch: int = BATCH
+    epochs: int | None = None
+    after: Callable[[wc.TrainingRun], None] = lambda run: None
+
+
+@dataclass
+class Case:
+    """A run of the corpus.
+
+    Attributes:
+        name: what it is.
+        recipe: how it is made.
+        faults: keys of the findings of which one must say at least “notice”; none for a healthy run.
+        follows: keys of findings that are right about it too, at whatever severity.
+    """
+
+    name: str
+    recipe: Recipe
+    faults: tuple[str, ...] = ()
+    follows: tuple[str, ...] = field(default=())
+
+    def run(self) -> wc.TrainingRun:
+        """Make the data and train; the same every time."""
+        r = self.recipe
+        torch.manual_seed(0)
+        X, y, loss_fn = _data(r.data)
+        if r.standardized:
+            spread = X.std(0)
+            X = (X - X.mean(0)) / torch.where(spread > 0, spread, 1.0)
+        X = r.inputs(X)
+        outputs = 1 if y.is_floating_point() else int(y.max()) + 1
+        model = r.model(NETWORKS[r.network](X.shape[1], outputs))
+        loader = DataLoader(TensorDataset(X, y), batch_size=r.batch, shuffle=True)
+        run = wc.TrainingRun(model, None if r.loss else loss_fn, loader, r.optimizer(r.parameters(model)), r.loss)
+        for _ in range(EPOCHS[r.data] if r.epochs is None else r.epochs):
+            for batch in loader:
+                run.optimizer.zero_grad()
+                loss = r.loss(model, batch) if r.loss else loss_fn(model(batch[0]), batch[1])
+                loss.backward()
+                run.optimizer.step()
+        r.after(run)
+        return run
+
+
+def _data(name: str) -> tuple[Tensor, Tensor, nn.Module]:
+    load = getattr(datasets, f"load_{name.replace(' ', '_')}")
+    X, y = load(return_X_y=True)
+    X, y = torch.tensor(X, dtype=torch.float32), torch.tensor(y)
+    if name == "diabetes":
+        y = ((y - y.mean()) / y.std()).float()[:, None]
+        return X[:EXAMPLES], y[:EXAMPLES], nn.MSELoss()
+    keep = torch.randperm(len(X), generator=torch.Generator().manual_seed(0))[:EXAMPLES]
+    return X[keep], y[keep], nn.CrossEntropyLoss()
+
+
+class Convolution(nn.Module):
+    """Two convolutions along the features, and a readout of the channels' means and of the first features."""
+
+    def __init__(self, inputs: int, outputs: int, channels: int = 8):
+        super().__init__()
+        self.conv1 = nn.Conv1d(1, channels, 3, padding=1)
+        self.conv2 = nn.Conv1d(channels, channels, 3, padding=1)
+        self.pool = nn.AdaptiveAvgPool1d(4)
+        self.readout = nn.Linear(4 * channels, outputs)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.conv1(x[:, None]))
+        return self.readout(self.pool(torch.relu(self.conv2(x))).flatten(1))
+
+
+class Transformer(nn.Module):
+    """One attention layer over four or more tokens, each a piece of the features."""
+
+    def __init__(self, inputs: int, outputs: int, width: int = 8):
+        super().__init__()
+        self.piece = max(1, inputs // 8)
+        tokens = inputs // self.piece
+        self.embed = nn.Linear(self.piece, width)
+        self.position = nn.Parameter(0.1 * torch.randn(tokens, width))
+        self.layer = nn.TransformerEncoderLayer(width, 2, 16, dropout=0.0, batch_first=True, norm_first=True)
+        self.readout = nn.Linear(width, outputs)
+
+    def forward(self, x: Tensor) -> Tensor:
+        tokens = self.embed(x[:, : len(self.position) * self.piece].unflatten(1, (-1, self.piece)))
+        return self.readout(self.layer(tokens + self.position).mean(1))
+
+
+class Residual(nn.Module):
+    """Two residual blocks with layer norm."""
+
+    def __init__(self, inputs: int, outputs: int, width: int = 12):
+        super().__init__()
+        self.embed = nn.Linear(inputs, width)
+        self.blocks = nn.ModuleList(
+            nn.Sequential(nn.LayerNorm(width), nn.Linear(width, width), nn.GELU(), nn.Linear(width, width))
+            for _ in range(2)
+        )
+        self.readout = nn.Linear(width, outputs)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.embed(x)
+        for block in self.blocks:
+            x = x + block(x)
+        return self.readout(x)
+
+
+def mlp(inputs: int, outputs: int) -> nn.Module:
+    """Two hidden layers."""
+    return nn.Sequential(nn.Linear(inputs, 16), nn.ReLU(), nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, outputs))
+
+
+NETWORKS: dict[str, Callable[[int, int], nn.Module]] = {
+    "MLP": mlp,
+    "convolution": Convolution,
+    "transformer": Transformer,
+    "residual": Residual,
+}
+
+_HEALTHY = {
+    "digits": {"MLP": ADAM, "convolution": ADAMW, "transformer": ADAMW, "residual": MOMENTUM},
+    "wine": {"MLP": MOMENTUM, "convolution": ADAM, "transformer": ADAM, "residual": RMSPROP},
+    "breast cancer": {"MLP": RMSPROP, "convolution": MOMENTUM, "transformer": ADAMW, "residual": ADAM},
+    "diabetes": {"MLP": ADAMW, "convolution": ADAM, "transformer": ADAM, "residual": ADAMW},
+    "iris": {"MLP": SGD, "convolution": ADAMW, "transformer": RMSPROP, "residual": ADAM},
+}
+
+HEALTHY = [
+    Case(f"{network} on {data}", Recipe(data, network, optimizer))
+    for data, networks in _HEALTHY.items()
+    for network, optimizer in networks.items()
+]
+
+
+# The faults, as changes of a recipe's entries.
+
+
+def _dead(model: nn.Module) -> nn.Module:
+    with torch.no_grad():
+        model[0].bias[:10] = -50.0  # type: ignore[index]
+    return model
+
+
+def _twins(model: nn.Module) -> nn.Module:
+    """Every unit of the first layer starts the same."""
+    with torch.no_grad():
+        for layer in (model.embed, model.blocks[0][1]):  # type: ignore[union-attr,index]
+            layer.weight.copy_(layer.weight[:1].expand_as(layer.weight))
+            layer.bias.fill_(0.1)
+        model.blocks[1] = nn.Identity()  # type: ignore[index]
+    return model
+
+
+class Shift(nn.Module):
+    """Adds a constant to what passes."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + 100.0
+
+
+def _shifted_hidden(model: nn.Module) -> nn.Module:
+    model[1] = nn.Sequential(nn.ReLU(), Shift())  # type: ignore[index]
+    return model
+
+
+def _left_over(model: nn.Module) -> nn.Module:
+    model.auxiliary = nn.Linear(5, 5)
+    return model
+
+
+def _deep_sigmoids(model: nn.Module) -> nn.Module:
+    """Six layers of sigmoids, whose means add up."""
+    width = 12
+    inputs, outputs = model[0].in_features, model[4].out_features  # type: ignore[index]
+    layers: list[nn.Module] = [nn.Linear(inputs, width), nn.Sigmoid()]
+    for _ in range(5):
+        layers += [nn.Linear(width, width), nn.Sigmoid()]
+    return nn.Sequential(*layers, nn.Linear(width, outputs))
+
+
+def _saddle(model: nn.Module) -> nn.Module:
+    """Small weights in every layer of a network without biases: near the saddle at zero."""
+    with torch.no_grad():
+        for p in model.parameters():
+            p.mul_(0.03 if p.ndim > 1 else 0.0)
+    return model
+
+
+def _one_layer_faster(model: nn.Module) -> list[dict[str, Any]]:
+    rest = [p for name, p in model.named_parameters() if not name.startswith("conv2")]
+    return [{"params": rest}, {"params": list(model.conv2.parameters()), "lr": 0.3}]  # type: ignore[union-attr]
+
+
+def _with_l1(model: nn.Module, batch: Any) -> Tensor:
+    inputs, targets = batch
+    return nn.functional.cross_entropy(model(inputs), targets) + 1e-3 * sum(p.abs().sum() for p in model.parameters())
+
+
+def _body_only(model: nn.Module) -> list[Tensor]:
+    return [p for name, p in model.named_parameters() if not name.startswith("readout")]
+
+
+def _half(run: wc.TrainingRun) -> None:
+    """The same in bfloat16, with a rate whose steps are lost in the rounding."""
+    run.model.to(torch.bfloat16)
+    X, y = run.data.dataset.tensors
+    run.data = DataLoader(TensorDataset(X.bfloat16(), y), batch_size=BATCH, shuffle=True)
+    run.optimizer = torch.optim.SGD(run.model.parameters(), lr=1e-4, momentum=0.9)
+    for inputs, targets in run.data:
+        run.optimizer.zero_grad()
+        run.loss_fn(run.model(inputs).float(), targets).backward()
+        run.optimizer.step()
+    run.loss_fn = lambda output, target: nn.functional.cross_entropy(output.float(), target)
+
+
+def _rate(factor: float) -> Callable[[wc.TrainingRun], None]:
+    def change(run: wc.TrainingRun) -> None:
+        for group in run.optimizer.param_groups:
+            group["lr"] *= factor
+
+    return change
+
+
+FAULTY = [
+    Case("inputs as they come, breast cancer", Recipe("breast cancer", "MLP", ADAM, standardized=False), ("inputs",)),
+    Case("inputs as they come, wine", Recipe("wine", "residual", ADAM, standardized=False), ("inputs",)),
+    Case("inputs off-center", Recipe("digits", "convolution", ADAM, inputs=lambda x: x + 100), ("inputs",)),
+    Case("rate too large for SGD", Recipe("wine", "MLP", SGD, epochs=2, after=_rate(1000)), ("learning_rate",)),
+    Case("rate too large for Adam", Recipe("iris", "transformer", ADAM, after=_rate(1000)), ("learning_rate",)),
+    Case(
+        "rate far too small",
+        Recipe("iris", "MLP", partial(torch.optim.SGD, lr=1e-5, momentum=0.9)),
+        ("learning_rate",),
+    ),
+    Case("no momentum", Recipe("diabetes", "MLP", partial(torch.optim.SGD, lr=0.05)), ("momentum",)),
+    Case(
+        "momentum too high",
+        Recipe("wine", "MLP", partial(torch.optim.SGD, lr=1e-3, momentum=0.999), epochs=5),
+        ("momentum",),
+    ),
+    Case(
+        "ε of 0.1 in Adam", Recipe("diabetes", "transformer", partial(torch.optim.Adam, lr=3e-3, eps=0.1)), ("epsilon",)
+    ),
+    Case("ε of 1 in RMSprop", Recipe("digits", "MLP", partial(torch.optim.RMSprop, lr=1e-3, eps=1.0)), ("epsilon",)),
+    Case(
+        "weight decay in Adam",
+        Recipe("breast cancer", "residual", partial(torch.optim.Adam, lr=3e-3, weight_decay=0.1)),
+        ("weight_decay",),
+    ),
+    Case("L1 in the loss", Recipe("wine", "MLP", ADAM, loss=_with_l1), ("l1_in_loss",)),
+    Case("dead units", Recipe("wine", "MLP", ADAM, model=_dead), ("dead_units",)),
+    Case("units that start the same", Recipe("iris", "residual", ADAM, model=_twins), ("dead_units",)),
+    Case("a hidden layer off-center", Recipe("digits", "MLP", ADAM, model=_shifted_hidden), ("layer_conditioning",)),
+    Case(
+        "deep, without normalization",
+        Recipe("digits", "MLP", ADAM, model=_deep_sigmoids),
+        ("normalization", "layer_conditioning"),
+    ),
+    Case("a module that nothing uses", Recipe("diabetes", "residual", ADAMW, model=_left_over), ("unreached",)),
+    Case("the readout forgotten", Recipe("breast cancer", "transformer", ADAMW, parameters=_body_only), ("unreached",)),
+    Case(
+        "one layer far faster",
+        Recipe("diabetes", "convolution", ADAM, parameters=_one_layer_faster, epochs=1),
+        ("update_ratio", "learning_rate"),
+    ),
+    Case("steps lost in bfloat16", Recipe("digits", "residual", MOMENTUM, after=_half), ("precision",)),
+]
