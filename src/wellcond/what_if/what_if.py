@@ -85,9 +85,9 @@ def what_if(
     >>> import torch, wellcond as wc
     >>> from wellcond.what_if import what_if
     >>> _ = torch.manual_seed(0)
-    >>> X = torch.randn(60, 4, dtype=torch.float64) + 20
-    >>> model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 1)).double()
-    >>> problem = wc.Problem(model, torch.nn.MSELoss(), (X, X[:, :1] - 20))
+    >>> X = torch.randn(60, 4, dtype=torch.float64) * torch.tensor([1, 10, 0.1, 1]) + 5
+    >>> model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.Tanh(), torch.nn.Linear(8, 1)).double()
+    >>> problem = wc.Problem(model, torch.nn.MSELoss(), (X, X[:, :1] - 5))
     >>> found = what_if(problem, torch.optim.SGD(model.parameters(), lr=0.1), "standardize inputs")
     >>> found.better
     'standardize inputs'
