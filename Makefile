@@ -41,6 +41,7 @@ bench: $(READY) ## what an examination, a product and a step of an optimizer cos
 	$(BIN)/python benchmarks/eigenvalues.py
 	$(BIN)/python benchmarks/spectral_density.py
 	$(BIN)/python benchmarks/scale.py
+	$(BIN)/python benchmarks/monitor_overhead.py
 
 bench-quick: $(READY) ## the same with fewer repetitions
 	$(BIN)/python benchmarks/examination_cost.py --quick
@@ -50,6 +51,7 @@ bench-quick: $(READY) ## the same with fewer repetitions
 	$(BIN)/python benchmarks/eigenvalues.py --quick
 	$(BIN)/python benchmarks/spectral_density.py --quick
 	$(BIN)/python benchmarks/scale.py --quick
+	$(BIN)/python benchmarks/monitor_overhead.py --quick
 
 accuracy: $(READY) ## how often intervals, forecasts and critical sharpness hold (the tables of docs/spectra, forecast, stability)
 	$(BIN)/python benchmarks/coverage.py
@@ -95,7 +97,7 @@ picture: $(READY) ## the pictures of the README and the docs, from new runs (nee
 	$(BIN)/python docs/make_picture.py
 
 clean: ## remove .venv and everything generated
-	rm -rf .venv .venv-peers .mypy_cache .ruff_cache .hypothesis report.html report.json sparse_digits.html small_batches.html
+	rm -rf .venv .venv-peers .mypy_cache .ruff_cache .hypothesis report.html report.json monitor.html monitor.jsonl sparse_digits.html small_batches.html
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "wellcond needs Python 3.11 or newer; make PYTHON=python3.x")'

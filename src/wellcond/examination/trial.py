@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -17,6 +17,8 @@ from wellcond.preconditioners.reading import unwrapped_optimizer
 from wellcond.problem import LossNotFiniteError, Problem, random_state
 from wellcond.problem.batches import move
 from wellcond.what_if import Variant, what_if
+from wellcond.what_if.changes import CHANGES
+from wellcond.what_if.networks import Network
 
 K = TypeVar("K")
 
@@ -30,7 +32,11 @@ SAVES = 0.1
 """The share of the loss that a change of the optimizer must save: a judgment, for less nobody should change one."""
 
 REPEATS = 3
-"""Orders of the batches that a trial is repeated in, where there are several: their spread is its error."""
+"""Orders of the batches that a trial is repeated in, where there are several, and draws of new weights: their spread is
+its error."""
+
+QUICK = 30
+"""With fewer steps than this a trial from new weights looks at three learning rates, else at nine or more."""
 
 
 @dataclass(frozen=True)
@@ -87,6 +93,7 @@ class Trials:
         self.notes: list[str] = []
         self._as_it_is: dict[tuple[Figure, int], list[float]] = {}
         self._steps: list[list[TensorStep]] | None = None
+        self._from_new_weights: dict[Any, list[float]] = {}
         self._variants: dict[str, Variant] = {}
 
     @property
@@ -171,6 +178,54 @@ class Trials:
         )
         return Effect(f"loss after {self.steps} steps at the best learning rate", before, after)
 
+    def from_new_weights(self, change: str | Callable[[Problem], Network]) -> Effect | None:
+        """The loss after the steps from weights that the modules draw anew, as `reset_parameters` does: what a change
+        of the network, one that `wellcond.what_if` knows by name or another, would do to training from its start.
+
+        Each at the best of some learning rates around the given one, from new state of the optimizer; repeated with
+        other draws at that rate. None where most weights belong to modules that don't say how they are drawn, or where
+        it could not be tried.
+        """
+        if not self.possible or fresh_share(self.problem) < 0.5:
+            return None
+        try:
+            build = CHANGES[change] if isinstance(change, str) else change
+            for key, made in ((None, lambda given: Network.copy_of(given.model)), (change, build)):
+                if key not in self._from_new_weights:
+                    self._from_new_weights[key] = self._losses_from_new(made)
+        except Exception as error:  # as above
+            self._note("A change could not be tried from new weights", error)
+            return None
+        how = f"{self.steps} steps from new weights on copies of the run, at the best of some learning rates"
+        before, after = (self._estimate(self._from_new_weights[key], how) for key in (None, change))
+        return Effect(f"loss after {self.steps} steps from new weights, at the best learning rate", before, after)
+
+    def _losses_from_new(self, build: Callable[[Problem], Network]) -> list[float]:
+        """Once a draw of the weights; at the rate that is the best for the first."""
+        network, losses, factor = build(self.problem), [], None
+        own = {id(network.twins[id(p)]) for p in self.problem.parameters} | {id(p) for p in network.added()}
+        for k in range(REPEATS):
+            with random_state(self.seed + k, self.problem.device):
+                renew(network.model, own)
+            problem = network.problem(self.problem)
+            runs = network.warm_up(problem, self.run.optimizer, network.twins, network.P)
+            if factor is None:
+                try:
+                    if self.steps < QUICK:
+                        tried = [found for f in (0.1, 1.0, 10.0) if (found := runs.run(f, self.steps))]
+                        best = min(tried, key=lambda found: found.loss, default=None)
+                    else:
+                        best = runs.best(self.steps)
+                except ValueError:  # finite at no rate
+                    best = None
+                if best is None:
+                    return [math.inf]
+                factor = best.factor
+            else:
+                best = runs.run(factor, self.steps)
+            losses.append(math.inf if best is None else best.loss)
+        return losses
+
     def _figures(self, change: Change, read: Figure, batches_a_step: int) -> list[float]:
         """After the steps, once an order of the batches."""
         repeats = REPEATS if len(self.problem.batches) > 1 else 1
@@ -208,10 +263,11 @@ class Trials:
             model, loss_fn[0] if loss_fn else self.run.loss_fn, self.problem.batches, optimizer, self.run.loss
         )
 
-    def _estimate(self, losses: Sequence[float]) -> Estimate:
-        how = f"{self.steps} steps on a copy of the run"
+    def _estimate(self, losses: Sequence[float], how: str = "") -> Estimate:
+        several = "orders of its batches" if not how else "draws"
+        how = how or f"{self.steps} steps on a copy of the run"
         if len(losses) > 1:
-            how += f", in {len(losses)} orders of its batches"
+            how += f", in {len(losses)} {several}"
         return Estimate(sorted(losses)[len(losses) // 2], min(losses), max(losses), how)
 
     def _note(self, what: str, error: Exception) -> None:
@@ -283,3 +339,26 @@ def loss_of(run: TrainingRun, batch: Any) -> Tensor:
     assert run.loss_fn is not None
     inputs, target = batch
     return run.loss_fn(run.model(inputs), target)
+
+
+def fresh_share(problem: Problem) -> float:
+    """How much of the measured parameters belongs to modules that can draw them anew."""
+    known = {id(p) for m in problem.model.modules() if _reset_of(m) for p in m._parameters.values()}
+    return sum(p.numel() for p in problem.parameters if id(p) in known) / problem.size
+
+
+def renew(model: nn.Module, among: Collection[int]) -> None:
+    """Let modules draw their parameters anew, of these ids; others stay."""
+    for module in model.modules():
+        reset = _reset_of(module)
+        own = [p for p in module._parameters.values() if p is not None]
+        if reset and any(id(p) in among for p in own):
+            kept = [(p, p.detach().clone()) for p in own if id(p) not in among]
+            reset()
+            with torch.no_grad():
+                for p, before in kept:
+                    p.copy_(before)
+
+
+def _reset_of(module: nn.Module) -> Callable[[], None] | None:
+    return getattr(module, "reset_parameters", None) or getattr(module, "_reset_parameters", None)

@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 from wellcond.examination.finding import Finding
 from wellcond.examination.findings import (
+    dead_units,
     epsilon,
     gradient_noise,
     inputs,
@@ -33,4 +34,5 @@ FINDINGS: list[Callable[[Measurements, Subject], Finding | None]] = [
     preconditioner.find,
     negative_curvature.find,
     unreached.find,
+    dead_units.find,
 ]

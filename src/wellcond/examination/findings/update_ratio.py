@@ -20,7 +20,9 @@ STANDS_OUT = 30.0
 times of each other."""
 
 FAST = 0.1
-"""A tenth of a weight in a step, far faster than the others: nothing that the others learn has a meaning by then."""
+"""A tenth of a weight in a step, far faster than the others: nothing that the others learn has a meaning by then. Still
+never severe: in 32 planted cases (SGD and Adam, each layer of three, rates of its own 10 to 10,000 times too large) the
+others adapted, and in 50 steps a smaller rate saved nothing."""
 
 SMALL = 0.05
 """Root mean square of a weight times the root of its inputs, under which it counts as started from zero: that is 1 or
@@ -58,8 +60,7 @@ def find(m: Measurements, subject: Subject) -> Finding | None:
         return Finding("update_ratio", Severity.NOTICE, title, text, evidence, _code(subject, rates[typical]))
     target, effect = found
     if effect.saves():
-        severity = Severity.SEVERE if wild else Severity.NOTICE
-        return Finding("update_ratio", severity, title, text, evidence, _code(subject, rates[target]), effect)
+        return Finding("update_ratio", Severity.NOTICE, title, text, evidence, _code(subject, rates[target]), effect)
     text += " In a trial a rate of its own saves little, or costs: what is wrong is not that alone."
     return Finding("update_ratio", Severity.NOTICE if wild else Severity.GOOD, title, text, evidence, "", effect)
 
