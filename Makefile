@@ -7,7 +7,7 @@ PEERS_READY := .venv-peers/.ready
 
 .PHONY: help demo test test-browser test-cross-library lint format bench bench-quick bench-peers bench-peers-quick
 .PHONY: accuracy accuracy-quick
-.PHONY: peers sparse sparse-quick normalization normalization-quick picture clean
+.PHONY: peers sparse sparse-quick normalization normalization-quick findings picture clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 16
@@ -92,6 +92,9 @@ normalization: $(READY) ## the tables of docs/normalization.md and docs/what-if.
 normalization-quick: $(READY) ## the same with fewer and shorter runs
 	$(BIN)/python examples/small_batches.py --quick
 	$(BIN)/python benchmarks/what_if.py --quick
+
+findings: $(READY) ## the table of docs/findings.md: planted faults found, false alarms
+	$(BIN)/python -m benchmarks.false_alarms --write-docs
 
 picture: $(READY) ## the pictures of the README and the docs, from new runs (needs Chromium)
 	$(BIN)/python docs/make_picture.py

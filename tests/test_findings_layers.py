@@ -266,3 +266,57 @@ def test_a_network_without_hidden_units_has_no_such_finding():
     torch.manual_seed(0)
     finding, _ = found(trained(nn.Linear(13, 3), data("wine")), dead_units.find)
     assert finding is None
+
+
+class Shift(nn.Module):
+    def forward(self, x):
+        return x + 100.0
+
+
+def shifted(by: bool) -> wc.TrainingRun:
+    torch.manual_seed(0)
+    X = torch.randn(150, 8)
+    y = (X[:, 0] * X[:, 1] > 0).long()
+    model = nn.Sequential(nn.Linear(8, 12), nn.Tanh(), nn.Linear(12, 6), nn.Tanh(), Shift() if by else nn.Identity())
+    model.append(nn.Linear(6, 2))
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
+    nn.CrossEntropyLoss()(model(X), y).backward()
+    optimizer.step()
+    return wc.TrainingRun(model, nn.CrossEntropyLoss(), (X, y), optimizer)
+
+
+def test_a_hidden_layer_far_off_center_is_found_by_its_condition_number():
+    run = shifted(True)
+    found = next(f for f in examined_findings(run) if f.key == "layer_conditioning")
+    H = copy.deepcopy(run.model[:5]).double()(run.data[0].double()).detach()
+    s = torch.linalg.svdvals(torch.cat([torch.ones(len(H), 1, dtype=torch.float64), H], 1))
+    assert found.evidence["kappa"].value == pytest.approx(float(s[0] / s[-1]), rel=1e-6)
+    assert found.severity >= NOTICE
+    assert "Layer “5”" in found.title
+    assert found.effect is not None
+    assert (found.severity is SEVERE) == found.effect.saves()
+    assert all(f.key != "layer_conditioning" for f in examined_findings(shifted(False)))
+
+
+def test_parameters_that_the_optimizer_lacks_or_holds_frozen_are_told_with_code_that_mends_it():
+    run = shifted(False)
+    run.model[5].bias.requires_grad_(False)
+    run.optimizer = torch.optim.SGD([*run.model[0].parameters(), run.model[5].bias], lr=0.1)
+    found = next(f for f in examined_findings(run) if f.key == "unreached")
+    assert "the optimizer does not have 3 parameters (2.weight, 2.bias, 5.weight)" in found.title.lower()
+    assert "frozen, 1 parameter (5.bias)" in found.title
+    assert found.severity is NOTICE
+    assert found.effect.better
+    exec(found.remedy, {"model": run.model, "optimizer": run.optimizer})
+    assert all(f.key != "unreached" for f in examined_findings(run))
+
+
+def test_a_frozen_part_that_the_optimizer_does_not_have_is_meant():
+    run = shifted(False)
+    run.model[0].requires_grad_(False)
+    run.optimizer = torch.optim.SGD(run.model[2:].parameters(), lr=0.1)
+    assert all(f.key != "unreached" for f in examined_findings(run))
+
+
+def examined_findings(run: wc.TrainingRun) -> list[wc.Finding]:
+    return wc.examine(run.model, run.loss_fn, run.data, run.optimizer).findings

@@ -60,6 +60,7 @@ class Subject:
         P: its preconditioner.
         trials: what tries remedies on copies.
         notes: what the reader should know about the measuring.
+        left_out: names of trainable parameters that the optimizer does not have.
     """
 
     run: TrainingRun
@@ -68,6 +69,7 @@ class Subject:
     P: Preconditioner | None
     trials: Trials
     notes: list[str] = field(default_factory=list)
+    left_out: list[str] = field(default_factory=list)
 
     @classmethod
     def of(cls, run: TrainingRun, settings: Settings) -> Subject:
@@ -78,6 +80,7 @@ class Subject:
         """
         optimizer, P, chosen = None, None, None
         notes: list[str] = []
+        left_out: list[str] = []
         if run.optimizer is not None:
             optimizer, _ = reading_of(run.optimizer)
             chosen, left_out = optimized_parameters(run.model, optimizer)
@@ -89,7 +92,8 @@ class Subject:
                 optimizer = None
                 notes.append(f"Measured without the optimizer: {error}.")
         problem = _problem(run, settings, chosen, notes)
-        return cls(run, problem, optimizer, P, Trials(run, problem, settings.trial_steps, settings.seed), notes)
+        trials = Trials(run, problem, settings.trial_steps, settings.seed)
+        return cls(run, problem, optimizer, P, trials, notes, left_out)
 
     @cached_property
     def double(self) -> Problem | None:

@@ -9,6 +9,7 @@ from wellcond.examination.findings import (
     gradient_noise,
     inputs,
     l1_in_loss,
+    layer_conditioning,
     learning_rate,
     momentum,
     negative_curvature,
@@ -35,4 +36,5 @@ FINDINGS: list[Callable[[Measurements, Subject], Finding | None]] = [
     negative_curvature.find,
     unreached.find,
     dead_units.find,
+    layer_conditioning.find,
 ]

@@ -37,12 +37,11 @@ def find(m: Measurements, subject: Subject) -> Finding | None:
         return None
     worst = max(layers, key=lambda units: len(units.spare) / units.count)
     others = [u for u in layers if u is not worst and _share(u) >= SOME and len(u.spare) >= FEWEST]
-    exact = "exact: one pass over the data"
     count, dead, spare = worst.count, len(worst.dead), len(worst.spare)
     evidence = {
-        "dead units": Estimate(dead, dead, dead, exact),
-        "duplicate units": Estimate(spare - dead, spare - dead, spare - dead, exact),
-        "units of the layer": Estimate(count, count, count, exact),
+        "dead units": _count(dead),
+        "duplicate units": _count(spare - dead),
+        "units of the layer": _count(count),
     }
     if spare < FEWEST or _share(worst) < SOME:
         return Finding(
@@ -186,3 +185,7 @@ def _remedy(subject: Subject, units: Units) -> str:
         lines.append(f"    for first, *others in {units.duplicates}:")
         lines.append("        out[:, first] += out[:, others].sum(1)")
     return "\n".join([*lines, "    out[:, units] = 0.0   # the new ones count for nothing at first"])
+
+
+def _count(units: int) -> Estimate:
+    return Estimate(float(units), float(units), float(units), "exact: one pass over the data")

@@ -30,7 +30,7 @@ def find(m: Measurements, subject: Subject) -> Finding | None:
         return None
     strengths = {name: float(f"{e.value:.3g}") for name, e in found.items()}
     zero, total = _zeros(subject.problem.model, strengths)
-    count = Estimate(zero, zero, zero, f"exact count of {total:,}")
+    count = Estimate(float(zero), float(zero), float(zero), f"exact count of {total:,}")
     evidence = {"exact_zeros": count} | {f"strength of {name}": e for name, e in list(found.items())[:8]}
     some = ", ".join(list(found)[:6]) + (f" and {len(found) - 6} more" if len(found) > 6 else "")
     of = " to ".join(dict.fromkeys(number(t) for t in (min(strengths.values()), max(strengths.values()))))
