@@ -1,0 +1,44 @@
+"""Each claim's plot as SVG."""
+
+from __future__ import annotations
+
+import io
+import re
+
+from wellcond.evidence.result import Result
+
+
+def svg(result: Result, *, themed: bool) -> str:
+    """The plot of a claim's runs.
+
+    Args:
+        result: the claim and its runs.
+        themed: for a page, black as the page's own ink and nothing behind it; else on white.
+
+    Raises:
+        ModuleNotFoundError: without matplotlib (`pip install wellcond[evidence]`).
+    """
+    try:
+        from matplotlib import rc_context
+        from matplotlib.backends.backend_svg import FigureCanvasSVG
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise ModuleNotFoundError("the evidence's plots need matplotlib: pip install 'wellcond[evidence]'") from error
+    # Text stays text: small files, and a reader can search it. A salt makes the same file of the same runs.
+    style = {"svg.fonttype": "none", "svg.hashsalt": result.claim.name, "font.size": 9, "path.simplify": True}
+    with rc_context(style):
+        figure = Figure(figsize=result.claim.size, layout="constrained")
+        FigureCanvasSVG(figure)
+        ax = figure.add_subplot()
+        ax.set_prop_cycle(color=["#2860c8", "#c84f14", "#1e8a6a", "#8a4fb5", "#8a5d00", "#566170"])
+        result.claim.plot(result.runs, ax)
+        written = io.StringIO()
+        figure.savefig(written, format="svg", transparent=themed, metadata={"Date": None, "Creator": None})
+    text = written.getvalue()
+    text = text[text.index("<svg") :]
+    if themed:
+        # Black is what matplotlib leaves out or writes so.
+        text = re.sub(r"#000000|\bblack\b", "currentColor", text)
+        text = text.replace("<svg ", '<svg fill="currentColor" aria-hidden="true" ', 1)
+        text = re.sub(r'width="[\d.]+pt" height="[\d.]+pt"|height="[\d.]+pt"', "", text, count=1)
+    return text

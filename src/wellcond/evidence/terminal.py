@@ -1,0 +1,36 @@
+"""The evidence as a table in the terminal."""
+
+from __future__ import annotations
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from wellcond.evidence.claim import Verdict
+from wellcond.evidence.page import headline
+from wellcond.evidence.result import Evidence
+
+_STYLES = {
+    Verdict.SUPPORTED: "green",
+    Verdict.MIXED: "yellow",
+    Verdict.NOT_SUPPORTED: "red",
+    Verdict.NOT_MEASURED: "red bold",
+}
+
+
+def print_table(evidence: Evidence, console: Console) -> None:
+    """A line a case: claim and section, what was measured, its first figure ± spread over seeds, the verdict."""
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for heading in ("claim", "section", "what was measured", "figure ± spread", "verdict"):
+        table.add_column(heading, overflow="fold")
+    for r in evidence.results:
+        first = next(iter(r.claim.shown.values()))
+        cells: list[Text | str] = [Text(r.claim.name, "bold"), r.claim.source, first, ""]
+        table.add_row(*cells, Text(r.verdict, _STYLES[r.verdict]))
+        for runs, held in zip(r.runs, r.held(), strict=True):
+            table.add_row("", "", f"  {runs.case}", r.cells(runs)[0], "holds" if held else "does not hold")
+        for failure in r.failures:
+            table.add_row("", "", Text(f"  {failure}", "red"), "", "")
+    console.print(table)
+    console.print(Text(headline(evidence)))
