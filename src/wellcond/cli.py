@@ -28,7 +28,6 @@ from rich.text import Text
 
 from wellcond import __version__
 from wellcond.examination import Examination, Severity, examine
-from wellcond.monitor import HistoryError
 from wellcond.monitor.terminal import watch
 from wellcond.report import compare, page, print_summary, read_examination
 from wellcond.target import (
@@ -189,8 +188,6 @@ def watch_command(
             return
         except OSError as error:
             raise TargetError(f"can't read {file}: {error.strerror}") from error
-        except HistoryError as error:
-            raise TargetError(str(error)) from error
 
 
 _STYLES = {"head": "bold", "warning": "yellow", "bad": "red", "good": "green", "": ""}

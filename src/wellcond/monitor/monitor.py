@@ -196,30 +196,11 @@ class Monitor:
 
     def save(self, path: str | Path = "monitor.html") -> Path:
         """Write the page with the history so far: one file that works offline."""
-        from wellcond.monitor.page import page  # here: a run that only measures needs neither plotly nor jinja2
-
-        path = Path(path)
-        path.write_text(page(self.history), encoding="utf-8")
-        return path
+        return self.history.save(path)
 
     def plot(self, ax: Any = None, figure: str = "edge_ratio") -> Any:
-        """Draw one figure over the steps, with its interval.
-
-        Args:
-            ax: matplotlib axes; new ones unless given.
-            figure: "edge_ratio", "largest" (λ_max of H and PᵀHP), "kappa_mean", "kappa_effective", "loss" or
-                "learning_rate".
-
-        Returns:
-            The axes.
-
-        Raises:
-            ModuleNotFoundError: without matplotlib (`pip install wellcond[plot]`).
-            ValueError: for another figure.
-        """
-        from wellcond.monitor.plot import plot
-
-        return plot(self.history, ax, figure)
+        """Draw one figure over the steps, by `History.plot`."""
+        return self.history.plot(ax, figure)
 
     @property
     def share(self) -> float:
