@@ -7,6 +7,7 @@ PEERS_READY := .venv-peers/.ready
 
 .PHONY: help demo test test-browser test-cross-library lint format bench bench-quick bench-peers bench-peers-quick
 .PHONY: accuracy accuracy-quick
+.PHONY: evidence evidence-quick
 .PHONY: peers sparse sparse-quick normalization normalization-quick findings picture clean
 
 help: ## this list
@@ -96,11 +97,18 @@ normalization-quick: $(READY) ## the same with fewer and shorter runs
 findings: $(READY) ## the table of docs/findings.md: planted faults found, false alarms
 	$(BIN)/python -m benchmarks.false_alarms --write-docs
 
+evidence: $(READY) ## every claim of the theory, measured (an hour); docs/evidence.md and its pictures from that run
+	$(BIN)/wellcond evidence --output build/evidence --json build/evidence/evidence.json
+	$(BIN)/python docs/make_evidence.py build/evidence
+
+evidence-quick: $(READY) ## the same with two seeds and shorter runs, printed only
+	$(BIN)/wellcond evidence --quick
+
 picture: $(READY) ## the pictures of the README and the docs, from new runs (needs Chromium)
 	$(BIN)/python docs/make_picture.py
 
 clean: ## remove .venv and everything generated
-	rm -rf .venv .venv-peers .mypy_cache .ruff_cache .hypothesis report.html report.json monitor.html monitor.jsonl sparse_digits.html small_batches.html
+	rm -rf build .venv .venv-peers .mypy_cache .ruff_cache .hypothesis report.html report.json monitor.html monitor.jsonl sparse_digits.html small_batches.html
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "wellcond needs Python 3.11 or newer; make PYTHON=python3.x")'

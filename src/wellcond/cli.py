@@ -222,6 +222,70 @@ def compare_command(
         raise typer.Exit(FOUND)
 
 
+@app.command("evidence")
+def evidence_command(
+    names: Annotated[
+        list[str] | None, typer.Argument(metavar="[NAME]…", help="Claims; all of them by default.")
+    ] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="Two seeds and shorter runs: minutes, not an hour.")] = False,
+    output: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Write evidence.html and a picture a claim there.")
+    ] = None,
+    json_file: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write every run's figures.")] = None,
+    jobs: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="Processes, one thread each; the cores by default.")
+    ] = None,
+    show: Annotated[bool, typer.Option("--list", help="Print each claim and the rule that decides, and exit.")] = False,
+    show_traceback: Annotated[
+        bool, typer.Option("--traceback", help="On a mistake, show the whole traceback.")
+    ] = False,
+) -> None:
+    """Hold the claims of the theory against real training: figures, spreads over seeds, verdicts.
+
+    Exit code 1 if a claim could not be measured. Needs scikit-learn and matplotlib: pip install 'wellcond[evidence]'.
+
+    Example: wellcond evidence rate --output evidence
+    """
+    from wellcond.evidence import CLAIMS, pages, print_claims, print_table, run_claims
+
+    console = Console()
+    with _one_line_for_mistakes(Console(stderr=True), show_traceback):
+        known = {claim.name: claim for claim in CLAIMS}
+        if unknown := [name for name in names or () if name not in known]:
+            raise TargetError(f"there is no claim {unknown[0]!r}; there are {', '.join(known)}")
+        claims = [known[name] for name in dict.fromkeys(names or known)]
+        if show:
+            print_claims(claims, console)
+            return
+        _check_writable(json_file)
+        if output is not None:
+            _make_directory(output)
+        with _progress(Console(stderr=True), "runs") as progress:
+            task = progress.add_task("starting", total=None)
+            evidence = run_claims(
+                claims,
+                quick=quick,
+                jobs=jobs,
+                progress=lambda name, done, total: progress.update(task, description=name, completed=done, total=total),
+            )
+        print_table(evidence, console)
+        if json_file is not None:
+            _write(json_file, json.dumps(evidence.to_json(), indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+        if output is not None:
+            for name, text in pages(evidence).items():
+                _write(output / name, text)
+            _say(console, f"Page: {output / 'evidence.html'}", prefix="")
+    if any(result.failures for result in evidence.results):
+        raise typer.Exit(FOUND)
+
+
+def _make_directory(path: Path) -> None:
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise TargetError(f"can't write into {path}: {error.strerror}") from error
+
+
 def _examined(target: str, checkpoint: Path | None, device: str | None, errors: Console, **options: Any) -> Examination:
     """Load the run and examine it, with a progress bar."""
     with _progress(errors) as progress:
@@ -291,13 +355,13 @@ class _Left(TimeRemainingColumn):
         return Text() if task.total is None else super().render(task) + Text(" left")
 
 
-def _progress(console: Console) -> Progress:
+def _progress(console: Console, counted: str = "products") -> Progress:
     return Progress(
         SpinnerColumn(),
         TextColumn("{task.description}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
-        TextColumn("products"),
+        TextColumn(counted),
         TimeElapsedColumn(),
         _Left(),
         console=console,

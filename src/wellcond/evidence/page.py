@@ -25,14 +25,30 @@ def page(evidence: Evidence) -> str:
     """
     from wellcond.report.template import render
 
+    counts = Counter(r.verdict for r in evidence.results)
     return render(
         "evidence.html.j2",
+        (),
+        of="evidence",
         package="wellcond.evidence",
+        verdict=headline(evidence),
+        severity="gone",
+        headline="; ".join([*evidence.about.values(), *(["a quick run"] if evidence.quick else [])]),
+        facts=[(verdict, counts[verdict]) for verdict in Verdict if counts[verdict]],
         evidence=evidence,
-        headline=headline(evidence),
         marks=MARKS,
         pictures={r.claim.name: svg(r, themed=True) for r in evidence.results if r.runs},
     )
+
+
+def pages(evidence: Evidence) -> dict[str, str]:
+    """By file name, the page and every claim's picture, on white.
+
+    Raises:
+        ModuleNotFoundError: without matplotlib (`pip install wellcond[evidence]`).
+    """
+    pictures = {f"{r.claim.name}.svg": svg(r, themed=False) for r in evidence.results if r.runs}
+    return {"evidence.html": page(evidence), **pictures}
 
 
 def headline(evidence: Evidence) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import re
+from typing import Any
 
 from wellcond.evidence.result import Result
 
@@ -25,7 +26,7 @@ def svg(result: Result, *, themed: bool) -> str:
     except ImportError as error:
         raise ModuleNotFoundError("the evidence's plots need matplotlib: pip install 'wellcond[evidence]'") from error
     # Text stays text: small files, and a reader can search it. A salt makes the same file of the same runs.
-    style = {"svg.fonttype": "none", "svg.hashsalt": result.claim.name, "font.size": 9, "path.simplify": True}
+    style: Any = {"svg.fonttype": "none", "svg.hashsalt": result.claim.name, "font.size": 9, "path.simplify": True}
     with rc_context(style):
         figure = Figure(figsize=result.claim.size, layout="constrained")
         FigureCanvasSVG(figure)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from rich import box
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from wellcond.evidence.claim import Verdict
+from wellcond.evidence.claim import Claim, Verdict
 from wellcond.evidence.page import headline
 from wellcond.evidence.result import Evidence
 
@@ -34,3 +36,11 @@ def print_table(evidence: Evidence, console: Console) -> None:
             table.add_row("", "", Text(f"  {failure}", "red"), "", "")
     console.print(table)
     console.print(Text(headline(evidence)))
+
+
+def print_claims(claims: Sequence[Claim], console: Console) -> None:
+    """Each claim, where it comes from, and the rule that decides."""
+    for claim in claims:
+        console.print(Text(claim.name, "bold"), Text(f"({claim.source})"))
+        console.print(Text(claim.hypothesis))
+        console.print(Text(f"Rule: {claim.rule}; in {', '.join(claim.cases)}."), end="\n\n")

@@ -1,0 +1,254 @@
+"""The evidence: runs of claims, their verdicts, the table, the page, the file."""
+
+from __future__ import annotations
+
+import json
+import math
+import xml.etree.ElementTree
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+import torch
+from rich.console import Console
+from torch import nn
+from typer.testing import CliRunner
+
+import wellcond as wc
+from wellcond.cli import app
+from wellcond.evidence import (
+    CLAIMS,
+    WORKLOADS,
+    Claim,
+    Evidence,
+    Runs,
+    Verdict,
+    pages,
+    print_table,
+    read_evidence,
+    run_claims,
+    workload,
+)
+from wellcond.evidence.claims import rate
+from wellcond.evidence.result import plus_minus
+
+
+class Sums(Claim):
+    """Sums of <random> numbers & seeds are what they are."""
+
+    name = "sums"
+    source = "theory 0"
+    rule = "the sum is over the case's number"
+    cases = ("0", "10")
+    shown = {"sum": "sum of random numbers"}
+
+    def measure(self, case: str, seed: int, quick: bool) -> dict[str, Any]:
+        numbers = torch.rand(10)
+        return {"sum": float(numbers.sum()), "numbers": numbers.tolist(), "seed": seed, "quick": float(quick)}
+
+    def holds(self, runs: Runs) -> bool:
+        return bool((runs["sum"] > float(runs.case)).all())
+
+    def plot(self, results: Sequence[Runs], ax: Any) -> None:
+        for runs in results:
+            ax.plot(runs["numbers"][0], label=runs.case)
+        ax.set(xlabel="draw", ylabel="number")
+
+
+class Fails(Sums):
+    """A claim whose runs fail with one seed."""
+
+    name = "fails"
+
+    def measure(self, case: str, seed: int, quick: bool) -> dict[str, Any]:
+        if seed == 1 and case == "10":
+            raise ValueError("no\nsuch thing")
+        return super().measure(case, seed, quick)
+
+
+class TestRuns:
+    def test_each_case_has_a_run_a_seed_and_the_rule_decides(self) -> None:
+        (result,) = run_claims([Sums()], jobs=1).results
+        assert [len(runs.figures) for runs in result.runs] == [5, 5]
+        assert result.held() == [True, False]
+        assert result.verdict is Verdict.MIXED
+        assert list(result.runs[0]["seed"]) == [0, 1, 2, 3, 4]
+
+    @pytest.mark.parametrize(
+        ("cases", "verdict"), [(("0", "1"), Verdict.SUPPORTED), (("10", "11"), Verdict.NOT_SUPPORTED)]
+    )
+    def test_verdicts(self, cases: tuple[str, str], verdict: Verdict) -> None:
+        claim = type("Other", (Sums,), {"cases": cases})()
+        assert run_claims([claim], quick=True, jobs=1).results[0].verdict is verdict
+
+    def test_quick_has_two_seeds(self) -> None:
+        (result,) = run_claims([Sums()], quick=True, jobs=1).results
+        assert result.runs[0]["quick"].tolist() == [1, 1]
+
+    def test_random_state_is_the_seeds_whatever_ran_before(self) -> None:
+        torch.manual_seed(5)
+        a = run_claims([Sums()], jobs=1)
+        b = run_claims([Fails(), Sums()], jobs=1)
+        assert a.results[0].runs[0]["sum"].tolist() == b.results[1].runs[0]["sum"].tolist()
+
+    def test_processes_give_the_same_as_one(self) -> None:
+        claim = [c for c in CLAIMS if c.name == "rate"]
+        one, two = (run_claims(claim, quick=True, jobs=jobs).to_json()["claims"] for jobs in (1, 2))
+        assert one == two
+
+    def test_threads_and_progress(self) -> None:
+        before, seen = torch.get_num_threads(), []
+        run_claims([Sums()], quick=True, jobs=1, progress=lambda *what: seen.append(what))
+        assert torch.get_num_threads() == before
+        assert seen == [("sums", i, 4) for i in (1, 2, 3, 4)]
+
+    def test_a_run_that_fails_is_told_and_loses_no_other(self) -> None:
+        evidence = run_claims([Fails(), Sums()], quick=True, jobs=1)
+        failed, other = evidence.results
+        assert failed.verdict is Verdict.NOT_MEASURED
+        assert failed.failures == ["10, seed 1: ValueError: no"]
+        assert [len(runs.figures) for runs in failed.runs] == [2, 1]
+        assert other.verdict is Verdict.MIXED
+        console = Console(record=True, width=100)
+        print_table(evidence, console)
+        assert "seed 1: ValueError: no" in console.export_text()
+        assert "ValueError: no" in pages(evidence)["evidence.html"]
+
+
+class TestFiles:
+    def test_reads_back(self, tmp_path: Any) -> None:
+        evidence = run_claims([Fails(), Sums()], quick=True, jobs=1)
+        file = tmp_path / "e.json"
+        file.write_text(json.dumps(evidence.to_json(), allow_nan=False))
+        again = read_evidence(file, [Sums(), Fails()])
+        assert again.to_json() == evidence.to_json()
+        assert pages(again).keys() == {"evidence.html", "fails.svg", "sums.svg"}
+
+    def test_infinity_and_nan(self, tmp_path: Any) -> None:
+        from wellcond.evidence import Result
+
+        runs = Runs("0", [{"sum": math.inf, "numbers": [math.nan, 1.0]}])
+        evidence = Evidence([Result(Sums(), [runs])], quick=False)
+        file = tmp_path / "e.json"
+        file.write_text(json.dumps(evidence.to_json(), allow_nan=False))
+        back = read_evidence(file, [Sums()]).results[0].runs[0]
+        assert math.isinf(back["sum"][0])
+        assert math.isnan(back["numbers"][0, 0])
+
+    @pytest.mark.parametrize("text", ["", "[]", "{}", '{"format": 1, "claims": 3}', "\x00\xff", '{"format": 99}'])
+    def test_other_files(self, text: str, tmp_path: Any) -> None:
+        file = tmp_path / "e.json"
+        file.write_text(text, encoding="latin-1")
+        with pytest.raises(ValueError, match=r"e\.json"):
+            read_evidence(file, [Sums()])
+
+    def test_page_escapes_and_pictures_are_xml_and_the_same_again(self) -> None:
+        evidence = run_claims([Sums()], quick=True, jobs=1)
+        first, second = pages(evidence), pages(evidence)
+        assert first["sums.svg"] == second["sums.svg"]
+        assert "&lt;random&gt; numbers &amp; seeds" in first["evidence.html"]
+        assert xml.etree.ElementTree.fromstring(first["sums.svg"]).tag.endswith("svg")
+        assert "currentColor" in first["evidence.html"]
+        assert "draw" in first["sums.svg"]
+
+    def test_plus_minus(self) -> None:
+        runs = Runs("", [{"a": 1.0, "b": 100.0, "c": [1, 2.0]}, {"a": 1.1, "b": 300.0, "c": [1, 2.0]}])
+        assert [plus_minus(runs, name) for name in "abc"] == ["1.05 ± 0.07", "200 ± 100", "2"]
+
+
+class TestCommand:
+    def test_runs_one_claim(self, tmp_path: Any) -> None:
+        done = CliRunner().invoke(
+            app,
+            [
+                "evidence",
+                "rate",
+                "--quick",
+                "--jobs",
+                "1",
+                "--output",
+                str(tmp_path / "out"),
+                "--json",
+                str(tmp_path / "e.json"),
+            ],
+        )
+        assert done.exit_code == 0, done.output
+        assert "1 claim: 1 supported" in done.output
+        assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["evidence.html", "rate.svg"]
+        assert read_evidence(tmp_path / "e.json", CLAIMS).results[0].verdict is Verdict.SUPPORTED
+
+    def test_lists_claims_with_their_rules(self) -> None:
+        done = CliRunner().invoke(app, ["evidence", "--list"])
+        assert done.exit_code == 0
+        for claim in CLAIMS:
+            assert claim.name in done.output
+            assert " ".join(claim.rule.split())[:30] in " ".join(done.output.split())
+
+    def test_a_name_that_is_none(self) -> None:
+        done = CliRunner().invoke(app, ["evidence", "rates"])
+        assert done.exit_code == 2
+        assert "there is no claim 'rates'; there are rate" in done.output
+
+    def test_output_that_can_not_be_written(self, tmp_path: Any) -> None:
+        (tmp_path / "file").write_text("")
+        done = CliRunner().invoke(app, ["evidence", "rate", "--quick", "--output", str(tmp_path / "file")])
+        assert done.exit_code == 2
+        assert "can't write into" in done.output
+
+
+class TestClaims:
+    @pytest.mark.parametrize("claim", CLAIMS, ids=lambda c: c.name)
+    def test_says_what_it_holds(self, claim: Claim) -> None:
+        assert claim.hypothesis
+        assert claim.rule
+        assert "theory" in claim.source
+        assert claim.shown
+        assert claim.seeds >= 5
+        assert len(set(claim.cases)) == len(claim.cases)
+
+    def test_names_are_different(self) -> None:
+        assert len({claim.name for claim in CLAIMS}) == len(CLAIMS)
+
+
+class TestWorkloads:
+    @pytest.mark.parametrize("name", WORKLOADS)
+    def test_trains(self, name: str) -> None:
+        work = workload(name, examples=100)
+        model = work.model(0)
+        losses = work.descend(model, torch.optim.Adam(model.parameters(), lr=1e-2), 40)
+        assert losses[-1] < 0.9 * losses[0]
+        assert float(work.loss(model).detach()) < losses[-1] * 1.01
+        assert all(p.dtype == torch.float64 for p in model.parameters())
+
+    def test_split_is_disjoint_and_standardized_on_the_training_set(self) -> None:
+        work = workload("breast cancer, MLP")
+        assert work.train[0].mean(0).abs().max() < 1e-12
+        rows = {tuple(row) for row in work.train[0].tolist()}
+        assert not rows & {tuple(row) for row in work.test[0].tolist()}
+
+    def test_same_seed_same_network(self) -> None:
+        work = workload("wine, MLP")
+        a, b, c = (nn.utils.parameters_to_vector(work.model(seed).parameters()) for seed in (1, 1, 2))
+        assert torch.equal(a, b)
+        assert not torch.equal(a, c)
+
+    def test_unknown(self) -> None:
+        with pytest.raises(ValueError, match="there is no workload 'wines'"):
+            workload("wines")
+
+
+class TestRate:
+    def test_contraction_of_a_geometric_sequence(self) -> None:
+        assert rate.contraction([0.5**i for i in range(20)]) == pytest.approx(math.log(0.5))
+
+    def test_errors_of_one_parameter(self) -> None:
+        # z ← z − lr P²·H z with H = 1, P = 2, lr = 0.1: a factor of 0.6 a step.
+        one = torch.ones(1, dtype=torch.float64)
+        assert rate.errors(one[:, None], 2 * one, one, lr=0.1, momentum=0.0, steps=3) == pytest.approx([1, 0.6, 0.36])
+
+    def test_a_broken_preconditioner_is_seen(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        sound = wc.Diagonal
+        monkeypatch.setattr(wc, "Diagonal", lambda p, d: sound(p, [x.sqrt() for x in d]))
+        claim = rate.Rate()
+        torch.manual_seed(0)
+        assert not claim.holds(Runs("", [claim.measure("random, κ = 100, under P", 0, True)]))
