@@ -29,7 +29,7 @@ def main(folder: Path) -> None:
     if evidence.quick:
         raise ValueError("the page is made from a full run, this one is quick")
     if missing := [r.claim.name for r in evidence.results if r.failures]:
-        raise ValueError(f"{', '.join(missing)} could not be measured: {evidence}")
+        raise ValueError(f"{', '.join(missing)} could not be measured")
     text = PAGE.read_text(encoding="utf-8") if PAGE.exists() else "# Evidence\n"
     text = _section(text, "summary", summary(evidence))
     IMAGES.mkdir(parents=True, exist_ok=True)
@@ -66,7 +66,7 @@ def told(result: Result) -> str:
 
 
 def _row(*cells: str) -> str:
-    return f"| {' | '.join(cell.replace('|', '\\|') for cell in cells)} |"
+    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
 
 
 def _section(text: str, name: str, body: str, heading: str = "") -> str:
