@@ -53,7 +53,7 @@ def test_raw_inputs_are_severe_and_a_trial_from_new_weights_says_so(act):
     assert finding.evidence["centered"].value == pytest.approx(float(centered[0] / centered[-1]), rel=1e-6)
     assert finding.effect.without.low > 10 * finding.effect.with_remedy.high
     assert "new weights" in finding.effect.figure
-    assert not subject.trials.notes
+    assert not subject.failures.causes()
 
 
 def test_the_effect_is_that_of_training_by_hand():

@@ -156,7 +156,7 @@ def test_healthy_runs_are_quiet(name):
     ):
         assert quiet(module.find(m, subject)), module.__name__
     assert learning_rate.find(m, subject).severity is not SEVERE
-    assert not subject.trials.notes
+    assert not subject.failures.causes()
 
 
 # -- learning rate

@@ -109,14 +109,17 @@ def test_a_diverging_trial_is_infinite():
     assert effect.better is False
 
 
-def test_a_run_that_cannot_be_copied_gives_no_effect_and_a_note():
+def test_a_run_that_cannot_be_copied_gives_no_effect_and_says_why():
     run = small_run()
     run.model.not_a_leaf = torch.ones(3, requires_grad=True) * 2
     trials = trials_of(run)
     assert trials.effect(times_ten) is None
     assert trials.effect(times_ten) is None
-    assert len(trials.notes) == 1
-    assert "could not be tried on a copy" in trials.notes[0]
+    ((why, where), parts), *others = trials.failures.causes().items()
+    assert not others
+    assert parts == ["what a remedy does to a copy of the run"]
+    assert why.startswith("of RuntimeError: Only Tensors created explicitly by the user")
+    assert "in __deepcopy__" in where
 
 
 def test_a_loss_that_does_not_use_the_model_it_is_given_is_noted():
@@ -128,7 +131,7 @@ def test_a_loss_that_does_not_use_the_model_it_is_given_is_noted():
     trials = trials_of(run)
     with random_state(0, torch.device("cpu")):
         assert trials.effect(times_ten) is None
-    assert "does not depend on the copy" in trials.notes[0]
+    assert "does not depend on the copy" in next(iter(trials.failures.causes()))[0]
     assert all(p.grad is None or torch.isfinite(p.grad).all() for p in given.parameters())
 
 

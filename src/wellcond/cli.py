@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import sys
 import traceback
 from collections.abc import Iterator
@@ -28,16 +29,15 @@ from rich.text import Text
 
 from wellcond import __version__
 from wellcond.examination import Examination, Severity, examine
+from wellcond.examination.failures import first_line, raised_by_us
 from wellcond.monitor import HistoryError
 from wellcond.monitor.terminal import watch
 from wellcond.report import compare, page, print_summary, read_examination
 from wellcond.target import (
     TargetError,
-    first_line,
     load_checkpoint,
     load_target,
     move_run,
-    raised_by_us,
     user_traceback,
 )
 
@@ -154,17 +154,12 @@ def examine_command(
                 dtype=getattr(torch, dtype.value) if dtype else None,
                 quick=quick,
                 seed=seed,
+                partial=True,
             )
-        console = errors if piped else Console()
-        print_summary(examination, console)
-        if json_file is not None:
-            text = json.dumps(examination.to_json(), indent=2, ensure_ascii=False, allow_nan=False)
-            if piped:
-                print(text)
-            else:
-                _write(json_file, text + "\n")
-        _write(output, page(examination))
-        _say(console, f"Page: {output}", prefix="")
+        _deliver(examination, errors if piped else _Terminal(), output, json_file)
+        if examination.interrupted:
+            _say(errors, "interrupted: the report is partial; the run is as it was")
+            raise typer.Exit(INTERRUPTED)
     if fail_on is not None and examination.severity >= Severity[fail_on.name]:
         raise typer.Exit(FOUND)
 
@@ -245,11 +240,56 @@ def _examined(target: str, checkpoint: Path | None, device: str | None, errors: 
             raise TargetError(f"the run's own code raised {first_line(error)}", user_traceback(error)) from error
 
 
-def _write(path: Path, text: str) -> None:
-    try:
-        path.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise TargetError(f"can't write {path}: {error.strerror}") from error
+def _deliver(examination: Examination, console: Console, output: Path, json_file: Path | None) -> None:
+    """The summary, the JSON and the page, each whatever becomes of the others.
+
+    Raises:
+        TargetError: for all that could not be written.
+    """
+
+    def as_json() -> None:
+        text = json.dumps(examination.to_json(), indent=2, ensure_ascii=False, allow_nan=False)
+        if str(json_file) == "-":
+            print(text, flush=True)
+        elif json_file is not None:
+            json_file.write_text(text + "\n", encoding="utf-8")
+
+    def as_page() -> None:
+        output.write_text(page(examination), encoding="utf-8")
+
+    failed: dict[str, str] = {}
+    summary, named = "the summary", "the JSON" if str(json_file) == "-" else str(json_file)
+    parts = {
+        summary: lambda: print_summary(examination, console),
+        named: as_json,
+        str(output): as_page,
+    }
+    for what, write in parts.items():
+        try:
+            write()
+        except OSError as error:
+            failed[what] = f"can't write {what}: {error.strerror}"
+            if what == summary or str(json_file) == "-":
+                _abandon(sys.stdout)
+    if summary not in failed and str(output) not in failed:
+        _say(console, f"Page: {output}", prefix="")
+    if failed:
+        raise TargetError("; ".join(failed.values()))
+
+
+def _abandon(stream: Any) -> None:
+    """Let a stream that takes nothing more swallow what is left in its buffer, which Python would complain about at its
+    end."""
+    with contextlib.suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
+class _Terminal(Console):
+    """Falls silent when its reader has gone (`| head`), where rich would end the program."""
+
+    def on_broken_pipe(self) -> None:
+        self.quiet = True
+        _abandon(self.file)
 
 
 @contextlib.contextmanager

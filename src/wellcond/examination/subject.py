@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -10,6 +10,7 @@ import torch
 from torch.optim import Optimizer
 
 from wellcond.conditioning import DENSE_LIMIT, Effort
+from wellcond.examination.failures import Failures
 from wellcond.examination.run import TrainingRun
 from wellcond.examination.trial import Trials
 from wellcond.preconditioners import NotPreconditionedError, Preconditioner, preconditioner_of, reading_of
@@ -61,6 +62,7 @@ class Subject:
         trials: what tries remedies on copies.
         notes: what the reader should know about the measuring.
         left_out: names of trainable parameters that the optimizer does not have.
+        failures: what makes the parts of the examination.
     """
 
     run: TrainingRun
@@ -70,9 +72,10 @@ class Subject:
     trials: Trials
     notes: list[str] = field(default_factory=list)
     left_out: list[str] = field(default_factory=list)
+    failures: Failures = field(default_factory=Failures)
 
     @classmethod
-    def of(cls, run: TrainingRun, settings: Settings) -> Subject:
+    def of(cls, run: TrainingRun, settings: Settings, failures: Failures | None = None) -> Subject:
         """Read the run's data and its optimizer.
 
         Raises:
@@ -92,28 +95,40 @@ class Subject:
                 optimizer = None
                 notes.append(f"Measured without the optimizer: {error}.")
         problem = _problem(run, settings, chosen, notes)
-        trials = Trials(run, problem, settings.trial_steps, settings.seed)
-        return cls(run, problem, optimizer, P, trials, notes, left_out)
+        failures = failures or Failures()
+        trials = Trials(run, problem, settings.trial_steps, settings.seed, failures)
+        return cls(run, problem, optimizer, P, trials, notes, left_out, failures)
+
+    def over(self, batches: list[Any], note: str) -> Subject:
+        """The same run over other batches, with a note more."""
+        problem = _like(self.problem, batches, self.problem.dtype)
+        trials = Trials(self.run, problem, self.trials.steps, self.trials.seed, self.failures)
+        return replace(self, problem=problem, trials=trials, notes=[*self.notes, note])
 
     @cached_property
     def double(self) -> Problem | None:
         """The problem in float64, over its first batch; None where the model or the loss won't have it."""
-        whole = self.problem
+        if self.problem.closed:
+            return None
         try:
-            problem = Problem(
-                whole.model,
-                whole.loss_fn,
-                whole.batches[:1],
-                loss=whole.whole_loss,
-                mode=whole.mode,
-                parameters=whole.parameters,
-                seed=whole.seed,
-                dtype=torch.float64,
-            )
+            problem = _like(self.problem, self.problem.batches[:1], torch.float64)
             problem.loss()
         except Exception:  # whatever their code raises about a dtype
             return None
         return problem if problem.loss_dtype == torch.float64 else None
+
+
+def _like(problem: Problem, batches: list[Any], dtype: torch.dtype) -> Problem:
+    return Problem(
+        problem.model,
+        problem.loss_fn,
+        batches,
+        loss=problem.whole_loss,
+        mode=problem.mode,
+        parameters=problem.parameters,
+        seed=problem.seed,
+        dtype=dtype,
+    )
 
 
 def _problem(run: TrainingRun, settings: Settings, chosen: Any, notes: list[str]) -> Problem:

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
+from wellcond.examination.failures import Failures
 from wellcond.examination.run import TrainingRun
 from wellcond.linalg import Estimate
 from wellcond.preconditioners.reading import unwrapped_optimizer
@@ -79,18 +80,19 @@ class Trials:
 
     The copies take the given optimizer's state with them, and what wellcond attached to it; the given run stays bit
     for bit as it was. A trial that the user's code can't do (a model that can't be copied, say) gives no effect, and
-    `notes` says why.
+    `failures` knows why.
 
     Args:
         run: the training run.
         problem: of it, with the batches.
         steps: of each trial, one a batch; with 0 nothing is tried.
         seed: of dropout and of the order of the batches.
+        failures: what makes the parts of the examination.
     """
 
-    def __init__(self, run: TrainingRun, problem: Problem, steps: int, seed: int = 0):
+    def __init__(self, run: TrainingRun, problem: Problem, steps: int, seed: int = 0, failures: Failures | None = None):
         self.run, self.problem, self.steps, self.seed = run, problem, steps, seed
-        self.notes: list[str] = []
+        self.failures = failures or Failures()
         self._as_it_is: dict[tuple[Figure, int], list[float]] = {}
         self._steps: list[list[TensorStep]] | None = None
         self._from_new_weights: dict[Any, list[float]] = {}
@@ -120,15 +122,15 @@ class Trials:
         if not self.possible:
             return None
         read = read or self._loss_over_all
-        try:
+
+        def tried() -> Effect:
             if (read, 1) not in self._as_it_is:
                 self._as_it_is[read, 1] = self._figures(lambda run: run, read, 1)
             without, changed = self._as_it_is[read, 1], self._figures(change, read, batches_a_step)
-        except Exception as error:  # whatever the user's code raises when it is copied, or stepped in another way
-            self._note("A remedy could not be tried on a copy of the run", error)
-            return None
-        figure = figure or f"loss after {self.steps} more steps"
-        return Effect(figure, self._estimate(without), self._estimate(changed))
+            name = figure or f"loss after {self.steps} more steps"
+            return Effect(name, self._estimate(without), self._estimate(changed))
+
+        return self.failures.attempt("what a remedy does to a copy of the run", tried)
 
     def best(self, changes: Mapping[K, Change]) -> tuple[K, Effect] | None:
         """Which of some changes ends at the lowest loss, and its effect; None where none could be tried."""
@@ -141,14 +143,15 @@ class Trials:
     def first_steps(self) -> list[list[TensorStep]]:
         """What one step of a copy does to each tensor, once for each of a few batches; empty where it can't be done."""
         if self._steps is None:
-            self._steps = []
-            try:
+
+            def taken() -> list[list[TensorStep]]:
+                found = []
                 for i in range(min(REPEATS, len(self.problem.batches)) if self.run.optimizer is not None else 0):
                     with random_state(self.seed + i, self.problem.device):
-                        self._steps.append(first_step(self.copy(), self.problem.batches[i], self.problem))
-            except Exception as error:  # as above
-                self._steps = []
-                self._note("A step of a copy of the run could not be taken", error)
+                        found.append(first_step(self.copy(), self.problem.batches[i], self.problem))
+                return found
+
+            self._steps = self.failures.attempt("a step of a copy of the run", taken) or []
         return self._steps
 
     def normalized(self, change: str) -> Effect | None:
@@ -156,7 +159,8 @@ class Trials:
         some learning rates, after its warm-up."""
         if not self.possible:
             return None
-        try:
+
+        def tried() -> Effect:
             for name in ("as it is", change):
                 if name not in self._variants:
                     found = what_if(
@@ -169,14 +173,13 @@ class Trials:
                         seed=self.seed,
                     )
                     self._variants |= found.variants
-        except Exception as error:  # as above
-            self._note(f"“{change}” could not be tried", error)
-            return None
-        how = f"{self.steps} steps from new state of the optimizer, at the best of some learning rates"
-        before, after = (
-            Estimate(v.loss, v.loss, v.loss, how) for v in (self._variants["as it is"], self._variants[change])
-        )
-        return Effect(f"loss after {self.steps} steps at the best learning rate", before, after)
+            how = f"{self.steps} steps from new state of the optimizer, at the best of some learning rates"
+            before, after = (
+                Estimate(v.loss, v.loss, v.loss, how) for v in (self._variants["as it is"], self._variants[change])
+            )
+            return Effect(f"loss after {self.steps} steps at the best learning rate", before, after)
+
+        return self.failures.attempt(f"what “{change}” does to a copy of the run", tried)
 
     def from_new_weights(self, change: str | Callable[[Problem], Network]) -> Effect | None:
         """The loss after the steps from weights that the modules draw anew, as `reset_parameters` does: what a change
@@ -188,17 +191,17 @@ class Trials:
         """
         if not self.possible or fresh_share(self.problem) < 0.5:
             return None
-        try:
+
+        def tried() -> Effect:
             build = CHANGES[change] if isinstance(change, str) else change
             for key, made in ((None, lambda given: Network.copy_of(given.model)), (change, build)):
                 if key not in self._from_new_weights:
                     self._from_new_weights[key] = self._losses_from_new(made)
-        except Exception as error:  # as above
-            self._note("A change could not be tried from new weights", error)
-            return None
-        how = f"{self.steps} steps from new weights on copies of the run, at the best of some learning rates"
-        before, after = (self._estimate(self._from_new_weights[key], how) for key in (None, change))
-        return Effect(f"loss after {self.steps} steps from new weights, at the best learning rate", before, after)
+            how = f"{self.steps} steps from new weights on copies of the run, at the best of some learning rates"
+            before, after = (self._estimate(self._from_new_weights[key], how) for key in (None, change))
+            return Effect(f"loss after {self.steps} steps from new weights, at the best learning rate", before, after)
+
+        return self.failures.attempt("what a change does to training from new weights", tried)
 
     def _losses_from_new(self, build: Callable[[Problem], Network]) -> list[float]:
         """Once a draw of the weights; at the rate that is the best for the first."""
@@ -269,12 +272,6 @@ class Trials:
         if len(losses) > 1:
             how += f", in {len(losses)} {several}"
         return Estimate(sorted(losses)[len(losses) // 2], min(losses), max(losses), how)
-
-    def _note(self, what: str, error: Exception) -> None:
-        words = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
-        note = f"{what}: {words}."
-        if note not in self.notes:
-            self.notes.append(note)
 
 
 def step(run: TrainingRun, *batches: Any) -> bool:

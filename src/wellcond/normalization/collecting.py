@@ -22,6 +22,7 @@ from wellcond.normalization.rows import (
     rows_of_block,
 )
 from wellcond.problem import Problem
+from wellcond.problem.memory import out_of_memory
 
 KINDS = (nn.Linear, *CONVOLUTIONS, nn.MultiheadAttention)
 """What is looked at."""
@@ -196,7 +197,7 @@ def memory_for(name: str, x: Tensor) -> Iterator[None]:
     try:
         yield
     except (MemoryError, RuntimeError) as error:
-        if not isinstance(error, MemoryError | torch.OutOfMemoryError) and "allocate memory" not in str(error):
+        if not out_of_memory(error):
             raise
         raise ValueError(
             f"there is no memory for the inputs of layer {name}, which have shape {tuple(x.shape)}: beside them their "

@@ -46,6 +46,10 @@ class LossNotFiniteError(ValueError):
     """The loss is infinite or not a number."""
 
 
+class ClosedError(RuntimeError):
+    """Nothing more is to be evaluated."""
+
+
 class Problem:
     """L(p), the loss over the given data, as a deterministic function of the model's trainable parameters.
 
@@ -82,6 +86,7 @@ class Problem:
         leaves: while evaluating, the tensors that stand for the parameters.
         programs: what the rooms above have compiled for this problem.
         one_by_one: keys of what the rooms above have seen fail for several products in one backward pass.
+        closed: whether evaluating is over: what is known may be read, and an evaluation raises `ClosedError`.
         loss_dtype: of the loss as the user's code returned it last; float32 from a float64 problem says that
             somewhere on the way digits were lost.
 
@@ -141,6 +146,7 @@ class Problem:
         self.unreached: list[str] = []
         self.loss_dtype = self.dtype
         self.one_by_one: set[Any] = set()
+        self.closed = False
         self._tiny: bool | None = None
         self._sizes = Sizes([max(1, count_examples(b)) for b in found])
         self._signatures: dict[int, Any] = {}
@@ -225,6 +231,8 @@ class Problem:
         if self._inside:
             yield
             return
+        if self.closed:
+            raise ClosedError("this problem is closed")
         self._inside = True
         try:
             with (

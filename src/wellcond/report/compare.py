@@ -156,6 +156,7 @@ def compare(before: SavedExamination | Examination, after: SavedExamination | Ex
     known, present = _by_key(a.findings), _by_key(b.findings)
     both = [(known[key], f) for key, f in present.items() if key in known]
     warnings, incomparable = _warnings(a.data, b.data)
+    warnings += [f"{x.source} is partial: it was interrupted at {x.interrupted}" for x in (a, b) if x.interrupted]
     shared = [name for name in a.figures if name in b.figures and name not in incomparable]
     defined = [name for name in shared if a.figures[name].defined and b.figures[name].defined]
     changes = {name: Change(name, a.figures[name], b.figures[name]) for name in defined}

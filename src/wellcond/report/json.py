@@ -37,6 +37,7 @@ def to_json(examination: Examination) -> dict[str, Any]:
             "optimizer": {"name": m.optimizer.name, "groups": m.optimizer.groups} if m.optimizer else None,
             "unreached": m.unreached,
         },
+        "interrupted": examination.interrupted or None,
         "severity": examination.severity.word,
         "findings": [
             {

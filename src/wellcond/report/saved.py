@@ -36,6 +36,7 @@ class SavedExamination:
     Attributes:
         source: where it came from.
         data: the JSON as it is (docs/json.md).
+        interrupted: the part that Ctrl-C ended, in a partial examination; else empty.
         severity: of the most severe finding.
         findings: as they were; without evidence or effect where the file is older than these.
         facts: of the run, by a name for people, as "learning rate".
@@ -44,6 +45,7 @@ class SavedExamination:
 
     source: str
     data: dict[str, Any]
+    interrupted: str
     severity: Severity
     findings: list[Finding]
     facts: dict[str, str]
@@ -66,6 +68,7 @@ class SavedExamination:
             return cls(
                 source,
                 data,
+                str(data.get("interrupted") or ""),
                 _severity(data["severity"]),
                 [_finding(f) for f in data["findings"]],
                 dict(_facts(data)),
