@@ -157,9 +157,9 @@ def examine_command(
                 partial=True,
             )
         _deliver(examination, errors if piped else _Terminal(), output, json_file)
-        if examination.interrupted:
-            _say(errors, "interrupted: the report is partial; the run is as it was")
-            raise typer.Exit(INTERRUPTED)
+    if examination.interrupted:
+        _say(errors, "interrupted: the report is partial; the run is as it was")
+        raise typer.Exit(INTERRUPTED)
     if fail_on is not None and examination.severity >= Severity[fail_on.name]:
         raise typer.Exit(FOUND)
 

@@ -151,7 +151,7 @@ def _measure_curvature(
         for key, variant in variants.items():
             course.enter(key.replace("_", " "), operator)
             measured = attempt(
-                f"the {key.replace('_', ' ')} spectrum",
+                f"the spectrum of {_CALLED[key]}",
                 partial(
                     conditioning,
                     variant,
@@ -254,6 +254,12 @@ def _root_v(problem: Problem, optimizer: Any) -> torch.Tensor:
     return flatten([torch.full(p.shape, torch.nan, device=p.device) if v is None else v for v, p in pieces])
 
 
+_CALLED = {
+    "hessian": "the Hessian",
+    "hessian_preconditioned": "PᵀHP",
+    "gauss_newton": "Gauss-Newton",
+    "gauss_newton_preconditioned": "PᵀGP",
+}
 _NAMES: dict[type[CurvatureOperator], str] = {Hessian: "hessian", GaussNewton: "gauss_newton"}
 
 

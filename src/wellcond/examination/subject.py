@@ -15,6 +15,7 @@ from wellcond.examination.run import TrainingRun
 from wellcond.examination.trial import Trials
 from wellcond.preconditioners import NotPreconditionedError, Preconditioner, preconditioner_of, reading_of
 from wellcond.problem import Problem, optimized_parameters
+from wellcond.problem.memory import out_of_memory
 
 
 @dataclass(frozen=True)
@@ -150,13 +151,15 @@ def _problem(run: TrainingRun, settings: Settings, chosen: Any, notes: list[str]
 
     problem = build(run.data, settings.dtype)
     if settings.dtype is None and problem.size <= DENSE_LIMIT and problem.dtype == torch.float32:
+        double = build(problem.batches, torch.float64)
         try:
-            double = build(problem.batches, torch.float64)
             double.gradient()
             if double.loss_dtype == torch.float64:
                 return double
             why = f"asked for float64 the loss is {double.loss_dtype}"
         except Exception as error:  # whatever their code raises about a dtype; what is wrong in float32 too comes again
+            if out_of_memory(error):
+                return double
             why = f"in float64 the model raises {type(error).__name__} {str(error)[:120]}"
         notes.append(f"Measured in float32: {' '.join(why.split())}.")
     return problem
