@@ -10,7 +10,7 @@ from torch import nn
 
 import wellcond as wc
 from tests.runs import Convolutions, Transformer, data, found, mlp, trained
-from wellcond.examination.findings import dead_units, inputs
+from wellcond.examination.findings import dead_units, inputs, layer_conditioning
 from wellcond.normalization.units import units_of
 
 DATA = ["digits", "wine", "breast_cancer", "diabetes", "iris"]
@@ -320,3 +320,19 @@ def test_a_frozen_part_that_the_optimizer_does_not_have_is_meant():
 
 def examined_findings(run: wc.TrainingRun) -> list[wc.Finding]:
     return wc.examine(run.model, run.loss_fn, run.data, run.optimizer).findings
+
+
+def test_a_readout_without_bias_behind_a_layer_norm_is_no_badly_conditioned_layer():
+    """GPT-2's: its inputs sum to nearly nothing in each row, and by the same in all rows."""
+    torch.manual_seed(0)
+    norm = nn.LayerNorm(8)
+    with torch.no_grad():
+        norm.bias.fill_(1e-6)
+    model = nn.Sequential(nn.Linear(5, 8), norm, nn.Linear(8, 3, bias=False))
+    X = torch.randn(60, 5)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    run = wc.TrainingRun(model, nn.CrossEntropyLoss(), (X, torch.randint(3, (60,))), optimizer)
+    finding, subject = found(run, layer_conditioning.find)
+    _, readout = wc.layer_conditioning(subject.problem)
+    assert readout.kappa.value > layer_conditioning.BAD > 1e4 * readout.standardized.value
+    assert finding is None
