@@ -45,13 +45,12 @@ class Failures:
             let: exceptions that are raised all the same, since the caller expects them.
             always: whether it is made after Ctrl-C too, from what is known; then it may fail in silence.
         """
-        after = bool(self.interrupted)
-        if after and not always:
+        if self.interrupted and not always:
             return None
         try:
             return part()
         except KeyboardInterrupt:
-            if after or not self.partial:
+            if self.interrupted or not self.partial:  # the second
                 raise
             self.interrupted = what
         except let:
@@ -59,7 +58,7 @@ class Failures:
         except Exception as error:
             if self.fewer_next and out_of_memory(error):
                 raise
-            if not after:
+            if not self.interrupted:
                 self._parts.append((what, told(error), where(error)))
         return None
 
