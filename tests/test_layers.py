@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import math
+import re
+import subprocess
+import sys
 
 import pytest
 import torch
 from torch import nn
 
 from tests.problems import make
-from wellcond.normalization import NoLayersError, layer_conditioning
+from wellcond.normalization import NoLayersError, covariance, layer_conditioning, sketch
 from wellcond.problem import Problem
 
 
@@ -295,6 +298,42 @@ def test_bad_input_is_named():
     problem = Problem(Complex(), nn.MSELoss(), (torch.ones(3, 2), torch.ones(3, 1)))
     with pytest.raises(ValueError, match="layer frozen sees complex inputs"):
         layer_conditioning(problem)
+
+
+def test_more_columns_than_memory_allows_are_seen_along_fewer_directions(monkeypatch):
+    """Ten rows and ten directions of 3,000 columns fit."""
+    monkeypatch.setattr(covariance, "NUMBERS", 2**15)
+    monkeypatch.setattr(sketch, "NUMBERS", 2**15)
+    X = inputs(N=60, width=3000)
+    layer = layer_of(X)
+    assert layer.kappa.how == "bound: 10 random directions"
+    s = torch.linalg.svdvals(torch.cat([torch.ones(60, 1, dtype=torch.float64), X], 1))
+    assert 1 <= layer.kappa.low <= float(s[0] / s[-1])
+    assert layer.kappa.unresolved
+    assert float(torch.linalg.matrix_norm(X, 2) ** 2 / 60) in layer.largest
+    torch.testing.assert_close(layer.deviation, X.std(0, correction=0))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="takes a limit on memory")
+def test_inputs_that_memory_does_not_suffice_for_name_the_layer():
+    code = """
+import resource, torch
+from torch import nn
+import wellcond as wc
+
+torch.set_num_threads(1)
+x = torch.zeros(40, 1_000_000)
+problem = wc.Problem(nn.Sequential(nn.Linear(1_000_000, 1)), nn.MSELoss(), (x, torch.zeros(40, 1)))
+problem.loss()
+taken = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (taken + 2**28,) * 2)
+try:
+    wc.layer_conditioning(problem)
+except ValueError as error:
+    print(error)
+"""
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert re.match(r"memory does not suffice for layer '0': for its inputs of shape \(40, 1000000\); give", run.stdout)
 
 
 def test_initialized_lazy_layers_are_layers():

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from wellcond.linalg import Estimate
-from wellcond.normalization.collecting import KINDS, Rows, RowsSeen
+from wellcond.normalization.collecting import KINDS, Rows, RowsSeen, memory_for
 from wellcond.normalization.figures import Figures
 from wellcond.problem import Problem
 
@@ -111,7 +111,8 @@ def layer_conditioning(problem: Problem, *, widest: int = WIDEST) -> list[LayerC
 
 
 def _figures(name: str, rows: Rows) -> LayerConditioning:
-    groups = [_of_group(name, rows, g) for g in range(rows.groups)]
+    with memory_for(name):
+        groups = [_of_group(name, rows, g) for g in range(rows.groups)]
     if len(groups) == 1:
         return groups[0]
     worst = max(groups, key=lambda layer: layer.kappa.low if layer.kappa.defined else 0.0)
