@@ -13,8 +13,8 @@ from wellcond.normalization.figures import Figures
 from wellcond.problem import Problem
 
 WIDEST = 2048
-"""Up to this many columns a layer's covariance is kept whole: 170 MB of it and of its rows on their way, and as much of
-layer-normalized rows."""
+"""Up to this many columns a layer's covariance is kept whole: 34 MB of it, as much of rows on their way, and both again
+of layer-normalized rows."""
 
 
 class NoLayersError(ValueError):
@@ -73,18 +73,21 @@ class LayerConditioning:
 def layer_conditioning(problem: Problem, *, widest: int = WIDEST) -> list[LayerConditioning]:
     """κ of what every linear layer, convolution and attention projection sees, in the order of the passage.
 
-    One pass over the data, one R factor a layer in float64, whose singular values are those of Ĥ to rounding. All
-    calls of a layer, and of layers that share its weight, give rows to one matrix, which has the first one's name.
-    Layers that no data pass through come last, with no rows and figures that are not defined.
+    One pass over the data, one Gram matrix a layer in float64, or its rows where they are few; layers that a Gram
+    matrix does not resolve get an R factor in a second pass. κ as it is has a relative error of about that of κ
+    standardized times rounding, wherever the mean is; its interval holds that. All calls of a layer, and of layers that
+    share its weight, give rows to one matrix, which has the first one's name. Layers that no data pass through come
+    last, with no rows and figures that are not defined.
 
     Args:
         problem: the network and its data.
-        widest: above this many columns a layer is sketched along 256 random directions: its mean and deviation are
-            exact, its κ is "at least" what the sketch proves.
+        widest: above this many columns, and rows, a layer is sketched along up to 256 random directions: its mean and
+            deviation are exact, its κ is "at least" what the sketch proves. Fewer rows are kept, if they fit 268 MB,
+            and exact.
 
     Raises:
         NoLayersError: if there is no `nn.Linear`, `nn.Conv1d/2d/3d` or `nn.MultiheadAttention` (a ValueError).
-        ValueError: if the inputs of a layer are not finite or complex, naming it.
+        ValueError: if the inputs of a layer are not finite or complex, or memory does not suffice for them, naming it.
 
     Source: theory, sections 5.1 and 5.2.
 
