@@ -7,7 +7,7 @@ PEERS_READY := .venv-peers/.ready
 
 .PHONY: help demo test test-browser test-cross-library lint format bench bench-quick bench-peers bench-peers-quick
 .PHONY: accuracy accuracy-quick
-.PHONY: peers sparse sparse-quick normalization normalization-quick picture clean
+.PHONY: peers sparse sparse-quick normalization normalization-quick findings picture clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 16
@@ -41,6 +41,7 @@ bench: $(READY) ## what an examination, a product and a step of an optimizer cos
 	$(BIN)/python benchmarks/eigenvalues.py
 	$(BIN)/python benchmarks/spectral_density.py
 	$(BIN)/python benchmarks/scale.py
+	$(BIN)/python benchmarks/monitor_overhead.py
 
 bench-quick: $(READY) ## the same with fewer repetitions
 	$(BIN)/python benchmarks/examination_cost.py --quick
@@ -50,6 +51,7 @@ bench-quick: $(READY) ## the same with fewer repetitions
 	$(BIN)/python benchmarks/eigenvalues.py --quick
 	$(BIN)/python benchmarks/spectral_density.py --quick
 	$(BIN)/python benchmarks/scale.py --quick
+	$(BIN)/python benchmarks/monitor_overhead.py --quick
 
 accuracy: $(READY) ## how often intervals, forecasts and critical sharpness hold (the tables of docs/spectra, forecast, stability)
 	$(BIN)/python benchmarks/coverage.py
@@ -91,11 +93,14 @@ normalization-quick: $(READY) ## the same with fewer and shorter runs
 	$(BIN)/python examples/small_batches.py --quick
 	$(BIN)/python benchmarks/what_if.py --quick
 
+findings: $(READY) ## the table of docs/findings.md: planted faults found, false alarms
+	$(BIN)/python -m benchmarks.false_alarms --write-docs
+
 picture: $(READY) ## the pictures of the README and the docs, from new runs (needs Chromium)
 	$(BIN)/python docs/make_picture.py
 
 clean: ## remove .venv and everything generated
-	rm -rf .venv .venv-peers .mypy_cache .ruff_cache .hypothesis report.html report.json sparse_digits.html small_batches.html
+	rm -rf .venv .venv-peers .mypy_cache .ruff_cache .hypothesis report.html report.json monitor.html monitor.jsonl sparse_digits.html small_batches.html
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "wellcond needs Python 3.11 or newer; make PYTHON=python3.x")'

@@ -1,9 +1,10 @@
 """Does `wc.what_if` name the normalization that is better in training?
 
-Twenty cases: ten networks on scikit-learn's digits, wine, breast cancer and diabetes, each with SGD and with Adam. In
-each, the network as it is and with three normalizations, all from the same function where that can be, is trained by
-full-batch steps at sixteen (SGD) or nine (Adam) learning rates; the lowest loss at the last step counts. Every pair of
-variants is a question: which of the two has the lower loss? Writes the tables of docs/what-if.md.
+Thirty cases a seed: ten networks on scikit-learn's digits, wine, breast cancer and diabetes, each with SGD, SGD with
+momentum and Adam. In each, the network as it is and under four normalizations, all from the same function where that
+can be, is trained by full-batch steps; the lowest loss at the last step over the learning rates counts. These are half
+decades, two or more on either side of the best. Every pair of variants is a question: which of the two has the lower
+loss? Writes the tables of docs/what-if.md.
 
     python benchmarks/what_if.py [--quick]
 """
@@ -13,8 +14,10 @@ import copy
 import itertools
 import math
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
 
 import torch
@@ -23,18 +26,21 @@ from torch import Tensor, nn
 
 import wellcond as wc
 from tables import Table, write_section
-from wellcond.what_if import WhatIf, what_if
+from wellcond.what_if import what_if
 
 PAGE = Path(__file__).parent.parent / "docs" / "what-if.md"
-CHANGES = ["standardize inputs", "batch norm", "layer norm"]
+CHANGES = ["standardize inputs", "batch norm", "layer norm", "BNP"]
 SHORT = {"as it is": "as it is", "standardize inputs": "standardized", "batch norm": "batch", "layer norm": "layer"}
 PAIRS = list(itertools.combinations(CHANGES, 2))
 WITH_NONE = [("as it is", change) for change in CHANGES]
-STEPS = (60, 100)
-SEEDS = (3, 4, 5)  # 0, 1 and 2 were looked at while the prediction was built
-OPTIMIZERS: dict[str, tuple[Callable[..., torch.optim.Optimizer], float, list[float]]] = {
-    "SGD": (torch.optim.SGD, 0.1, [10 ** (k / 2) for k in range(-12, 4)]),
-    "Adam": (torch.optim.Adam, 1e-3, [10 ** (k / 2) for k in range(-8, 1)]),
+WITH_BNP = [pair for pair in PAIRS + WITH_NONE if "BNP" in pair]
+WITHOUT = [pair for pair in PAIRS + WITH_NONE if "BNP" not in pair]
+STEPS = (100,)
+SEEDS = (6, 7)  # the prediction was built while looking at 0 to 5
+OPTIMIZERS: dict[str, tuple[Callable[..., torch.optim.Optimizer], float]] = {
+    "SGD": (torch.optim.SGD, 0.1),
+    "momentum": (partial(torch.optim.SGD, momentum=0.9), 0.1),
+    "Adam": (torch.optim.Adam, 1e-3),
 }
 Data = tuple[Tensor, Tensor, nn.Module]
 
@@ -94,7 +100,7 @@ class Case:
     network: str
     optimizer: str
     seed: int
-    found: WhatIf
+    intervals: dict[str, tuple[float, float]]
     predicted: dict[str, dict[str, float]]  # predictor → variant → its figure, lower is better
     true: dict[str, dict[int, float]]
 
@@ -104,91 +110,107 @@ class Case:
 
     def told(self, pairs: list[tuple[str, str]]) -> list[tuple[str, str]]:
         """The pairs whose intervals tell which is better."""
-        loss = {name: v.predicted for name, v in self.found.variants.items()}
-        return [(a, b) for a, b in pairs if loss[a].high < loss[b].low or loss[b].high < loss[a].low]
+        low, high = ({k: interval[end] for k, interval in self.intervals.items()} for end in (0, 1))
+        return [(a, b) for a, b in pairs if high[a] < low[b] or high[b] < low[a]]
 
 
-def trained(model: nn.Module, data: Data, name: str) -> dict[int, float]:
-    """The lowest loss over the learning rates after each of `STEPS`."""
-    X, y, loss_fn = data
-    make, _, rates = OPTIMIZERS[name]
-    lowest = dict.fromkeys(STEPS, math.inf)
-    for rate in rates:
-        twin = copy.deepcopy(model)
-        optimizer = make(twin.parameters(), lr=rate)
-        for step in range(max(STEPS) + 1):
-            optimizer.zero_grad()
-            loss = loss_fn(twin(X), y)
-            if not math.isfinite(loss.item()):
-                break
-            if step in lowest:
-                lowest[step] = min(lowest[step], loss.item())
-            loss.backward()
-            optimizer.step()
-    return lowest
+def trained(model: nn.Module, data: Data, name: str, near: float, preconditioned: bool) -> dict[int, float]:
+    """The lowest loss after each of `STEPS` over half decades of learning rates around one that is near the best."""
+    runs: dict[int, dict[int, float]] = {}
+    wanted, middle = {-2, -1, 0, 1, 2}, round(2 * math.log10(near))
+    while wanted:
+        for k in wanted:
+            runs[k] = run(model, data, name, 10 ** ((middle + k) / 2), preconditioned)
+        best = [min(runs, key=lambda k: runs[k][n]) for n in STEPS]
+        wanted = {k + d for k in best for d in (-2, -1, 1, 2) if abs(middle + k + d) < 20} - set(runs)
+    return {n: min(losses[n] for losses in runs.values()) for n in STEPS}
+
+
+def run(model: nn.Module, data: Data, name: str, rate: float, preconditioned: bool) -> dict[int, float]:
+    """The loss after each of `STEPS`; infinite from where it is not finite."""
+    (X, y, loss_fn), twin = data, copy.deepcopy(model)
+    optimizer = OPTIMIZERS[name][0](twin.parameters(), lr=rate)
+    if preconditioned:
+        wc.precondition(optimizer, wc.BatchNormPreconditioner(twin))
+    losses = dict.fromkeys(STEPS, math.inf)
+    for step in range(max(STEPS) + 1):
+        optimizer.zero_grad()
+        loss = loss_fn(twin(X), y)
+        if not math.isfinite(loss.item()):
+            break
+        if step in losses:
+            losses[step] = loss.item()
+        loss.backward()
+        optimizer.step()
+    return losses
 
 
 def measured(network: str, name: str, seed: int) -> Case:
+    torch.set_num_threads(1)
     get, build = NETWORKS[network]
     data = get()
     torch.manual_seed(seed)
     model = build().double()
-    make, rate, _ = OPTIMIZERS[name]
+    make, rate = OPTIMIZERS[name]
     problem = wc.Problem(model, data[2], data[:2])
     optimizer = make(model.parameters(), lr=rate)
-    found = what_if(problem, optimizer, CHANGES)
-    at_start = what_if(problem, optimizer, CHANGES, warm_up=0, figures=False)
+    found = what_if(problem, optimizer, CHANGES, figures=False)
     variants = found.variants
     predicted = {
         "what-if": {k: v.predicted.value for k, v in variants.items()},
         "its loss after the warm-up": {k: v.loss for k, v in variants.items()},
-        "forecast at the start (warm_up=0)": {k: v.predicted.value for k, v in at_start.variants.items()},
-        "κ_eff of PᵀHP at the start": {k: _kappa(v.conditioning) for k, v in variants.items()},
     }
-    true = {k: trained(v.model, data, name) for k, v in variants.items()}
-    return Case(network, name, seed, found, predicted, true)
-
-
-def _kappa(conditioning: wc.Conditioning | None) -> float:
-    return conditioning.kappa_effective.value if conditioning else math.nan
+    intervals = {k: (v.predicted.low, v.predicted.high) for k, v in variants.items()}
+    true = {k: trained(v.model, data, name, v.learning_rate, k == "BNP") for k, v in variants.items()}
+    return Case(network, name, seed, intervals, predicted, true)
 
 
 def order(figures: dict[str, float]) -> str:
-    return ", ".join(SHORT[name] for name in sorted(CHANGES, key=figures.__getitem__))
+    return ", ".join(SHORT.get(name, name) for name in sorted(CHANGES, key=figures.__getitem__))
 
 
 def report(cases: list[Case], write: bool) -> None:
-    last, first = max(STEPS), [c for c in cases if c.seed == cases[0].seed]
-    table = Table("case", "optimizer", "predicted, best first", f"in training, {last} steps", "pairs right")
-    for c in first:
-        losses = {k: v[last] for k, v in c.true.items()}
-        table.add(c.network, c.optimizer, order(c.predicted["what-if"]), order(losses), c.right(PAIRS, "what-if", last))
-    seeds = list(dict.fromkeys(c.seed for c in cases))
+    soon, first = min(STEPS), [c for c in cases if c.seed == cases[0].seed]
+    everything, seeds = PAIRS + WITH_NONE, list(dict.fromkeys(c.seed for c in cases))
+
+    def right(pairs: list[tuple[str, str]], steps: int, of: list[Case], predictor: str = "what-if") -> str:
+        return share(sum(c.right(pairs, predictor, steps) for c in of), len(pairs) * len(of))
+
     counts = Table(
-        "which is better", *(f"seed {s}, {n} steps" for n in STEPS for s in seeds), "told apart, of those right"
+        "which is better",
+        *(f"seed {s}, {n} steps" for n in STEPS for s in seeds),
+        "told apart",
+        *(f"of those right, {n} steps" for n in STEPS),
     )
-    for pair in PAIRS + WITH_NONE:
-        cells = [
-            f"{sum(c.right([pair], 'what-if', n) for c in cases if c.seed == s)} of {len(first)}"
-            for n in STEPS
-            for s in seeds
-        ]
-        told = [c for c in cases if c.told([pair])]
-        counts.add(" or ".join(pair), *cells, share(sum(c.right([pair], "what-if", last) for c in told), len(told)))
+    for name, pairs in [(" or ".join(pair), [pair]) for pair in everything] + [("all pairs", everything)]:
+        told = [c.told(pairs) for c in cases]
+        n_told = sum(map(len, told))
+        counts.add(
+            name,
+            *(right(pairs, n, [c for c in cases if c.seed == s]) for n in STEPS for s in seeds),
+            share(n_told, len(pairs) * len(cases)),
+            *(share(sum(c.right(t, "what-if", n) for c, t in zip(cases, told, strict=True)), n_told) for n in STEPS),
+        )
+    optimizers = Table("optimizer", *(f"{kind}, {n} steps" for kind in ("pairs with BNP", "others") for n in STEPS))
+    for name in OPTIMIZERS:
+        of = [c for c in cases if c.optimizer == name]
+        optimizers.add(name, *(right(pairs, n, of) for pairs in (WITH_BNP, WITHOUT) for n in STEPS))
     predictors = Table("ranked by", *(f"pairs right, {n} steps" for n in STEPS))
-    everything = PAIRS + WITH_NONE
     for name in cases[0].predicted:
-        total = len(everything) * len(cases)
-        predictors.add(name, *(share(sum(c.right(everything, name, n) for c in cases), total) for n in STEPS))
+        predictors.add(name, *(right(everything, n, cases, name) for n in STEPS))
+    table = Table("case", "optimizer", "predicted, best first", f"in training, {soon} steps", "pairs right")
+    for c in first:
+        true = order({k: v[soon] for k, v in c.true.items()})
+        table.add(c.network, c.optimizer, order(c.predicted["what-if"]), true, c.right(PAIRS, "what-if", soon))
     best = sum(
-        min(CHANGES, key=c.predicted["what-if"].__getitem__) == min(CHANGES, key=lambda k: c.true[k][last])
+        min(CHANGES, key=c.predicted["what-if"].__getitem__) == min(CHANGES, key=lambda k: c.true[k][soon])
         for c in first
     )
     head = (
-        f"The best of the three normalizations is named in {best} of {len(first)} cases, and of two the better one in "
-        f"{share(sum(c.right(PAIRS, 'what-if', last) for c in first), len(PAIRS) * len(first))} (seed {first[0].seed})."
+        f"Of the four normalizations the best after {soon} steps is named in {best} of {len(first)} cases, and of two "
+        f"the better one in {right(PAIRS, soon, first)} (seed {first[0].seed})."
     )
-    parts = (head, counts, predictors, table)
+    parts = (head, counts, optimizers, predictors, table)
     print("\n\n".join(map(str, parts)))
     if write:
         write_section("cases", *parts, page=PAGE)
@@ -205,12 +227,10 @@ def main() -> None:
     )
     quick = arguments.parse_args().quick
     torch.set_num_threads(1)
-    cases = [
-        measured(network, name, seed)
-        for seed in SEEDS[: 1 if quick else None]
-        for network in list(NETWORKS)[: 3 if quick else None]
-        for name in OPTIMIZERS
-    ]
+    seeds, networks = (SEEDS[:1], list(NETWORKS)[4:7]) if quick else (SEEDS, list(NETWORKS))
+    asked = list(itertools.product(seeds, networks, OPTIMIZERS))
+    with ProcessPoolExecutor(mp_context=get_context("spawn")) as pool:
+        cases = list(pool.map(measured, *zip(*((network, name, seed) for seed, network, name in asked), strict=True)))
     report(cases, write=not quick)
 
 

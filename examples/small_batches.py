@@ -2,12 +2,14 @@
 
 python examples/small_batches.py            # learning rates × 5 seeds: a table, and a plot in small_batches.html
 python examples/small_batches.py --quick    # three learning rates, one seed, fewer steps
+python examples/small_batches.py --write-docs    # also put the table into docs/normalization.md
 """
 
 from __future__ import annotations
 
 import argparse
 import math
+import sys
 from pathlib import Path
 
 import plotly.graph_objects as go
@@ -84,25 +86,46 @@ def steps_to(level: float, curves: list[list[float]], steps: int) -> float:
     return math.inf
 
 
-def table(results: dict[tuple[int, str], Curves], steps: int) -> Table:
-    out = Table(title="Digits, a 64-32-32-10 network, SGD: each way with its best learning rate")
-    for column in ("batch", "", "learning rate", f"loss after {steps} steps", "steps to the plain one's loss"):
-        out.add_column(column, justify="left" if column == "" else "right")
+def headings(steps: int) -> list[str]:
+    return ["batch", "way", "learning rate", f"loss after {steps:,} steps", "steps to the plain one's loss"]
+
+
+def rows(results: dict[tuple[int, str], Curves], steps: int) -> list[list[str]]:
+    found = []
     for batch in BATCHES:
-        out.add_section()
         plain = mean_std([curve[-1] for curve in best(results[batch, "plain"])[1]])[0]
         for way in WAYS:
             if (batch, way) not in results:
-                out.add_row(str(batch), way, "–", "not defined", "–")
+                found.append([str(batch), way, "–", "not defined", "–"])
                 continue
             rate, curves = best(results[batch, way])
             mean, std = mean_std([curve[-1] for curve in curves])
             needed = steps_to(plain, curves, steps)
-            reached = f"{needed:.0f}" if math.isfinite(needed) else "never"
-            edge = "*" if rate in (min(results[batch, way]), max(results[batch, way])) else ""
-            out.add_row(str(batch), way, f"{rate:.2g}{edge}", f"{mean:.3f} ± {std:.3f}", reached)
-    out.caption = "* the first or last of the grid"
+            reached = f"{needed:,.0f}" if math.isfinite(needed) else "never"
+            edge = " (first or last tried)" if rate in (min(results[batch, way]), max(results[batch, way])) else ""
+            found.append([str(batch), way, f"{rate:.2g}{edge}", f"{mean:.3f} ± {std:.3f}", reached])
+    return found
+
+
+def table(results: dict[tuple[int, str], Curves], steps: int) -> Table:
+    out = Table(title="Digits, a 64-32-32-10 network, SGD: each way with its best learning rate")
+    for heading in headings(steps):
+        out.add_column(heading, justify="left" if heading == "way" else "right")
+    for row in rows(results, steps):
+        out.add_row(*row, end_section=row[1] == list(WAYS)[-1])
     return out
+
+
+def write_docs(results: dict[tuple[int, str], Curves], steps: int) -> None:
+    """The table, between the markers of docs/normalization.md."""
+    root = Path(__file__).parent.parent
+    sys.path.insert(0, str(root / "benchmarks"))
+    import tables
+
+    page = tables.Table(*headings(steps))
+    for row in rows(results, steps):
+        page.add(*row)
+    tables.write_section("small batches", page, page=root / "docs" / "normalization.md")
 
 
 def plot(results: dict[tuple[int, str], Curves], steps: int) -> go.Figure:
@@ -147,6 +170,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--quick", action="store_true", help="three learning rates, one seed, 300 steps")
+    parser.add_argument("--write-docs", action="store_true", help="put the table into docs/normalization.md")
     parser.add_argument("--output", type=Path, default=Path("small_batches.html"))
     given = parser.parse_args()
     torch.set_num_threads(1)  # the network is tiny
@@ -159,6 +183,8 @@ def main() -> None:
         for batch, way in track(runs, "training", console=console, transient=True)
     }
     console.print(table(results, steps))
+    if given.write_docs:
+        write_docs(results, steps)
     plot(results, steps).write_html(given.output, include_plotlyjs=True, config={"responsive": True})
     console.print(f"{seeds} seeds; mean ± standard deviation over seeds. Plot: {given.output}")
 

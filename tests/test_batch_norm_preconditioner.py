@@ -54,10 +54,10 @@ def built(model, **options):
     return wc.BatchNormPreconditioner(model, **{"momentum": MOMENTUM, "eps_relative": EPS_1, "eps": EPS_2} | options)
 
 
-def factors(P, name, N, m):
-    """(μ, σ̃, q) by the formulas of theory 5.3."""
+def factors(P, name, N, m, centered=True):
+    """(μ, σ̃, q) by the formulas of theory 5.3; of what is not centered, with the mean square for the variance (5.2)."""
     kept = P.state_dict()["layers"][name]
-    variance = kept["variance"]
+    variance = kept["variance"] if centered else kept["variance"] + kept["mean"].square()
     return kept["mean"], (variance + EPS_1 * variance.max() + EPS_2).sqrt(), max(m / N, 1.0) ** 0.5
 
 
@@ -79,7 +79,7 @@ def explicit(P, layers):
         weight, groups = modules[0].weight, getattr(modules[0], "groups", 1)
         places = where[id(weight)].flatten(1)
         m, channels = places.shape[1], weight.shape[1]
-        mean, deviation, q = factors(P, name, N, m)
+        mean, deviation, q = factors(P, name, N, m, modules[0].bias is not None)
         for i in range(len(places)):
             group = i // (len(places) // groups)
             mine = [group * channels + j // (m // channels) for j in range(m)]
@@ -149,7 +149,7 @@ def test_frozen_parts_are_constants():
     model(inputs(n=1))
     names = [name for name, p in model.named_parameters() if p.requires_grad]
     g = dict(zip(names, P.gram([torch.ones_like(p) for p in P.parameters]), strict=True))
-    mean, deviation, q = factors(P, "first", 25, 18)
+    mean, deviation, q = factors(P, "first", 25, 18, centered=False)
     assert q == 1
     assert torch.allclose(g["first.weight"], (1 / deviation.square()).view(1, 2, 1, 1).expand(4, 2, 3, 3))
     assert mean.abs().min() > 0.1
@@ -168,12 +168,25 @@ def test_over_some_of_the_parameters_is_the_block_with_the_others_constant():
     with pytest.raises(ValueError, match="does not cover a;"):
         Q.over(some, ["a", "b", "c"])
     bias, weight, norm = part.gram([torch.ones_like(p) for p in some])
-    _, deviation, q = factors(P, "tokens", 32, 6)
+    _, deviation, q = factors(P, "tokens", 32, 6, centered=False)
     assert torch.allclose(weight, (1 / deviation.square()).expand(5, 6) / q**2)
     assert torch.equal(norm, torch.ones(6).double())
     assert torch.allclose(bias, torch.ones(3).double())
     model(inputs(seed=9))  # and it goes on following
     assert not torch.allclose(weight, part.gram([torch.ones_like(p) for p in some])[1])
+
+
+def test_without_a_bias_a_large_mean_does_not_make_it_steep():
+    # A mean of 10 deviations in d features: λ_max is near 200·d by the deviation, near 2·d by the root mean square.
+    torch.manual_seed(0)
+    model, d = nn.Linear(6, 1, bias=False).double(), 6
+    X = torch.randn(200, d).double() + 10
+    P = built(model, momentum=0.0)
+    for _ in range(2):  # the second time about the mean of the first
+        model(X)
+    P.remove()
+    H = wc.Hessian(wc.Problem(model, nn.MSELoss(), (X, X[:, :1])))
+    assert float(torch.linalg.eigvalsh(H.preconditioned(P).dense())[-1]) == pytest.approx(2 * d, rel=0.02)
 
 
 def statistics(P):

@@ -1,87 +1,187 @@
-"""The page in a real browser: every chart drawn, no error in the console, no request to the network."""
+"""The page in a real browser: every chart drawn, nothing too wide, no error, no request, nothing of the user's run."""
 
 from __future__ import annotations
 
-import json
-import re
-import shutil
-import subprocess
+import functools
+import itertools
 from pathlib import Path
 
 import pytest
+import torch
+from torch import nn
 
-from tests.test_report import examined, hostile
+import wellcond as wc
+from tests.browser import Page
+from tests.test_monitor import followed
+from tests.test_report import EXAMINATIONS, INJECTION, examined, hostile
 
 pytestmark = pytest.mark.browser
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+MARKS = """[...document.querySelectorAll(".chart")].map((chart) => ({
+  key: chart.id,
+  drawn: [...chart.querySelectorAll(".point, .points path, .lines path, .js-line, .heatmaplayer image, canvas")].filter(
+   (mark) => { const box = mark.getBoundingClientRect(); return box.width + box.height > 0; }).length,
+  inside: chart.getBoundingClientRect().right <= innerWidth,
+}))"""
 
-# Runs in the page after it is drawn; what it finds is left in the document's title.
-LOOK = """
-<script>
-window.addEventListener("load", () => setTimeout(() => {
-  const charts = [...document.querySelectorAll(".chart")];
-  const points = (c) => c.querySelectorAll(".point, .points path, .lines path, .js-line, canvas").length;
-  document.title = "LOOK" + JSON.stringify({
-    charts: charts.length,
-    drawn: charts.filter((c) => c.querySelector("svg.main-svg") && points(c)).length,
-    width: window.innerWidth,
-    content: document.documentElement.scrollWidth,
-    injected: document.images.length,
-  });
-}, 1500));
-</script>
-"""
+WIDER = """[...document.querySelectorAll("body *")].filter((e) => !e.closest("svg, .scroll, pre, script, .skip")
+  && e.getBoundingClientRect().right > innerWidth + 1).map((e) => e.outerHTML.slice(0, 80))"""
 
 
-def look(page: Path, width: int, tmp_path: Path) -> tuple[dict, str, list[str]]:
-    """What the page holds, the console's output, and the addresses it asked for."""
-    assert CHROMIUM, "no Chromium on this machine (Debian: apt-get install chromium)"
-    inner = tmp_path / "inner.html"
-    inner.write_text(page.read_text(encoding="utf-8").replace("</body>", LOOK + "</body>"), encoding="utf-8")
-    log = tmp_path / f"net-{width}.json"
-    flags = "--headless --no-sandbox --disable-gpu --no-first-run --disable-background-networking --disable-sync"
-    result = subprocess.run(
-        [
-            CHROMIUM,
-            *flags.split(),
-            "--disable-component-update",
-            "--enable-logging=stderr",
-            f"--user-data-dir={tmp_path / f'profile-{width}'}",
-            f"--window-size={width},2000",
-            f"--log-net-log={log}",
-            "--virtual-time-budget=20000",
-            "--dump-dom",
-            inner.as_uri(),
-        ],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=True,
+def deep(layers: int, name: str = "block_{}") -> wc.Examination:
+    """A network of many layers, quickly examined."""
+    torch.manual_seed(0)
+    model = nn.Sequential()
+    for i in range(layers):
+        model.add_module(name.format(i), nn.Linear(4, 4))
+        model.add_module(f"tanh{i}", nn.Tanh())
+    optimizer, X = torch.optim.Adam(model.parameters(), weight_decay=1e-2), torch.randn(30, 4)
+    nn.MSELoss()(model(X), X).backward()
+    optimizer.step()
+    return wc.examine(model, nn.MSELoss(), (X, X), optimizer, quick=True)
+
+
+CASES = {
+    **EXAMINATIONS,
+    "200 layers": lambda: deep(200),
+    "one layer": lambda: deep(1),
+    "very long names": lambda: deep(3, "a_module_with_a_name_that_goes_on_and_on_" * 6 + "{}"),
+    "weight decay": lambda: examined(optimizer=lambda p, lr: torch.optim.Adam(p, lr=lr, weight_decay=0.1)),
+    "no curvature": lambda: wc.examine(nn.Linear(2, 1), loss=lambda m, b: m(b).mean(), data=[torch.randn(9, 2)]),
+}
+
+
+@pytest.fixture(scope="module")
+def page_of(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("pages")
+
+    @functools.cache
+    def path(name: str) -> Path:
+        return CASES[name]().save(folder / f"{name}.html")
+
+    return path
+
+
+@pytest.mark.parametrize("width", [1440, 360])
+@pytest.mark.parametrize("name", CASES)
+def test_every_chart_is_drawn_and_nothing_is_wider_than_the_screen(name, width, page_of):
+    path = page_of(name)
+    with Page(path, width, dark=width == 360) as page:
+        charts = page.run(MARKS)
+        assert all(c["drawn"] > 0 and c["inside"] for c in charts), charts
+        assert len(charts) == path.read_text(encoding="utf-8").count('class="chart"')
+        assert page.run("[...document.querySelectorAll('details')].forEach((d) => { d.open = true; })") is None
+        assert page.run(WIDER) == []
+        assert page.run("document.documentElement.scrollWidth <= innerWidth")
+        assert page.run("document.images.length") == 0
+        assert page.console == []
+        assert page.requests == []
+
+
+def test_a_hostile_name_stays_text_wherever_it_is_shown(tmp_path):
+    """Layer, class, parameter; optimizer, group; messages, remedies and evidence of findings; notes."""
+    examination = hostile()
+    m = examination.measurements
+    m.notes.append(INJECTION)
+    optimizer = wc.examination.measurements.OptimizerFacts(INJECTION, [])
+    planted = examined().measurements
+    planted.layers, planted.optimizer = m.layers, optimizer
+    planted.step_sizes.rates[0] = wc.examination.step_sizes.Distribution(
+        INJECTION, *list(vars(planted.step_sizes.rates[0]).values())[1:]
     )
-    found = re.search(r"<title>LOOK(\{.*?\})</title>", result.stdout)
-    assert found, result.stdout[:500]
-    # Chromium asks its own servers for updates; what a page asks for has an origin as its initiator.
-    events = [e["params"] for e in json.loads(log.read_text())["events"] if "initiator" in e.get("params", {})]
-    requested = [e["url"] for e in events if e["initiator"] != "not an origin" and not e["url"].startswith("file:")]
-    console = "\n".join(line for line in result.stderr.splitlines() if "CONSOLE" in line)
-    return json.loads(found.group(1)), console, requested
+    planted.notes, planted.model, planted.unreached = [INJECTION], INJECTION, [INJECTION]
+    figure = m.figures["hessian"].largest
+    effect = wc.examination.trial.Effect(INJECTION, figure, figure)
+    told = [wc.Finding(INJECTION, wc.Severity.SEVERE, INJECTION, INJECTION, {INJECTION: figure}, INJECTION, effect)] * 5
+    for i, shown in enumerate((wc.Examination(m, told), wc.Examination(planted, told))):
+        with Page(shown.save(tmp_path / f"{i}.html")) as page:
+            assert page.run("document.images.length + document.querySelectorAll('b, a:not(.skip)').length") == 0
+            assert page.run("document.title").startswith("wellcond: ")
+            assert "onerror=alert(1)" in page.run("document.body.innerText")
+            assert all(c["drawn"] for c in page.run(MARKS))
+            assert page.console == []
+            assert page.requests == []
 
 
-@pytest.mark.parametrize("width", [1440, 500])
-@pytest.mark.parametrize("quick", [False, True])
-def test_the_page_is_drawn_whole(width, quick, tmp_path):
-    page = examined(quick=quick).save(tmp_path / "report.html")
-    seen, console, requested = look(page, width, tmp_path)
-    assert seen["charts"] == seen["drawn"] == 4
-    assert seen["content"] <= seen["width"]
-    assert console == ""
-    assert requested == []
+def test_it_can_be_used_by_keyboard_and_by_a_screen_reader(page_of):
+    with Page(page_of("whole"), 1440) as page:
+        page.press("Tab")
+        assert page.run("document.activeElement.className") == "skip"
+        assert page.run("document.activeElement.getBoundingClientRect().top >= 0")
+        page.press("Enter")
+        assert page.run("document.activeElement.id") == "main"
+        # Every element that takes the focus shows it, in the order of the page.
+        seen = []
+        for _ in range(60):
+            page.press("Tab")
+            place = page.run("document.activeElement === document.body ? null : document.activeElement.outerHTML")
+            if place is None:
+                break
+            seen.append(place)
+            assert page.run("getComputedStyle(document.activeElement).outlineStyle") != "none", place[:80]
+        assert len([s for s in seen if s.startswith("<summary")]) == page.run(
+            "document.querySelectorAll('summary').length"
+        )
+        assert page.run("document.querySelectorAll('header, main, footer').length") == 3
+        levels = page.run("[...document.querySelectorAll('h1, h2, h3')].map((h) => Number(h.tagName[1]))")
+        assert levels[0] == 1
+        assert levels.count(1) == 1
+        assert all(below - above <= 1 for above, below in itertools.pairwise(levels))
+        # Each chart has a name, a description and the same as a table.
+        assert page.run("""[...document.querySelectorAll('.chart')].every((c) => c.getAttribute('aria-label')
+          && document.getElementById(c.getAttribute('aria-describedby')).textContent.length > 40
+          && c.closest('figure').querySelectorAll('details table tbody tr').length > 0)""")
+        assert page.run("document.documentElement.lang") == "en"
+        assert page.run("new Set([...document.querySelectorAll('[id]')].map((e) => e.id)).size") == page.run(
+            "document.querySelectorAll('[id]').length"
+        )
 
 
-def test_a_hostile_name_stays_text(tmp_path):
-    seen, console, requested = look(hostile().save(tmp_path / "report.html"), 1440, tmp_path)
-    assert seen["injected"] == 0
-    assert seen["drawn"] == seen["charts"]
-    assert console == ""
-    assert requested == []
+@pytest.mark.parametrize("theme", ["light", "dark", "paper"])
+def test_text_stands_out_in_every_theme(theme, page_of):
+    """WCAG AA: a contrast of 4.5 between a text and what is behind it."""
+    contrast = """(() => {
+      const parsed = (c) => c.match(/[\\d.]+/g).map(Number);
+      const light = (c) => { const [r, g, b] = parsed(c).slice(0, 3).map((v) => (v /= 255) <= 0.03928 ? v / 12.92
+        : ((v + 0.055) / 1.055) ** 2.4); return 0.2126 * r + 0.7152 * g + 0.0722 * b; };
+      const behind = (e) => { for (; e; e = e.parentElement) { const c = getComputedStyle(e).backgroundColor;
+        if (parsed(c)[3] !== 0) return c; } return "rgb(255, 255, 255)"; };
+      return [...document.querySelectorAll("p, h1, h2, h3, dt, dd, td, th, code, summary, .label")].map((e) => {
+        const [a, b] = [light(getComputedStyle(e).color), light(behind(e))].sort((x, y) => y - x);
+        return [(a + 0.05) / (b + 0.05), e.outerHTML.slice(0, 60)]; }).sort((x, y) => x[0] - y[0])[0]; })()"""
+    with Page(page_of("whole"), dark=theme == "dark", paper=theme == "paper") as page:
+        least, where = page.run(contrast)
+        assert least >= 4.5, where
+
+
+def test_it_prints_in_light_colors_with_every_finding_open(page_of):
+    with Page(page_of("whole"), dark=True) as page:
+        page.run("dispatchEvent(new Event('beforeprint'))")
+        page.send("Emulation.setEmulatedMedia", media="print", features=[])
+        assert page.run("document.querySelectorAll('details.prints:not([open])').length") == 0
+        ink = "getComputedStyle(document.querySelector('.chart .xtick text')).fill"
+        page.until(f"{ink} === 'rgb(28, 36, 48)'")
+        assert all(c["drawn"] for c in page.run(MARKS))
+        assert len(page.send("Page.printToPDF")["data"]) > 50_000
+        page.run("dispatchEvent(new Event('afterprint'))")
+        assert page.run("document.querySelectorAll('details.prints[open]').length") == 0
+        assert page.console == []
+
+
+@pytest.mark.parametrize("width", [1440, 360])
+def test_the_page_of_a_monitor_is_drawn_whole(width, tmp_path):
+    _, optimizer, monitor = followed(every=1, steps=1)
+    for _ in range(5):
+        monitor.observe(1.0)
+        optimizer.step()
+    monitor.history.run["model"] = INJECTION
+    evil = wc.monitor.Change(INJECTION, "severe", None, INJECTION)
+    monitor.history.records.append(wc.Record(9, 1.0, "jump", failed=INJECTION, notes=[INJECTION], changes=[evil]))
+    with Page(monitor.save(tmp_path / "monitor.html"), width) as page:
+        charts = page.run(MARKS)
+        assert len(charts) == 5
+        assert all(c["drawn"] > 0 and c["inside"] for c in charts), charts
+        assert page.run("document.documentElement.scrollWidth <= innerWidth")
+        assert page.run("document.images.length") == 0
+        assert page.console == []
+        assert page.requests == []

@@ -142,6 +142,25 @@ def test_fail_on(folder):
     assert invoke("fine.py:fine", "--fail-on", "notice").exit_code == 0
 
 
+def test_exit_codes_of_a_real_process(folder):
+    """What CI sees: 0 done, 1 found, 2 the user's mistake; and of compare, where only new findings count."""
+    write(folder, "\n\ndef far():\n    return run(optimizer=lambda p: torch.optim.SGD(p, lr=1e4), steps=0)\n")
+
+    def code(*arguments: str) -> int:
+        command = [sys.executable, "-c", "from wellcond.cli import main; main()", *arguments]
+        return subprocess.run(command, capture_output=True, env={**os.environ, "COLUMNS": "80"}).returncode
+
+    assert code("examine", "train.py", "--quick", "--json", "fine.json", "--fail-on", "severe") == 0
+    assert code("examine", "train.py:far", "--quick", "--json", "far.json") == 0
+    assert code("examine", "train.py:far", "--quick", "--fail-on", "severe") == 1
+    assert code("examine", "train.py:far", "--fail-on", "catastrophic") == 2
+    assert code("examine", "train.py:nowhere", "--fail-on", "severe") == 2
+    assert code("compare", "fine.json", "far.json") == 0
+    assert code("compare", "fine.json", "far.json", "--fail-on", "severe") == 1
+    assert code("compare", "far.json", "far.json", "--fail-on", "notice") == 0
+    assert code("compare", "far.json", "train.py") == 2
+
+
 def test_help_and_version():
     runner = CliRunner()
     assert "wellcond examine" in runner.invoke(app, ["--help"]).output

@@ -116,7 +116,7 @@ def test_unscaled_inputs_are_severe_and_scaled_ones_are_not():
     bad, good = (wc.examine(*wine_run(scaled)) for scaled in (False, True))
     assert finding(bad, "inputs").severity is wc.Severity.SEVERE
     assert bad.findings[0].severity is bad.severity is wc.Severity.SEVERE
-    assert "The inputs are not scaled: κ of the first layer's extended inputs is " in finding(bad, "inputs").title
+    assert "The inputs are not scaled and off-center: κ of the first layer's ext" in finding(bad, "inputs").title
     assert finding(good, "inputs").severity is wc.Severity.GOOD
     X = torch.tensor(load_wine().data)
     extended = torch.cat([torch.ones(len(X), 1, dtype=torch.float64), X.float().double()], 1)
@@ -132,7 +132,7 @@ def test_a_learning_rate_above_the_edge_is_severe():
         found = finding(examination, "learning_rate")
         at[lr] = (found.severity, found.evidence["edge_ratio"].value)
         assert "its stability bound" in found.title
-    assert at[1e-4][0] is wc.Severity.GOOD
+    assert at[1e-4][0] is wc.Severity.NOTICE  # far below: in a trial a larger rate wins
     assert at[1e3][0] is wc.Severity.SEVERE
     assert at[1e3][1] == pytest.approx(at[0.5][1] * 2000, rel=1e-6)
 

@@ -292,7 +292,7 @@ def test_kappa_of_a_whole_spectrum_is_its_definition(entries, fraction):
     candidates = [top / float(x) for x in kept]
     enough = [k for k in candidates if (kept >= top / k * (1 - 1e-12)).sum() >= fraction * len(kept) - 1e-6]
     assert w.kappa(fraction).value == pytest.approx(min(enough), rel=1e-9)
-    assert w.largest().value == top
+    assert w.largest().value == pytest.approx(top, rel=1e-12)  # LAPACK scales a tiny matrix, and rounds
 
 
 def test_a_sampled_spectrum_contains_the_whole_one():

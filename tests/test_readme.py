@@ -50,6 +50,21 @@ def test_the_penalties_of_the_readme_and_their_page_run():
     assert "MyOptimizer" in supported()
 
 
+def test_the_monitors_of_the_readme_and_their_page_run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    names: dict = {}
+    exec(BLOCKS[0], names)
+    exec(next(block for block in BLOCKS if "wc.Monitor" in block), names)
+    assert names["monitor"].step == 1000
+    assert wc.read_history("monitor.jsonl").finished
+    names["loader"] = [(names["X"][i : i + 50], names["y"][i : i + 50]) for i in range(0, 500, 50)]
+    text = (ROOT / "docs" / "monitor.md").read_text(encoding="utf-8")
+    for block in re.findall(r"```python\n(.*?)```", text, re.DOTALL):
+        exec(block, names)
+    assert names["monitor"].step == 10
+    assert (tmp_path / "monitor.html").exists()
+
+
 @pytest.mark.parametrize("page", ["curvature", "forecast", "spectra", "stability"])
 def test_the_examples_of_a_page_run(page):
     torch.manual_seed(0)

@@ -62,6 +62,19 @@ class Tokens(nn.Module):
         return self.b(self.act(self.a(x)).mean(1))
 
 
+class Transformer(nn.Module):
+    """Two of torch's encoder layers, which keep their activation as a function or a module, after one of its own."""
+
+    def __init__(self, activation):
+        super().__init__()
+        layer = nn.TransformerEncoderLayer(6, 2, 10, dropout=0.0, activation=activation, batch_first=True)
+        self.a, self.b = nn.Linear(5, 6), nn.Linear(6, 3)
+        self.encoder = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
+
+    def forward(self, x):
+        return self.b(self.encoder(nn.functional.gelu(self.a(x))).mean(1))
+
+
 class Branching(nn.Module):
     """Can't be traced; its activation is called twice if `twice`."""
 
@@ -94,6 +107,15 @@ SITES = {  # network, shape of an example, widths of the normalizations
     ),
     "functions": (Functional, (5,), [8, 7, 6, 9]),
     "tokens": (Tokens, (4, 5), [6]),
+    "transformer, function": (lambda: Transformer("relu"), (4, 5), [6, 10, 10]),
+    "transformer, module": (lambda: Transformer(nn.SiLU()), (4, 5), [6, 10, 10]),
+    "transformer, in a Sequential": (
+        lambda: nn.Sequential(
+            nn.TransformerEncoderLayer(6, 2, 10, dropout=0.0, batch_first=True), nn.Flatten(), nn.Linear(24, 3)
+        ),
+        (4, 6),
+        [10],
+    ),
     "untraceable": (lambda: Branching(False), (5,), [5]),
     "convolutions": (convolution, (2, 6, 6), [4, 3, 6]),
     "sequences": (
@@ -132,18 +154,17 @@ def test_layer_norm_keeps_the_mean_and_spread_of_each_feature(name):
     model, batch, widths = built(name)
     before, after = [], []
 
-    def watch(network, kinds, into):
-        for m in network.modules():
-            if isinstance(m, kinds):
+    def watch(network, into):
+        added = {id(p) for p in network.added()}
+        for m in network.model.modules():
+            if id(getattr(m, "weight", None)) in added:
                 m.register_forward_hook(lambda m, args, out: into.append(out.detach()))
 
     # What batch norm gives at the start is what the given network computes.
-    batch_norms = batch_normalized(problem_of(model, batch)).model
-    watch(batch_norms, nn.modules.batchnorm._BatchNorm, before)
-    batch_norms(batch[0])
-    layer_norms = layer_normalized(problem_of(model, batch)).model
-    watch(layer_norms, (nn.LayerNorm, nn.GroupNorm), after)
-    layer_norms(batch[0])
+    for normalized, into in ((batch_normalized, before), (layer_normalized, after)):
+        network = normalized(problem_of(model, batch))
+        watch(network, into)
+        network.model(batch[0])
     assert len(before) == len(after) == len(widths)
     for x, y, width in zip(before, after, widths, strict=True):
         x, y = (t.movedim(1 if t.shape[1] == width else -1, -1).reshape(-1, width) for t in (x, y))
@@ -366,6 +387,34 @@ def test_what_is_returned():
     assert found._repr_html_().count("<tr>") == 4
     with pytest.raises(KeyError, match="layer norm"):
         found["layer norm"]
+
+
+def test_where_one_has_no_forecast_all_are_compared_by_the_loss_after_the_warm_up():
+    model, batch = mlp(), data(5)
+    problem = problem_of(model, batch)
+    for make, forecasts in ((OPTIMIZERS["momentum"], True), (OPTIMIZERS["Adam"], False)):
+        found = what_if(problem, make(model.parameters()), ["BNP", "batch norm"], warm_up=6, steps=4, figures=False)
+        assert (found["BNP"].curve is not None) is forecasts
+        for v in found.variants.values():
+            held = v.curve.trusted_steps if forecasts else 0
+            assert v.predicted.value == (v.loss if not held else float(v.curve.losses[held]))
+            fell = sum(v.warm_up[3:]) / 3 - v.loss
+            assert v.predicted.high - v.predicted.value >= 0.25 * fell + 0.05 * v.loss - 1e-12
+            assert v.predicted.value - v.predicted.low == pytest.approx(v.predicted.high - v.predicted.value)
+    first, second = (found[name].predicted for name in found.ranking[:2])
+    assert (found.better is None) is (first.high >= second.low)
+
+
+def test_inference_takes_the_normalization_of_a_transformer_layer_too():
+    torch.manual_seed(0)
+    model, batch = Transformer("relu").double().eval(), data(4, 5)
+    problem = problem_of(model, batch, mode="eval")
+    network = layer_normalized(problem)
+    with torch.no_grad():  # where torch's fused kernel would skip the activation
+        assert network.problem(problem).loss() == pytest.approx(
+            float(nn.functional.cross_entropy(network.model.eval()(batch[0]), batch[1]))
+        )
+        assert abs(network.problem(problem).loss() - problem.loss()) > 1e-3
 
 
 def test_the_edge_ratio_is_that_of_the_stability_room():

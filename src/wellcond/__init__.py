@@ -26,6 +26,10 @@ from wellcond.linalg import Estimate as Estimate
 from wellcond.linalg import SpectralDensity as SpectralDensity
 from wellcond.linalg import eigenvalues as eigenvalues
 from wellcond.linalg import spectral_density as spectral_density
+from wellcond.monitor import History as History
+from wellcond.monitor import Monitor as Monitor
+from wellcond.monitor import Record as Record
+from wellcond.monitor import read_history as read_history
 from wellcond.normalization import BatchNormPreconditioner as BatchNormPreconditioner
 from wellcond.normalization import LayerConditioning as LayerConditioning
 from wellcond.normalization import Standardize as Standardize
@@ -42,6 +46,10 @@ from wellcond.reparameterization import Preconditioning as Preconditioning
 from wellcond.reparameterization import Reparameterization as Reparameterization
 from wellcond.reparameterization import precondition as precondition
 from wellcond.reparameterization import reparameterize as reparameterize
+from wellcond.report import Comparison as Comparison
+from wellcond.report import SavedExamination as SavedExamination
+from wellcond.report import compare as compare
+from wellcond.report import read_examination as read_examination
 from wellcond.sharpness import CriticalSharpness as CriticalSharpness
 from wellcond.sharpness import critical_sharpness as critical_sharpness
 from wellcond.sparsity import Sparsity as Sparsity

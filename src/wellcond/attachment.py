@@ -129,7 +129,7 @@ class Attachment:
     @torch._disable_dynamo  # torch.compiler.disable, without importing the compiler for those who don't use it
     def before(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Step pre-hook. A closure evaluates the gradient inside the step: it is wrapped, so that we come after it."""
-        if _nested(optimizer):
+        if nested(optimizer):
             return None
         for application in self._hooked:
             application.abandon(optimizer)  # if the last step raised
@@ -144,7 +144,7 @@ class Attachment:
     @torch._disable_dynamo
     def after(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Step post-hook."""
-        if _nested(optimizer):
+        if nested(optimizer):
             return
         with torch.no_grad():
             try:
@@ -223,12 +223,21 @@ def attach(optimizer: Optimizer, application: Attached) -> None:
         TypeError: for an optimizer that runs no step hooks.
         ValueError: beside another that it does not go with.
     """
-    if not getattr(type(optimizer).step, "hooked", False):
-        name = type(optimizer).__name__
-        raise TypeError(f"{name} does not run step hooks; give the torch optimizer inside it")
+    check_runs_hooks(optimizer)
     for other in carried_by(optimizer):
         application.refuse_beside(other, optimizer)
     (attachment_of(optimizer) or Attachment(optimizer)).add(application)
+
+
+def check_runs_hooks(optimizer: Optimizer) -> None:
+    """Refuse an optimizer that runs no step hooks.
+
+    Raises:
+        TypeError: naming it.
+    """
+    if not getattr(type(optimizer).step, "hooked", False):
+        name = type(optimizer).__name__
+        raise TypeError(f"{name} does not run step hooks; give the torch optimizer inside it")
 
 
 def attachment_of(optimizer: Optimizer) -> Attachment | None:
@@ -262,7 +271,12 @@ def as_optimizer_sees(optimizer: Optimizer) -> Iterator[None]:
                 application.abandon(optimizer)
 
 
-def _nested(optimizer: Optimizer) -> bool:
+def can_nest(optimizer: Optimizer) -> bool:
+    """Whether several classes of the optimizer have a step of their own, one of which may call another."""
+    return sum("step" in vars(kind) and kind is not Optimizer for kind in type(optimizer).__mro__) > 1
+
+
+def nested(optimizer: Optimizer) -> bool:
     """Whether this hook runs inside another step of the same optimizer.
 
     torch wraps the `step` of a class and that of its base class: the hooks of a subclass that calls super().step() run

@@ -28,7 +28,9 @@ from rich.text import Text
 
 from wellcond import __version__
 from wellcond.examination import Examination, Severity, examine
-from wellcond.report import page, print_summary
+from wellcond.monitor import HistoryError
+from wellcond.monitor.terminal import watch
+from wellcond.report import compare, page, print_summary, read_examination
 from wellcond.target import (
     TargetError,
     first_line,
@@ -164,6 +166,62 @@ def examine_command(
         _write(output, page(examination))
         _say(console, f"Page: {output}", prefix="")
     if fail_on is not None and examination.severity >= Severity[fail_on.name]:
+        raise typer.Exit(FOUND)
+
+
+@app.command("watch")
+def watch_command(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="What wc.Monitor(path=FILE) writes.")],
+    once: Annotated[bool, typer.Option("--once", help="Show what there is and exit.")] = False,
+    show_traceback: Annotated[
+        bool, typer.Option("--traceback", help="On a mistake, show the whole traceback.")
+    ] = False,
+) -> None:
+    """Show the history of a monitored run in the terminal, until the run is finished (or Ctrl-C).
+
+    Example: wellcond watch monitor.jsonl
+    """
+    errors = Console(stderr=True)
+    with _one_line_for_mistakes(errors, show_traceback):
+        try:
+            watch(file, Console(), once=once)
+        except KeyboardInterrupt:
+            return
+        except OSError as error:
+            raise TargetError(f"can't read {file}: {error.strerror}") from error
+        except HistoryError as error:
+            raise TargetError(str(error)) from error
+
+
+_STYLES = {"head": "bold", "warning": "yellow", "bad": "red", "good": "green", "": ""}
+
+
+@app.command("compare")
+def compare_command(
+    before: Annotated[Path, typer.Argument(metavar="A.json", help="Written by wellcond examine --json.")],
+    after: Annotated[Path, typer.Argument(metavar="B.json", help="The same, later.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print the comparison as JSON.")] = False,
+    fail_on: Annotated[
+        FailOn | None,
+        typer.Option(help="Exit with 1 if a finding that is new, or more severe than before, is at least this severe."),
+    ] = None,
+    show_traceback: Annotated[
+        bool, typer.Option("--traceback", help="On a mistake, show the whole traceback.")
+    ] = False,
+) -> None:
+    """Say what changed between two examinations: findings, figures beyond their errors, the runs.
+
+    Example: wellcond compare before.json after.json --fail-on severe
+    """
+    with _one_line_for_mistakes(Console(stderr=True), show_traceback):
+        found = compare(read_examination(before), read_examination(after))
+        if as_json:
+            print(json.dumps(found.to_json(), indent=2, ensure_ascii=False, allow_nan=False))
+        else:
+            console = Console()
+            for style, text in found.lines():
+                console.print(Text(text, style=_STYLES[style]), soft_wrap=True)
+    if fail_on is not None and found.severity >= Severity[fail_on.name]:
         raise typer.Exit(FOUND)
 
 

@@ -11,6 +11,8 @@ from torch import Tensor
 from wellcond.linalg import (
     DENSE_LIMIT,
     Effort,
+    Eigenvalues,
+    Ends,
     Estimate,
     GradientQuadrature,
     SampledSpectrum,
@@ -19,6 +21,7 @@ from wellcond.linalg import (
     check_operator,
     eigenvalues,
 )
+from wellcond.linalg.notebook import table
 from wellcond.linalg.spectrum import check_symmetric
 
 REMAINING = 0.01
@@ -57,7 +60,30 @@ class Conditioning:
     theta: float
     spectrum: Tensor | None
     products: int
-    _source: WholeSpectrum | SampledSpectrum = field(repr=False)
+    _source: WholeSpectrum | SampledSpectrum | Ends = field(repr=False)
+
+    @classmethod
+    def of_ends(cls, e: Eigenvalues, size: int) -> Conditioning:
+        """What a run for the largest eigenvalue says: both ends, the smallest from above, and nothing between."""
+        ends = Ends.of(e)
+        largest, smallest = ends.ends
+        nothing = Estimate.undefined(ends.why)
+        return cls(
+            size=size,
+            largest=largest,
+            smallest=smallest,
+            top=[],
+            bottom=[],
+            kappa_mean=nothing,
+            kappa_star=nothing,
+            kappa_effective=nothing,
+            outside_range=nothing,
+            negative_fraction=nothing,
+            theta=ends.theta,
+            spectrum=None,
+            products=e.products,
+            _source=ends,
+        )
 
     def kappa(self, fraction: float) -> Estimate:
         """κ(ρ): the smallest κ for which a fraction ρ of the eigenvalues above θλ_max is at least λ_max/κ.
@@ -73,6 +99,19 @@ class Conditioning:
         """Bounds of the number of eigenvalues ≥ each threshold, (g,) each: the spectrum as a curve with its error."""
         low, high = self._source.fraction_above(thresholds)
         return low * self.size, high * self.size
+
+    def _repr_html_(self) -> str:
+        rows = [
+            ("λ_max", self.largest, self.largest.with_error()),
+            ("λ_min", self.smallest, self.smallest.with_error()),
+            ("negative fraction", self.negative_fraction, str(self.negative_fraction)),
+            *((f"κ({fraction:g})", e := self.kappa(fraction), str(e)) for fraction in (0.5, 0.9)),
+            ("κ̄", self.kappa_mean, str(self.kappa_mean)),
+            ("κ*", self.kappa_star, str(self.kappa_star)),
+            ("κ_eff", self.kappa_effective, str(self.kappa_effective)),
+        ]
+        size = f"{self.size:,} eigenvalues, {self.products:,} products, θ = {self.theta:.0e}"
+        return table(["", "figure", "how"], [(name, shown, e.how) for name, e, shown in rows], size)
 
     @property
     def rounding(self) -> float:

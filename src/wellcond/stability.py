@@ -79,6 +79,7 @@ def edge_ratio(
     largest: Estimate | None = None,
     curvature: CurvatureOperator | None = None,
     max_products: int = 80,
+    start: Tensor | None = None,
     seed: int = 0,
 ) -> EdgeRatio:
     """The edge ratio of a training run.
@@ -88,7 +89,8 @@ def edge_ratio(
         optimizer: as for `preconditioner_of`; its current learning rates count.
         largest: λ_max(PᵀHP) where it is already known; used where the rest follows from it.
         curvature: the Hessian of the problem unless given.
-        max_products: to spend on λ_max otherwise.
+        max_products: to spend on λ_max otherwise; all are.
+        start: for λ_max, as for `wellcond.eigenvalues`.
         seed: of the Lanczos start.
 
     Raises:
@@ -110,7 +112,7 @@ def edge_ratio(
     steps, P = steps_of(optimizer), own_preconditioner_of(optimizer)
     first = steps[0]
     shares, shifts, together = _shares_and_shifts(steps, P)
-    ratio = _largest(problem, optimizer, P, shares, shifts, largest, curvature, max_products, seed)
+    ratio = _largest(problem, optimizer, P, shares, shifts, largest, curvature, max_products, start, seed)
     allowed = _inverse(ratio, 1.0 if together else first.learning_rate)
     return EdgeRatio(
         ratio.scaled(first.learning_rate) if together else ratio,
@@ -202,6 +204,7 @@ def _largest(
     known: Estimate | None,
     curvature: CurvatureOperator | None,
     max_products: int,
+    start: Tensor | None,
     seed: int,
 ) -> Estimate:
     """λ_max of D^½PᵀHPD^½ + S: D the share of each parameter, S its decay; by a product with each only where they are
@@ -223,7 +226,7 @@ def _largest(
         operator, share, known, most = _Shifted(operator, share, added), 1.0, None, 0.0
     if known is None:
         products = min(max_products, operator.size)
-        known = eigenvalues(operator, min_products=products, max_products=products, seed=seed).largest()
+        known = eigenvalues(operator, min_products=products, max_products=products, start=start, seed=seed).largest()
     scaled = known.scaled(share)
     return replace(scaled, value=scaled.value + most, low=scaled.low + most, high=scaled.high + most)
 

@@ -28,7 +28,7 @@ class EmpiricalFisher(OutputCurvature):
 
     def _graph(self, index: int) -> Jacobian:
         output, leaves = self._output(index), self._leaves()
-        return Jacobian(self.problem.example_losses(index, output), leaves)
+        return Jacobian(self.problem.example_losses(index, output), leaves, self._bilinear)
 
     def _batch_product(self, graph: Jacobian, pieces: Sequence[Tensor], keep: bool) -> tuple[Tensor, ...]:
         pushed = graph.push(pieces)

@@ -35,7 +35,7 @@ class GaussNewton(OutputCurvature):
 
     def _graph(self, index: int) -> _Graph:
         output = self._output(index)
-        jacobian = Jacobian(output, self._leaves())
+        jacobian = Jacobian(output, self._leaves(), self._bilinear)
         loss_input = output.detach().requires_grad_()
         loss = self.problem.batch_loss(index, loss_input)
         (loss_gradient,) = torch.autograd.grad(loss, loss_input, create_graph=True)

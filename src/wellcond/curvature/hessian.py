@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor
 
 from wellcond.curvature.gauss_newton import GaussNewton
@@ -31,12 +30,12 @@ class Hessian(CurvatureOperator):
         return stand_in if stand_in.positive_semidefinite else None
 
     def _graph(self, index: int) -> tuple[list[Tensor], Sequence[Tensor]]:
-        """The gradient of one batch's loss, differentiable, and the leaves that it is differentiable by."""
-        loss = self.problem.batch_loss(index)
+        """The leaves, and the gradient of one batch's loss by them, to be differentiated again."""
+        with self._layers:
+            loss = self.problem.batch_loss(index)
         self.problem.check_depends(loss)
         leaves = self._leaves()
-        gradient = torch.autograd.grad(loss, leaves, create_graph=True, allow_unused=True, materialize_grads=True)
-        return leaves, gradient
+        return leaves, self._bilinear.differentiable_gradient(loss, leaves)
 
     def _batch_product(
         self, graph: tuple[list[Tensor], Sequence[Tensor]], pieces: Sequence[Tensor], keep: bool

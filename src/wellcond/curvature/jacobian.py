@@ -7,6 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from wellcond.curvature.bilinear import BilinearLayers
+
 
 def pulled(
     outputs: Sequence[Tensor], leaves: Sequence[Tensor], vectors: Sequence[Tensor], keep: bool
@@ -42,14 +44,13 @@ class Jacobian:
     Args:
         output: any shape, with a graph.
         leaves: what it is differentiated by.
+        layers: that the output was evaluated inside of.
     """
 
-    def __init__(self, output: Tensor, leaves: list[Tensor]):
+    def __init__(self, output: Tensor, leaves: list[Tensor], layers: BilinearLayers):
         self.output, self.leaves = output, leaves
         self._cotangent = torch.zeros_like(output, requires_grad=True)
-        self._pulled = torch.autograd.grad(
-            output, leaves, self._cotangent, create_graph=True, allow_unused=True, materialize_grads=True
-        )
+        self._pulled = layers.differentiable_gradient(output, leaves, self._cotangent)
 
     def push(self, pieces: Sequence[Tensor]) -> Tensor:
         """J v, of the output's shape, for v in pieces of the leaves' shapes, or several at once as in `pulled`."""

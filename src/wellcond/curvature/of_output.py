@@ -31,7 +31,8 @@ class OutputCurvature(CurvatureOperator):
             raise OutputUnknownError("they need loss_fn(output, target); loss=callable(model, batch) hides the output")
 
     def _output(self, index: int) -> Tensor:
-        output = self.problem.batch_output(index)
+        with self._layers:
+            output = self.problem.batch_output(index)
         if not isinstance(output, Tensor):
             raise OutputUnknownError(f"they need an output that is one tensor, not a {type(output).__name__}")
         self.problem.check_depends(output)

@@ -13,6 +13,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
+from wellcond.curvature.bilinear import BilinearLayers
 from wellcond.curvature.compiled import compiled_product, kept_product
 from wellcond.curvature.preconditioned import Preconditioned
 from wellcond.linalg import SymmetricOperator
@@ -47,6 +48,7 @@ class CurvatureOperator(SymmetricOperator):
         super().__init__(problem.size, problem.dtype, problem.device)
         self.problem = problem
         self.positions = tuple(range(len(problem.parameters)))
+        self._bilinear = BilinearLayers()
         self.on_batch: Callable[[float], None] | None = None
 
     @property
@@ -118,6 +120,12 @@ class CurvatureOperator(SymmetricOperator):
     def key(self) -> tuple[Any, ...]:
         """Under which its graphs are kept."""
         return type(self), self.positions
+
+    @property
+    def _layers(self) -> contextlib.AbstractContextManager[object]:
+        """Around evaluations of the network. Not of a block: Python can't tell which derivatives it has no use for."""
+        whole = len(self.positions) == len(self.problem.parameters)
+        return self._bilinear if whole else contextlib.nullcontext()
 
     def _leaves(self) -> list[Tensor]:
         """What stands for the parameters in the latest evaluation."""

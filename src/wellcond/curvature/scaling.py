@@ -31,7 +31,14 @@ def jacobi(curvature: CurvatureOperator, *, floor: float = FLOOR, products: int 
     return _inverse_root(curvature, diagonal.abs(), floor)
 
 
-def row_scaling(curvature: CurvatureOperator, *, floor: float = FLOOR, products: int = 120, seed: int = 0) -> Diagonal:
+def row_scaling(
+    curvature: CurvatureOperator,
+    *,
+    floor: float = FLOOR,
+    products: int = 120,
+    seed: int = 0,
+    squared_rows: Tensor | None = None,
+) -> Diagonal:
     """P = diag(norms of the rows of C)^(−1/2): P²C then has rows of equal norm. What Adam's √v is said to measure.
 
     Args:
@@ -39,9 +46,13 @@ def row_scaling(curvature: CurvatureOperator, *, floor: float = FLOOR, products:
         floor: norms under this fraction of the largest are raised to it, 0 < floor ≤ 1.
         products: random ones, for the norms above 2,000 parameters; they are then estimates.
         seed: of the random directions.
+        squared_rows: (s, n), samples of the squared norms where there are some, as `Conditioning.squared_row_norms`.
 
     Source: theory, section 3.2; van der Sluis 1969.
     """
+    if squared_rows is not None:
+        norms = squared_rows.double().mean(0).sqrt().to(curvature.dtype).to(curvature.device)
+        return _inverse_root(curvature, norms, floor)
     if curvature.size <= DENSE_LIMIT:
         return _inverse_root(curvature, torch.linalg.vector_norm(curvature.dense(), dim=1), floor)
     if products < 1:

@@ -16,6 +16,7 @@ from wellcond.examination.measurements import Measurements, measure
 from wellcond.examination.progress import Progress
 from wellcond.examination.run import TrainingRun
 from wellcond.examination.subject import Settings, Subject
+from wellcond.linalg.notebook import table
 
 
 @dataclass(frozen=True)
@@ -24,7 +25,7 @@ class Examination:
 
     Attributes:
         measurements: every figure.
-        findings: what follows from them, the most severe first.
+        findings: what follows from them, the most severe first; of equal ones that whose remedy helped most.
     """
 
     measurements: Measurements
@@ -43,6 +44,31 @@ class Examination:
         path = Path(path)
         path.write_text(page(self), encoding="utf-8")
         return path
+
+    def plot(self, which: str = "spectrum", ax: Any = None) -> Any:
+        """Draw one of the page's charts.
+
+        Args:
+            which: "spectrum" with the stability bound, "layers", "forecast", "rates" (effective learning rates),
+                "decay" (weight decay really received) or "row norms".
+            ax: matplotlib axes; new ones unless given.
+
+        Returns:
+            The axes.
+
+        Raises:
+            ValueError: for another chart, or one that this examination has no data for.
+            ModuleNotFoundError: without matplotlib (`pip install wellcond[plot]`).
+        """
+        from wellcond.report.plots import plot
+
+        return plot(self.measurements, which, ax)
+
+    def _repr_html_(self) -> str:
+        from wellcond.report.figures import headline
+
+        rows = [(f.severity.word, f.title, str(f.effect or "")) for f in self.findings]
+        return table(["severity", "finding", "its remedy, tried"], rows, headline(self.measurements))
 
     def to_json(self) -> dict[str, Any]:
         """Every figure with its interval and origin, ready for `json.dump`; the schema is in docs/json.md."""
@@ -105,4 +131,4 @@ def examine(
     found = [f for find in FINDINGS if (f := find(measurements, subject)) is not None]
     measurements.notes += subject.trials.notes
     measurements.seconds += time.perf_counter() - started
-    return Examination(measurements, sorted(found, key=lambda f: -f.severity))
+    return Examination(measurements, sorted(found, key=lambda f: (-f.severity, -f.gain)))

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import html
+import math
 from dataclasses import dataclass, field
 from enum import IntEnum
 
 from wellcond.examination.trial import Effect
 from wellcond.linalg import Estimate
+from wellcond.linalg.notebook import paragraphs, table
 
 
 class Severity(IntEnum):
@@ -20,6 +23,13 @@ class Severity(IntEnum):
     def word(self) -> str:
         """In lower case, as the page and the JSON have it."""
         return self.name.lower()
+
+    def after(self, effect: Effect | None) -> Severity:
+        """What is left of a severity when the remedy was tried: all of it where that clearly helped, or was not tried,
+        one step less where it made no clear difference, nothing where it did harm."""
+        if effect is None or effect.saves():
+            return self
+        return Severity.GOOD if effect.better is False else Severity(max(0, self - 1))
 
 
 @dataclass(frozen=True)
@@ -43,3 +53,18 @@ class Finding:
     evidence: dict[str, Estimate] = field(default_factory=dict)
     remedy: str = ""
     effect: Effect | None = None
+
+    @property
+    def gain(self) -> float:
+        """By what factor the remedy made its figure smaller; 0 where it was not tried or did not surely help."""
+        if self.effect is None or not self.effect.better:
+            return 0.0
+        before, after = self.effect.without.value, self.effect.with_remedy.value
+        return before / after if after > 0 else math.inf
+
+    def _repr_html_(self) -> str:
+        title = f"<p><strong>{self.severity.word}</strong> {html.escape(self.title)}</p>"
+        remedy = f"<pre>{html.escape(self.remedy)}</pre>" if self.remedy else ""
+        tried = [f"tried: {self.effect}"] if self.effect else []
+        evidence = table(["measured", "", "how"], [(k, str(e), e.how) for k, e in self.evidence.items()])
+        return title + paragraphs([self.text]) + remedy + paragraphs(tried) + (evidence if self.evidence else "")

@@ -12,8 +12,11 @@ import torch
 from wellcond.conditioning import Conditioning, Effort, conditioning
 from wellcond.curvature import CurvatureOperator, GaussNewton, Hessian, OutputUnknownError
 from wellcond.examination.progress import Course, Progress
+from wellcond.examination.prospects import products_planned, prospects, scaled_rows
 from wellcond.examination.row_norms import RowNormCorrelation, row_norm_correlation
+from wellcond.examination.step_sizes import StepSizes, step_sizes
 from wellcond.examination.subject import Settings, Subject
+from wellcond.forecast import Forecast
 from wellcond.linalg import norm
 from wellcond.normalization import LayerConditioning, NoLayersError, layer_conditioning
 from wellcond.parameters import flatten
@@ -45,6 +48,9 @@ class Measurements:
         edge: the edge ratio; None without an optimizer.
         row_norms: of theory 3.2; None without a preconditioner or a Hessian.
         layers: conditioning of each linear layer.
+        step_sizes: the learning rate and weight decay that each parameter gets; None without an optimizer.
+        forecast: predicted losses of the run as it is and under other preconditioners; None where there is none, and
+            in a quick examination.
         unreached: trainable parameters that the loss does not depend on.
         notes: what the reader should know about the measuring.
         products: matrix-vector products spent.
@@ -66,6 +72,8 @@ class Measurements:
     edge: EdgeRatio | None = None
     row_norms: RowNormCorrelation | None = None
     layers: list[LayerConditioning] = field(default_factory=list)
+    step_sizes: StepSizes | None = None
+    forecast: Forecast | None = None
     unreached: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     products: int = 0
@@ -116,7 +124,13 @@ def measure(subject: Subject, settings: Settings, progress: Progress | None = No
             if settings.curvature == "gauss-newton":
                 raise
             notes.append(f"κ̄ of Gauss-Newton and κ_eff are missing: {error}.")
+    _look_ahead(m, problem, optimizer, P, course)
     course.finish()
+    if optimizer is not None:
+        try:
+            m.step_sizes = step_sizes(problem, optimizer)
+        except (TypeError, ValueError) as error:
+            notes.append(f"Effective learning rates are missing: {error}.")
     with contextlib.suppress(NoLayersError):
         m.layers = layer_conditioning(problem)
     before = time.perf_counter()
@@ -175,6 +189,25 @@ def _measure_curvature(
     m.products += operator.products
 
 
+def _look_ahead(m: Measurements, problem: Problem, optimizer: Any, P: Preconditioner | None, course: Course) -> None:
+    """A forecast on Gauss-Newton, or on the Hessian where that is all there is; too much for a quick examination."""
+    if m.settings.quick:
+        return
+    measured = "hessian" if "hessian" in m.figures else "gauss_newton"
+    variants = {"plain": measured, "preconditioned": f"{measured}_preconditioned"}
+    figures = {variant: m.figures[name] for variant, name in variants.items() if name in m.figures}
+    H = (Hessian if measured == "hessian" else GaussNewton)(problem)
+    curvature = (GaussNewton if "gauss_newton" in m.figures else Hessian)(problem)
+    try:
+        course.enter("scaled rows", H)
+        scaled = scaled_rows(H, figures["plain"], m.settings.seed)
+        course.enter("forecast", curvature)
+        m.forecast = prospects(curvature, optimizer, P, figures, scaled, m.edge)
+    except (TypeError, ValueError) as error:
+        m.notes.append(f"There is no forecast: {error}.")
+    m.products += H.products + curvature.products
+
+
 def _root_v(problem: Problem, optimizer: Any) -> torch.Tensor:
     """√v in the problem's order; NaN where there is none."""
     known = {id(step.parameter): step.root_v for step in steps_of(optimizer)}
@@ -198,6 +231,9 @@ def _plan(m: Measurements, efforts: list[tuple[type[CurvatureOperator], Effort]]
             planned[f"{name} preconditioned"] = 0 if whole else sampled
         if optimizer is not None and "edge ratio" not in planned:
             planned["edge ratio"] = extremes if takes_products(optimizer) else 0
+    if not m.settings.quick:
+        more = products_planned(n, m.preconditioned, optimizer is not None)
+        planned["scaled rows"], planned["forecast"] = more
     return planned
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -59,6 +60,7 @@ class Subject:
         P: its preconditioner.
         trials: what tries remedies on copies.
         notes: what the reader should know about the measuring.
+        left_out: names of trainable parameters that the optimizer does not have.
     """
 
     run: TrainingRun
@@ -67,6 +69,7 @@ class Subject:
     P: Preconditioner | None
     trials: Trials
     notes: list[str] = field(default_factory=list)
+    left_out: list[str] = field(default_factory=list)
 
     @classmethod
     def of(cls, run: TrainingRun, settings: Settings) -> Subject:
@@ -77,6 +80,7 @@ class Subject:
         """
         optimizer, P, chosen = None, None, None
         notes: list[str] = []
+        left_out: list[str] = []
         if run.optimizer is not None:
             optimizer, _ = reading_of(run.optimizer)
             chosen, left_out = optimized_parameters(run.model, optimizer)
@@ -88,7 +92,28 @@ class Subject:
                 optimizer = None
                 notes.append(f"Measured without the optimizer: {error}.")
         problem = _problem(run, settings, chosen, notes)
-        return cls(run, problem, optimizer, P, Trials(run, problem, settings.trial_steps, settings.seed), notes)
+        trials = Trials(run, problem, settings.trial_steps, settings.seed)
+        return cls(run, problem, optimizer, P, trials, notes, left_out)
+
+    @cached_property
+    def double(self) -> Problem | None:
+        """The problem in float64, over its first batch; None where the model or the loss won't have it."""
+        whole = self.problem
+        try:
+            problem = Problem(
+                whole.model,
+                whole.loss_fn,
+                whole.batches[:1],
+                loss=whole.whole_loss,
+                mode=whole.mode,
+                parameters=whole.parameters,
+                seed=whole.seed,
+                dtype=torch.float64,
+            )
+            problem.loss()
+        except Exception:  # whatever their code raises about a dtype
+            return None
+        return problem if problem.loss_dtype == torch.float64 else None
 
 
 def _problem(run: TrainingRun, settings: Settings, chosen: Any, notes: list[str]) -> Problem:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -17,12 +17,26 @@ from wellcond.preconditioners.reading import unwrapped_optimizer
 from wellcond.problem import LossNotFiniteError, Problem, random_state
 from wellcond.problem.batches import move
 from wellcond.what_if import Variant, what_if
+from wellcond.what_if.changes import CHANGES
+from wellcond.what_if.networks import Network
+
+K = TypeVar("K")
+
+Figure = Callable[[TrainingRun], float]
+"""What is read off a trained copy."""
 
 Change = Callable[[TrainingRun], TrainingRun | None]
 """Puts a remedy into a copy of the training run, whose data are the batches; or gives another run."""
 
+SAVES = 0.1
+"""The share of the loss that a change of the optimizer must save: a judgment, for less nobody should change one."""
+
 REPEATS = 3
-"""Orders of the batches that a trial is repeated in, where there are several: their spread is its error."""
+"""Orders of the batches that a trial is repeated in, where there are several, and draws of new weights: their spread is
+its error."""
+
+QUICK = 30
+"""With fewer steps than this a trial from new weights looks at three learning rates, else at nine or more."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +59,11 @@ class Effect:
         if self.with_remedy.high < self.without.low:
             return True
         return False if self.without.high < self.with_remedy.low else None
+
+    def saves(self, share: float = SAVES) -> bool:
+        """Whether the remedy is better, and by more than this share of the figure as it is."""
+        fall = self.without.value - self.with_remedy.value
+        return bool(self.better) and (math.isinf(fall) or fall > share * abs(self.without.value))
 
     def __str__(self) -> str:
         """As a sentence.
@@ -72,7 +91,9 @@ class Trials:
     def __init__(self, run: TrainingRun, problem: Problem, steps: int, seed: int = 0):
         self.run, self.problem, self.steps, self.seed = run, problem, steps, seed
         self.notes: list[str] = []
-        self._as_it_is: list[float] | None = None
+        self._as_it_is: dict[tuple[Figure, int], list[float]] = {}
+        self._steps: list[list[TensorStep]] | None = None
+        self._from_new_weights: dict[Any, list[float]] = {}
         self._variants: dict[str, Variant] = {}
 
     @property
@@ -80,19 +101,55 @@ class Trials:
         """Whether anything is tried."""
         return self.steps > 0 and self.run.optimizer is not None
 
-    def effect(self, change: Change, figure: str = "") -> Effect | None:
-        """The loss over all data after the steps, as it is and with a change; None where it could not be tried."""
+    def effect(
+        self,
+        change: Change,
+        figure: str = "",
+        *,
+        read: Figure | None = None,
+        batches_a_step: int = 1,
+    ) -> Effect | None:
+        """A figure after the steps, as it is and with a change; None where it could not be tried.
+
+        Args:
+            change: the remedy.
+            figure: its name; the loss over all data unless given.
+            read: reads it off the trained copy, the lower the better.
+            batches_a_step: gradients that a step with the remedy is the mean of.
+        """
         if not self.possible:
             return None
+        read = read or self._loss_over_all
         try:
-            if self._as_it_is is None:
-                self._as_it_is = self._losses(lambda run: run)
-            changed = self._losses(change)
+            if (read, 1) not in self._as_it_is:
+                self._as_it_is[read, 1] = self._figures(lambda run: run, read, 1)
+            without, changed = self._as_it_is[read, 1], self._figures(change, read, batches_a_step)
         except Exception as error:  # whatever the user's code raises when it is copied, or stepped in another way
             self._note("A remedy could not be tried on a copy of the run", error)
             return None
         figure = figure or f"loss after {self.steps} more steps"
-        return Effect(figure, self._estimate(self._as_it_is), self._estimate(changed))
+        return Effect(figure, self._estimate(without), self._estimate(changed))
+
+    def best(self, changes: Mapping[K, Change]) -> tuple[K, Effect] | None:
+        """Which of some changes ends at the lowest loss, and its effect; None where none could be tried."""
+        effects = {key: effect for key, change in changes.items() if (effect := self.effect(change)) is not None}
+        if not effects:
+            return None
+        key = min(effects, key=lambda k: effects[k].with_remedy.value)
+        return key, effects[key]
+
+    def first_steps(self) -> list[list[TensorStep]]:
+        """What one step of a copy does to each tensor, once for each of a few batches; empty where it can't be done."""
+        if self._steps is None:
+            self._steps = []
+            try:
+                for i in range(min(REPEATS, len(self.problem.batches)) if self.run.optimizer is not None else 0):
+                    with random_state(self.seed + i, self.problem.device):
+                        self._steps.append(first_step(self.copy(), self.problem.batches[i], self.problem))
+            except Exception as error:  # as above
+                self._steps = []
+                self._note("A step of a copy of the run could not be taken", error)
+        return self._steps
 
     def normalized(self, change: str) -> Effect | None:
         """The same for a change that `wellcond.what_if` knows: each from new state of the optimizer and at the best of
@@ -121,28 +178,81 @@ class Trials:
         )
         return Effect(f"loss after {self.steps} steps at the best learning rate", before, after)
 
-    def _losses(self, change: Change) -> list[float]:
+    def from_new_weights(self, change: str | Callable[[Problem], Network]) -> Effect | None:
+        """The loss after the steps from weights that the modules draw anew, as `reset_parameters` does: what a change
+        of the network, one that `wellcond.what_if` knows by name or another, would do to training from its start.
+
+        Each at the best of some learning rates around the given one, from new state of the optimizer; repeated with
+        other draws at that rate. None where most weights belong to modules that don't say how they are drawn, or where
+        it could not be tried.
+        """
+        if not self.possible or fresh_share(self.problem) < 0.5:
+            return None
+        try:
+            build = CHANGES[change] if isinstance(change, str) else change
+            for key, made in ((None, lambda given: Network.copy_of(given.model)), (change, build)):
+                if key not in self._from_new_weights:
+                    self._from_new_weights[key] = self._losses_from_new(made)
+        except Exception as error:  # as above
+            self._note("A change could not be tried from new weights", error)
+            return None
+        how = f"{self.steps} steps from new weights on copies of the run, at the best of some learning rates"
+        before, after = (self._estimate(self._from_new_weights[key], how) for key in (None, change))
+        return Effect(f"loss after {self.steps} steps from new weights, at the best learning rate", before, after)
+
+    def _losses_from_new(self, build: Callable[[Problem], Network]) -> list[float]:
+        """Once a draw of the weights; at the rate that is the best for the first."""
+        network, losses, factor = build(self.problem), [], None
+        own = {id(network.twins[id(p)]) for p in self.problem.parameters} | {id(p) for p in network.added()}
+        for k in range(REPEATS):
+            with random_state(self.seed + k, self.problem.device):
+                renew(network.model, own)
+            problem = network.problem(self.problem)
+            runs = network.warm_up(problem, self.run.optimizer, network.twins, network.P)
+            if factor is None:
+                try:
+                    if self.steps < QUICK:
+                        tried = [found for f in (0.1, 1.0, 10.0) if (found := runs.run(f, self.steps))]
+                        best = min(tried, key=lambda found: found.loss, default=None)
+                    else:
+                        best = runs.best(self.steps)
+                except ValueError:  # finite at no rate
+                    best = None
+                if best is None:
+                    return [math.inf]
+                factor = best.factor
+            else:
+                best = runs.run(factor, self.steps)
+            losses.append(math.inf if best is None else best.loss)
+        return losses
+
+    def _figures(self, change: Change, read: Figure, batches_a_step: int) -> list[float]:
         """After the steps, once an order of the batches."""
         repeats = REPEATS if len(self.problem.batches) > 1 else 1
-        return [self._loss(change, self.seed + k) for k in range(repeats)]
+        return [self._figure(change, read, batches_a_step, self.seed + k) for k in range(repeats)]
 
-    def _loss(self, change: Change, seed: int) -> float:
+    def _figure(self, change: Change, read: Figure, batches_a_step: int, seed: int) -> float:
         with random_state(seed, self.problem.device):
-            run = self._copy()
+            run = self.copy()
             run = change(run) or run
-            batches = len(run.data)
-            order = [i for _ in range(-(-self.steps // batches)) for i in torch.randperm(batches).tolist()]
-            for i in order[: self.steps]:
-                if not step(run, move(run.data[i], self.problem.device)):
+            batches, wanted = len(run.data), self.steps * batches_a_step
+            order = [i for _ in range(-(-wanted // batches)) for i in torch.randperm(batches).tolist()]
+            for k in range(0, wanted, batches_a_step):
+                chosen = [move(run.data[i], self.problem.device) for i in order[k : k + batches_a_step]]
+                if not step(run, *chosen):
                     return math.inf
-            try:
-                return Problem(
-                    run.model, run.loss_fn, run.data, loss=run.loss, mode=self.problem.mode, seed=self.seed
-                ).loss()
-            except LossNotFiniteError:
-                return math.inf
+            return read(run)
 
-    def _copy(self) -> TrainingRun:
+    def _loss_over_all(self, run: TrainingRun) -> float:
+        try:
+            return Problem(
+                run.model, run.loss_fn, run.data, loss=run.loss, mode=self.problem.mode, seed=self.seed
+            ).loss()
+        except LossNotFiniteError:
+            return math.inf
+
+    def copy(self) -> TrainingRun:
+        """The run with a model, an optimizer and a loss module of its own; its data are the batches."""
         optimizer = unwrapped_optimizer(self.run.optimizer)
         shared: tuple[Any, ...] = (self.problem.model, optimizer)
         if isinstance(self.run.loss_fn, nn.Module):
@@ -153,10 +263,11 @@ class Trials:
             model, loss_fn[0] if loss_fn else self.run.loss_fn, self.problem.batches, optimizer, self.run.loss
         )
 
-    def _estimate(self, losses: Sequence[float]) -> Estimate:
-        how = f"{self.steps} steps on a copy of the run"
+    def _estimate(self, losses: Sequence[float], how: str = "") -> Estimate:
+        several = "orders of its batches" if not how else "draws"
+        how = how or f"{self.steps} steps on a copy of the run"
         if len(losses) > 1:
-            how += f", in {len(losses)} orders of its batches"
+            how += f", in {len(losses)} {several}"
         return Estimate(sorted(losses)[len(losses) // 2], min(losses), max(losses), how)
 
     def _note(self, what: str, error: Exception) -> None:
@@ -166,24 +277,59 @@ class Trials:
             self.notes.append(note)
 
 
-def step(run: TrainingRun, batch: Any) -> bool:
-    """One step of plain training on a batch; whether the loss was finite.
+def step(run: TrainingRun, *batches: Any) -> bool:
+    """One step of plain training on the mean gradient of some batches; whether the loss was finite.
 
     Raises:
         RuntimeError: if the loss does not depend on the run's model.
     """
     assert run.optimizer is not None
     run.optimizer.zero_grad()
-    loss = loss_of(run, batch)
-    if not math.isfinite(float(loss.detach())):
-        return False
-    loss.backward()
+    for batch in batches:
+        loss = loss_of(run, batch)
+        if not math.isfinite(float(loss.detach())):
+            return False
+        (loss / len(batches)).backward()
     if all(p.grad is None for p in run.model.parameters()):
         raise RuntimeError(
             "the loss of a copy of the model does not depend on the copy; let it use the model it is given"
         )
     run.optimizer.step()
     return True
+
+
+@dataclass(frozen=True)
+class TensorStep:
+    """What one step of the optimizer did to one tensor.
+
+    Attributes:
+        name: of the parameter.
+        norm, moved: ‖p‖ before the step and ‖Δp‖.
+        pulled: coordinates with a gradient.
+        lost: those of them that are bit for bit what they were: the step was rounded away.
+    """
+
+    name: str
+    norm: float
+    moved: float
+    pulled: int
+    lost: int
+
+
+def first_step(run: TrainingRun, batch: Any, problem: Problem) -> list[TensorStep]:
+    """One step of a copy of the problem's run, tensor by tensor; empty where the loss is not finite."""
+    parameters = dict(run.model.named_parameters())
+    before = {name: parameters[name].detach().clone() for name in problem.names}
+    if not step(run, move(batch, problem.device)):
+        return []
+    found = []
+    for name, p in before.items():
+        after, gradient = parameters[name].detach(), parameters[name].grad
+        pulled = torch.zeros_like(p, dtype=torch.bool) if gradient is None else gradient != 0
+        moved = (after.double() - p.double()).norm()
+        lost = int((pulled & (after == p)).sum())
+        found.append(TensorStep(name, float(p.double().norm()), float(moved), int(pulled.sum()), lost))
+    return found
 
 
 def loss_of(run: TrainingRun, batch: Any) -> Tensor:
@@ -193,3 +339,26 @@ def loss_of(run: TrainingRun, batch: Any) -> Tensor:
     assert run.loss_fn is not None
     inputs, target = batch
     return run.loss_fn(run.model(inputs), target)
+
+
+def fresh_share(problem: Problem) -> float:
+    """How much of the measured parameters belongs to modules that can draw them anew."""
+    known = {id(p) for m in problem.model.modules() if _reset_of(m) for p in m._parameters.values()}
+    return sum(p.numel() for p in problem.parameters if id(p) in known) / problem.size
+
+
+def renew(model: nn.Module, among: Collection[int]) -> None:
+    """Let modules draw their parameters anew, of these ids; others stay."""
+    for module in model.modules():
+        reset = _reset_of(module)
+        own = [p for p in module._parameters.values() if p is not None]
+        if reset and any(id(p) in among for p in own):
+            kept = [(p, p.detach().clone()) for p in own if id(p) not in among]
+            reset()
+            with torch.no_grad():
+                for p, before in kept:
+                    p.copy_(before)
+
+
+def _reset_of(module: nn.Module) -> Callable[[], None] | None:
+    return getattr(module, "reset_parameters", None) or getattr(module, "_reset_parameters", None)

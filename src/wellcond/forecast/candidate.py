@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from wellcond.linalg import number
+from wellcond.linalg import Estimate, number
 from wellcond.preconditioners import Diagonal, Momentum, Preconditioner, preconditioner_of, steps_of
 
 
@@ -22,11 +22,13 @@ class Candidate:
         P: the preconditioner; None for plain gradient descent.
         learning_rate: α, one or several; None for 1/λ_max(PᵀHP).
         momentum: β of heavy ball, 0 ≤ β < 1, or a `Momentum`, one or several.
+        largest: λ_max(PᵀHP) where it is already known.
     """
 
     P: Preconditioner | None = None
     learning_rate: float | Iterable[float] | None = None
     momentum: float | Momentum | Iterable[float | Momentum] = 0.0
+    largest: Estimate | None = None
 
     def __post_init__(self) -> None:
         if self.P is not None and not isinstance(self.P, Preconditioner):
@@ -53,12 +55,13 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Run:
-    """One curve to be: a name, P, one rate (None for 1/λ_max) and one recursion."""
+    """One curve to be: a name, P, one rate (None for 1/λ_max), one recursion, and λ_max where it is known."""
 
     name: str
     P: Preconditioner | None
     rate: float | None
     momentum: Momentum
+    largest: Estimate | None = None
 
 
 def runs_of(candidates: Mapping[str, Any]) -> list[Run]:
@@ -80,7 +83,7 @@ def runs_of(candidates: Mapping[str, Any]) -> list[Run]:
             momentum = m if isinstance(m, Momentum) else Momentum.heavy_ball(m)
             suffix = f", lr {number(rate)}" if rate is not None and len(candidate.rates) > 1 else ""
             suffix += f", β {number(momentum.beta)}" if len(candidate.momenta) > 1 else ""
-            runs.append(Run(f"{name}{suffix}", candidate.P, rate, momentum))
+            runs.append(Run(f"{name}{suffix}", candidate.P, rate, momentum, candidate.largest))
     names = [run.name for run in runs]
     for name in names:
         if names.count(name) > 1:
@@ -99,15 +102,19 @@ def _candidate(name: str, given: Any) -> Candidate:
     if given is None or isinstance(given, Preconditioner):
         return Candidate(given)
     if isinstance(given, torch.optim.Optimizer) or isinstance(getattr(given, "optimizer", None), torch.optim.Optimizer):
-        return _as_it_is(given)
+        return as_it_is(given)
     raise TypeError(
         f"candidate {name!r} is a {type(given).__name__}; give a preconditioner, an optimizer, None for plain gradient "
         "descent, or a Candidate with its learning rate and momentum"
     )
 
 
-def _as_it_is(optimizer: Any) -> Candidate:
-    """The optimizer's own P, rate and momentum; groups with rates of their own by scaling P."""
+def as_it_is(optimizer: Any) -> Candidate:
+    """The optimizer's own P, rate and momentum; groups with rates of their own by scaling P.
+
+    Raises:
+        ValueError: for groups with different momenta, or a rate of 0.
+    """
     steps, P = steps_of(optimizer), preconditioner_of(optimizer)
     momentum = steps[0].momentum
     if any(s.momentum != momentum for s in steps):

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from wellcond.linalg import number
 from wellcond.linalg.axes import axes
+from wellcond.linalg.notebook import table
 from wellcond.preconditioners import Momentum
 
 
@@ -94,8 +95,31 @@ class Forecast:
 
     def __str__(self) -> str:
         """A table: the curves in the order of their ranking."""
-        last = f"loss at {self.steps}"
-        rows = [("", "learning rate", "β", "edge ratio", last, "trusted up to", "")]
+        rows = [self._headings, *self._rows()]
+        widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+        lines = [
+            "  ".join(
+                cell.ljust(w) if i in (0, 6) else cell.rjust(w)
+                for i, (cell, w) in enumerate(zip(row, widths, strict=True))
+            )
+            for row in rows
+        ]
+        return "\n".join([self._about, *(line.rstrip() for line in lines)])
+
+    def _repr_html_(self) -> str:
+        return table(self._headings, self._rows(), self._about)
+
+    @property
+    def _headings(self) -> tuple[str, ...]:
+        return "", "learning rate", "β", "edge ratio", f"loss at {self.steps}", "trusted up to", ""
+
+    @property
+    def _about(self) -> str:
+        now = f"loss now {number(self.loss)}"
+        return f"{now}; quadratic model with {self.curvature}, {self.products} products"
+
+    def _rows(self) -> list[tuple[str, ...]]:
+        rows: list[tuple[str, ...]] = []
         for name in self.ranking():
             c = self[name]
             trusted = "not checked" if c.trusted_steps is None else f"step {c.trusted_steps}"
@@ -105,16 +129,13 @@ class Forecast:
             loss = "–" if c.diverges else number(float(c.losses[-1]))
             beta = number(c.momentum.beta)
             rows.append((name, number(c.learning_rate), beta, number(c.edge_ratio), loss, trusted, ", ".join(notes)))
-        widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-        lines = [
-            "  ".join(
-                cell.ljust(w) if i in (0, 6) else cell.rjust(w)
-                for i, (cell, w) in enumerate(zip(row, widths, strict=True))
-            )
-            for row in rows
-        ]
-        head = f"loss now {number(self.loss)}; quadratic model with {self.curvature}, {self.products} products"
-        return "\n".join([head, *(line.rstrip() for line in lines)])
+        return rows
+
+    def window(self) -> tuple[float, float]:
+        """The losses that a plot shows: those of the curves that don't diverge, and some above the one now."""
+        lowest = min((float(c.losses.min()) for c in self.curves.values() if not c.diverges), default=self.loss)
+        span = max(self.loss - lowest, 1e-12 * abs(self.loss), 1e-300)
+        return lowest - 0.05 * span, self.loss + 0.25 * span
 
     def plot(self, ax: Any = None) -> Any:
         """Draw the curves: solid while trusted, dotted beyond, with the true losses that were evaluated as circles.
@@ -129,8 +150,6 @@ class Forecast:
             ModuleNotFoundError: without matplotlib (`pip install wellcond[plot]`).
         """
         ax = axes(ax)
-        lowest = min(float(c.losses.min()) for c in self.curves.values() if not c.diverges or len(self.curves) == 1)
-        span = max(self.loss - lowest, 1e-12 * abs(self.loss), 1e-300)
         for name in self.ranking():
             c = self[name]
             steps, losses = range(self.steps + 1), c.losses.tolist()
@@ -140,12 +159,7 @@ class Forecast:
             ax.plot(steps[end:], losses[end:], color=line.get_color(), linestyle=":", linewidth=1.4)
             seen = {n: x for n, x in c.true_losses.items() if math.isfinite(x)}
             ax.plot(list(seen), list(seen.values()), "o", color=line.get_color(), fillstyle="none", markersize=5)
-        ax.set(
-            xlabel="step",
-            ylabel="loss",
-            xlim=(0, 1.01 * self.steps),
-            ylim=(lowest - 0.05 * span, self.loss + 0.25 * span),
-        )
+        ax.set(xlabel="step", ylabel="loss", xlim=(0, 1.01 * self.steps), ylim=self.window())
         ax.set_title("Predicted loss (dotted: beyond what may be trusted; ○: true loss there)", fontsize="medium")
         ax.legend(frameon=False)
         return ax

@@ -82,9 +82,11 @@ def forecast(
         model_of.check_of(problem)
         found, products, passes = {}, 0, 1
         for P in {id(run.P): run.P for run in runs}.values():  # one basis of long vectors at a time
-            model = _Model.of(model_of, H, P, gradient, min(steps, max_products), seed)
+            under = [run for run in runs if run.P is P]
+            known = next((run.largest for run in under if run.largest is not None), None)
+            model = _Model.of(model_of, H, P, gradient, min(steps, max_products), seed, known)
             products += model.products
-            for run in (run for run in runs if run.P is P):
+            for run in under:
                 curve, displaced = _curve(run, model, start, steps)
                 if check:
                     trust = _Trust(problem, curve, displaced, tolerance)
@@ -136,7 +138,7 @@ class _Model:
         run: Lanczos from Pᵀ∇L.
         nodes, vectors: of its T.
         length: ‖Pᵀ∇L‖.
-        top: λ_max(PᵀHP), from a random start. It decides stability, and neither the gradient's own run nor a
+        top: λ_max(PᵀHP), known or from a random start. It decides stability, and neither the gradient's own run nor a
             Gauss-Newton matrix need show it: 20 steps after the start of training, under Jacobi, G's was 27 times less.
         products: spent on both.
     """
@@ -158,15 +160,18 @@ class _Model:
         gradient: Tensor,
         steps: int,
         seed: int,
+        known: Estimate | None,
     ) -> _Model:
         operator = curvature if P is None else curvature.preconditioned(P)
         if isinstance(operator, Preconditioned):
             gradient = flatten(operator.P.adjoint(unflatten(gradient, curvature.problem.parameters)))
         run = Lanczos(operator, gradient).extend(steps)
         nodes, vectors = torch.linalg.eigh(run.tridiagonal())
-        found = eigenvalues(H if P is None else H.preconditioned(P), seed=seed)
-        products = run.steps + found.products
-        return cls(operator, run, nodes, vectors, norm(gradient), found.largest(), products)
+        products = run.steps
+        if known is None:
+            found = eigenvalues(H if P is None else H.preconditioned(P), seed=seed)
+            known, products = found.largest(), products + found.products
+        return cls(operator, run, nodes, vectors, norm(gradient), known, products)
 
     @property
     def weights(self) -> Tensor:

@@ -9,6 +9,7 @@ from wellcond.linalg.eigenvalues import eigenvalues as eigenvalues
 from wellcond.linalg.estimate import CONFIDENCE as CONFIDENCE
 from wellcond.linalg.estimate import Estimate as Estimate
 from wellcond.linalg.estimate import number as number
+from wellcond.linalg.estimate import number_to_json as number_to_json
 from wellcond.linalg.estimate import student as student
 from wellcond.linalg.lanczos import Lanczos as Lanczos
 from wellcond.linalg.operator import DENSE_LIMIT as DENSE_LIMIT
@@ -23,6 +24,7 @@ from wellcond.linalg.quadrature import deflated_trace as deflated_trace
 from wellcond.linalg.quadrature import probe as probe
 from wellcond.linalg.randomized import DiagonalEstimate as DiagonalEstimate
 from wellcond.linalg.spectrum import Effort as Effort
+from wellcond.linalg.spectrum import Ends as Ends
 from wellcond.linalg.spectrum import SampledSpectrum as SampledSpectrum
 from wellcond.linalg.spectrum import WholeSpectrum as WholeSpectrum
 from wellcond.linalg.vectors import RandomDirections as RandomDirections

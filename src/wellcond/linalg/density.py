@@ -13,6 +13,7 @@ from wellcond.linalg.deflation import DeflatedTails, Isolated
 from wellcond.linalg.eigenvalues import eigenvalues
 from wellcond.linalg.estimate import CONFIDENCE, Estimate
 from wellcond.linalg.lanczos import Lanczos
+from wellcond.linalg.notebook import table
 from wellcond.linalg.operator import SymmetricOperator, check_operator
 from wellcond.linalg.quadrature import Quadrature
 
@@ -77,6 +78,14 @@ class SpectralDensity:
     products: int
     confidence: float
     of: str
+
+    def _repr_html_(self) -> str:
+        rows = [("largest", self.largest.with_error()), ("smallest", self.smallest.with_error())]
+        if self.scale == "log":
+            rows.append((f"fraction below {self.resolution:.1e} in size", str(self.rest)))
+        what = f"density of {self.size:,} eigenvalues of {self.of}, {self.scale} scale"
+        spent = f"{self.directions} random directions, {self.products:,} products; .plot() draws it"
+        return table(["", "eigenvalue"], rows, what, [spent])
 
     def plot(self, ax: Any = None) -> Any:
         """Draw the density with a band of two standard errors.

@@ -8,8 +8,9 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from wellcond.linalg.estimate import CONFIDENCE, Estimate
+from wellcond.linalg.estimate import CONFIDENCE, Estimate, number
 from wellcond.linalg.lanczos import Lanczos
+from wellcond.linalg.notebook import table
 from wellcond.linalg.operator import EVALUATION, SymmetricOperator, check_operator
 from wellcond.linalg.unseen import Unseen
 from wellcond.linalg.vectors import RandomDirections, inner, norm
@@ -68,6 +69,12 @@ class Eigenvalues:
     rounding: float
     confidence: float
     run: Lanczos = field(repr=False)
+
+    def _repr_html_(self) -> str:
+        columns = zip(self.values.tolist(), self.error_bounds.tolist(), self.missed.tolist(), strict=True)
+        rows = [(f"{value:.6g}", f"{error:.1e}", f"{missed:.1e}") for value, error, missed in columns]
+        whole = f"whole spectrum: {number(self.lower)} to {number(self.upper)}, with probability {self.confidence:.3g}"
+        return table(["eigenvalue", "error bound", "missed, at most"], rows, f"{self.products:,} products", [whole])
 
     def largest(self) -> Estimate:
         """The largest eigenvalue: at least its Ritz value, a Rayleigh quotient, less rounding; at most `upper`."""

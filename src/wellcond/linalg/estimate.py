@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import html
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 
@@ -51,6 +54,9 @@ class Estimate:
         """The estimate of `factor` > 0 times the figure."""
         return replace(self, value=self.value * factor, low=self.low * factor, high=self.high * factor)
 
+    def _repr_html_(self) -> str:
+        return f'<span title="{html.escape(self.how)}">{html.escape(str(self))}</span>'
+
     def with_error(self) -> str:
         """The figure with its error bound where that is the same on both sides, else as `str` has it.
 
@@ -61,6 +67,24 @@ class Estimate:
         if self.defined and math.isfinite(above) and abs(above - below) <= 0.01 * max(above, below):
             return f"{number(self.value)} ± {max(above, below):.1g}"
         return str(self)
+
+    def to_json(self) -> dict[str, Any]:
+        """As an object of docs/json.md: JSON has no infinity and no NaN, so "inf" and "-inf" are strings, and what is
+        not defined is null.
+
+        >>> Estimate(2.0, 1.0, math.inf, "lanczos").to_json()["high"]
+        'inf'
+        """
+        ends = {end: number_to_json(getattr(self, end)) for end in ("value", "low", "high")}
+        return {**ends, "confidence": self.confidence, "how": self.how}
+
+    @classmethod
+    def from_json(cls, written: Mapping[str, Any]) -> Estimate:
+        """What `to_json` wrote."""
+        value, low, high = (
+            math.nan if written[end] is None else float(written[end]) for end in ("value", "low", "high")
+        )
+        return cls(value, low, high, str(written["how"]), float(written["confidence"]))
 
     def __str__(self) -> str:
         """The figure as a person reads it: with its interval, unless that is narrower than 1 %.
@@ -86,6 +110,17 @@ class Estimate:
         # A value in a wide interval would be read as more than it is.
         wide = self.low >= 0 and self.high > 3 * self.low
         return f"{low} to {high}" if wide else f"{value} ({low} to {high})"
+
+
+def number_to_json(x: float) -> float | str | None:
+    """A number as `Estimate.to_json` has it.
+
+    >>> [number_to_json(x) for x in (1.5, -math.inf, math.nan)]
+    [1.5, '-inf', None]
+    """
+    if math.isnan(x):
+        return None
+    return x if math.isfinite(x) else ("inf" if x > 0 else "-inf")
 
 
 def number(x: float) -> str:

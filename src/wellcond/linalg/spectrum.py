@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from wellcond.linalg.deflation import DeflatedTails, Isolated
-from wellcond.linalg.eigenvalues import eigenvalues
+from wellcond.linalg.eigenvalues import Eigenvalues, eigenvalues
 from wellcond.linalg.estimate import CONFIDENCE, Estimate
 from wellcond.linalg.operator import SymmetricOperator
 from wellcond.linalg.quadrature import deflated_trace
@@ -309,6 +309,41 @@ class SampledSpectrum:
 
     def fraction_above(self, x: Tensor) -> tuple[Tensor, Tensor]:
         return self.tails.fraction_above(x)
+
+
+@dataclass(frozen=True)
+class Ends:
+    """The ends of a spectrum of which nothing else was measured.
+
+    Attributes:
+        ends: the largest and the smallest eigenvalue.
+        rounding: under which the norm of a row is rounding.
+    """
+
+    ends: tuple[Estimate, Estimate]
+    rounding: float
+
+    theta = 1e-2
+    why = "only the ends of the spectrum were measured"
+
+    @classmethod
+    def of(cls, e: Eigenvalues) -> Ends:
+        """What a run for the largest eigenvalue says of both ends: of the smallest, that it is at most the smallest
+        Ritz value."""
+        low = float(e.run.ritz()[0][0])
+        smallest = Estimate(low, e.lower, low + e.rounding, f"Lanczos, {e.products} products", e.confidence)
+        return cls((e.largest(), smallest), e.rounding)
+
+    def kappa(self, fraction: float) -> Estimate:
+        return Estimate.undefined(self.why)
+
+    def fraction_above(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Nothing beyond the ends."""
+        return (x <= self.ends[1].low).double(), (x <= self.ends[0].high).double()
+
+    @property
+    def squared_rows(self) -> Tensor:
+        raise ValueError(f"{self.why}; there are no row norms")
 
 
 def check_symmetric(asymmetry: float, scale: float, dtype: torch.dtype) -> None:

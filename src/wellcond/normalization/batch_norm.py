@@ -43,8 +43,8 @@ class BatchNormPreconditioner(Standardization):
     - Statistics are made in train mode, with gradients enabled, and not while a `Problem` measures or
       `torch.func.functional_call` puts other parameters in. A checkpointed layer that runs again in the backward pass
       counts once. Features that are not finite in a batch leave their statistics as they are.
-    - Without a bias, or with one that is frozen, there is no centering: D/q, by the same σ̃. Mind a mean far above the
-      spread there: such a layer wants a bias, or inputs with their mean taken off.
+    - Without a bias, or with one that is frozen, there is no centering: D/q, with σ² + μ² in the place of σ², the mean
+      square (theory, section 5.2).
     - A frozen weight leaves its bias 1/q. A weight of several layers has one P, from the inputs of all of them.
       A layer that has not been called, and a parameter of no such layer (norms, embeddings, attention's packed
       projections), is left as it is.
@@ -165,18 +165,19 @@ class _Statistics:
         dtype = torch.promote_types(weight.dtype, torch.float32)
         self.mean = torch.zeros(weight.shape[1] * groups, dtype=dtype, device=weight.device)
         self.variance = torch.ones_like(self.mean)
-        self._smoothed: Tensor | None = None  # σ̃², where it came with the variance
+        self._smoothed: Tensor | None = None  # σ̃² about the mean, where it came with the variance
         self.rows = 0
         self.version = 0
         self.counting = False  # whether `rows` are those of a batch that goes on
         self._forward = False  # whether calls outside of backward passes were counted
 
-    def known(self) -> tuple[Tensor, Tensor, float] | None:
+    def known(self, centered: bool) -> tuple[Tensor, Tensor, float] | None:
         if not self.version:
             return None
-        variance = self._smoothed
+        variance = self._smoothed if centered else None
         if variance is None:
-            variance = self.variance + (self.eps_relative * self.variance.max() + self.eps)
+            variance = self.variance if centered else self.variance + self.mean.square()
+            variance = variance + (self.eps_relative * variance.max() + self.eps)
         return self.mean, variance, max(self.fan_in / self.rows, 1.0) if self.rows else 1.0
 
     def load(self, mean: Tensor, variance: Tensor, rows: int) -> None:

@@ -59,11 +59,11 @@ class LayerNormalization(Standardization):
 
 @dataclass
 class _Fixed:
-    """`Moments` that stay: μ and σ² of each column."""
+    """`Moments` that stay: μ and the squared scale of each column, whatever is centered."""
 
     mean: Tensor
     variance: Tensor
     version: int = 0
 
-    def known(self) -> tuple[Tensor, Tensor, float]:
+    def known(self, centered: bool) -> tuple[Tensor, Tensor, float]:
         return self.mean, self.variance, 1.0

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from wellcond.linalg import Estimate
+from wellcond.linalg.notebook import table
 from wellcond.normalization.collecting import KINDS, Rows, RowsSeen, memory_for
 from wellcond.normalization.figures import Figures
 from wellcond.problem import Problem
@@ -70,6 +71,19 @@ class LayerConditioning:
     groups: tuple[LayerConditioning, ...] = field(default=(), repr=False, compare=False)
 
 
+class Layers(list[LayerConditioning]):
+    """A list that is a table in a notebook."""
+
+    def _repr_html_(self) -> str:
+        headings = ["layer", "κ as it is", "centered", "scaled", "standardized", "rows normalized", "rank"]
+        figures = [(e.kappa, e.centered, e.scaled, e.standardized, e.row_normalized) for e in self]
+        rows = [
+            (e.name or "(model)", *map(str, kappas), f"{e.rank} of {e.columns}")
+            for e, kappas in zip(self, figures, strict=True)
+        ]
+        return table(headings, rows)
+
+
 def layer_conditioning(problem: Problem, *, widest: int = WIDEST) -> list[LayerConditioning]:
     """κ of what every linear layer, convolution and attention projection sees, in the order of the passage.
 
@@ -110,7 +124,8 @@ def layer_conditioning(problem: Problem, *, widest: int = WIDEST) -> list[LayerC
     if not seen.finish():
         problem.record_calls(KINDS, seen.call)
         seen.finish()
-    return [_figures(name, rows) for name, rows in seen.by_name()] + [_unseen(name) for name in seen.never_called()]
+    found = [_figures(name, rows) for name, rows in seen.by_name()]
+    return Layers([*found, *(_unseen(name) for name in seen.never_called())])
 
 
 def _figures(name: str, rows: Rows) -> LayerConditioning:

@@ -18,14 +18,18 @@ class Moments(Protocol):
     version: int
     """Changes whenever they do."""
 
-    def known(self) -> tuple[Tensor, Tensor, float] | None:
-        """(μ, σ̃², q²): mean and variance of each feature, (c,), and the divisor of the whole; None for P = I."""
+    def known(self, centered: bool) -> tuple[Tensor, Tensor, float] | None:
+        """(μ, σ̃², q²): mean and squared scale of each feature, (c,), and the divisor of the whole; None for P = I.
+
+        The scale is of the feature less its mean if `centered`, else of the feature itself.
+        """
 
 
 class Block:
     """A weight with the biases that are added to its products.
 
-    W = Z/(qσ̃), then b = ζ/q − Wμ. Without a bias that is trained there is nothing to center by, and V = I.
+    W = Z/(qσ̃), then b = ζ/q − Wμ. Without a bias that is trained there is nothing to center by: V = I, and the scale is
+    of what is not centered (theory, section 5.2).
 
     Args:
         weight: its place among the parameters; None where it is not trained.
@@ -78,7 +82,7 @@ class Block:
     def _factors(self, like: Tensor) -> _Factors | None:
         key = self.moments.version, like.dtype, like.device
         if self._made[0] != key:
-            known = self.moments.known()
+            known = self.moments.known(bool(self.biases))
             made = None
             if known is not None:
                 mean, variance, q2 = known

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 
+from wellcond.problem.generators import generators_of, states_kept
 from wellcond.problem.isolation import RANDOM
 
 DEFAULT_EXAMPLES = 8192
@@ -68,7 +69,7 @@ def each_batch(data: Any, *, pairs: bool, seed: int) -> Iterator[Any]:
         raise ValueError(
             "data is a one-shot generator and would be empty on the second pass; give a list of batches or a DataLoader"
         )
-    if _is_one_batch(data, pairs):
+    if is_one_batch(data, pairs):
         return iter([data])
     if isinstance(data, Sequence) and not isinstance(data, str | bytes):
         return iter(data)
@@ -135,7 +136,8 @@ def signature(batch: Any) -> Any:
     return repr(batch)
 
 
-def _is_one_batch(data: Any, pairs: bool) -> bool:
+def is_one_batch(data: Any, pairs: bool) -> bool:
+    """Whether data is one batch and not several."""
     if isinstance(data, Tensor | Mapping):
         return not pairs
     if isinstance(data, tuple):
@@ -170,6 +172,11 @@ def _from_loader(loader: DataLoader[Any], seed: int) -> Iterator[Any]:
     """Batches as the loader would make them, from its data set and copies of its samplers: iterating the loader
     itself inside a training loop can end its epoch, and moves its generator."""
     dataset, collate = loader.dataset, loader.collate_fn
+    with states_kept(generators_of(dataset, collate)):
+        yield from _collated(loader, dataset, collate, seed)
+
+
+def _collated(loader: DataLoader[Any], dataset: Any, collate: Any, seed: int) -> Iterator[Any]:
     if isinstance(dataset, IterableDataset):
         stream = iter(dataset)
         if loader.batch_size is None:

@@ -172,10 +172,7 @@ class Problem:
         total: list[Tensor] | None = None
         with self.evaluating():
             for i, w in enumerate(self.weights):
-                loss = self.batch_loss(i)
-                self.check_depends(loss)
-                leaves = self.leaves
-                grads = torch.autograd.grad(loss, leaves, allow_unused=True)
+                grads, leaves = self._gradients(i), self.leaves
                 reached.update(j for j, g in enumerate(grads) if g is not None)
                 weighted = [torch.zeros_like(x) if g is None else w * g for g, x in zip(grads, leaves, strict=True)]
                 _refuse_sparse(weighted, self.names)
@@ -187,6 +184,14 @@ class Problem:
             bad = next(n for n, g in zip(self.names, total, strict=True) if not torch.isfinite(g).all())
             raise ValueError(f"the gradient of {bad} is not finite; lower the learning rate or look for the overflow")
         return gradient
+
+    def batch_gradient(self, index: int) -> Tensor:
+        """The gradient of one batch's loss, (n,), in `dtype`."""
+        with self.evaluating():
+            grads, leaves = self._gradients(index), self.leaves
+            pieces = [torch.zeros_like(x) if g is None else g for g, x in zip(grads, leaves, strict=True)]
+            _refuse_sparse(pieces, self.names)
+            return flatten(pieces)
 
     @contextlib.contextmanager
     def moved(self, displacement: Tensor) -> Iterator[None]:
@@ -431,6 +436,12 @@ class Problem:
         )
 
     # -- inner workings ------------------------------------------------------------------------------------------
+
+    def _gradients(self, index: int) -> tuple[Tensor | None, ...]:
+        """Of a batch's loss by each of the leaves, inside `evaluating`; None where it does not reach one."""
+        loss = self.batch_loss(index)
+        self.check_depends(loss)
+        return torch.autograd.grad(loss, self.leaves, allow_unused=True)
 
     def _is_tiny(self) -> bool:
         """Whether operations are so small that a second thread brings nothing, and costs much on a busy machine.

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+import torch
+
 from wellcond.conditioning import Conditioning
 from wellcond.examination.measurements import Measurements
 from wellcond.linalg import Estimate
@@ -15,6 +17,23 @@ CURVATURES = {
     "gauss_newton": "Gauss-Newton G",
     "gauss_newton_preconditioned": "PᵀGP",
 }
+
+
+SYMBOLS = {
+    "largest": "λ_max",
+    "smallest": "λ_min",
+    "kappa_mean": "κ̄",
+    "kappa_star": "κ*",
+    "kappa_50": "κ(0.5)",
+    "kappa_90": "κ(0.9)",
+    "kappa_effective": "κ_eff",
+    "outside_range": "flat share",
+    "negative_fraction": "negative fraction",
+}
+"""Of the figures of a curvature, by their names in the JSON schema."""
+
+OF_THETA = ("kappa_50", "kappa_90", "negative_fraction")
+"""Those that belong to a θ and can't be compared with others'."""
 
 
 @dataclass(frozen=True)
@@ -92,6 +111,36 @@ def rows(m: Measurements) -> Iterator[Row]:
             # A gradient without a flat share is what one expects, and the rounding of its zero tells nobody anything.
             if known and (key != "outside_range" or any(e.value > 1e-4 for e in known)):
                 yield row
+
+
+def shown_spectra(m: Measurements) -> dict[str, Conditioning]:
+    """By label, the curvature whose spectrum is shown, plain and under P; none without positive eigenvalues."""
+    kind = "hessian" if m.settings.curvature == "hessian" else "gauss_newton"
+    found = {CURVATURES[name]: m.figures[name] for name in (kind, f"{kind}_preconditioned") if name in m.figures}
+    return {label: c for label, c in found.items() if c.largest.value > 0}
+
+
+def eigenvalue_bound(m: Measurements) -> float | None:
+    """The eigenvalue of PᵀHP at which the step is unstable: bound over rate (theory, section 2.3)."""
+    return m.edge.bound / m.edge.rate if m.edge is not None and m.edge.rate > 0 else None
+
+
+def counts(c: Conditioning) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """(eigenvalue, at least so many above it, at most so many), down to what is known of a spectrum."""
+    fractions = torch.logspace(-8 if c.spectrum is not None else -3, 0, 161, dtype=torch.float64)
+    # The largest eigenvalue itself counts, whatever the rounding of the product fraction · λ_max.
+    return fractions * c.largest.value, *c.counts_above(fractions * c.largest.value * (1 - 1e-12))
+
+
+def candidates(m: Measurements) -> dict[str, str]:
+    """What the curves of the forecast are, by their names."""
+    optimizer = m.optimizer.name if m.optimizer else "the optimizer"
+    return {
+        "as it is": f"{optimizer} as it is",
+        "its P alone": f"gradient descent under {optimizer}'s P",
+        "no preconditioner": "gradient descent",
+        "rows scaled": "gradient descent, rows of H scaled",
+    }
 
 
 def theta(m: Measurements) -> str:

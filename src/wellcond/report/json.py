@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from importlib.metadata import version
 from typing import Any
 
@@ -10,7 +9,9 @@ import torch
 
 from wellcond.examination import Examination
 from wellcond.examination.measurements import Measurements
-from wellcond.linalg import Estimate
+from wellcond.examination.step_sizes import QUANTILES, Distribution, StepSizes
+from wellcond.forecast import Forecast
+from wellcond.linalg import number_to_json
 from wellcond.report.figures import conditioning_figures
 
 SCHEMA = "wellcond.examination/1"
@@ -43,13 +44,13 @@ def to_json(examination: Examination) -> dict[str, Any]:
                 "severity": f.severity.word,
                 "title": f.title,
                 "text": f.text,
-                "evidence": {name: _estimate(e) for name, e in f.evidence.items()},
+                "evidence": {name: e.to_json() for name, e in f.evidence.items()},
                 "remedy": f.remedy,
                 "effect": f.effect
                 and {
                     "figure": f.effect.figure,
-                    "without": _estimate(f.effect.without),
-                    "with_remedy": _estimate(f.effect.with_remedy),
+                    "without": f.effect.without.to_json(),
+                    "with_remedy": f.effect.with_remedy.to_json(),
                 },
             }
             for f in examination.findings
@@ -58,10 +59,10 @@ def to_json(examination: Examination) -> dict[str, Any]:
             name: {
                 "theta": c.theta,
                 "whole_spectrum": c.spectrum is not None,
-                **{key: _estimate(e) for key, e in conditioning_figures(c).items()},
+                **{key: e.to_json() for key, e in conditioning_figures(c).items()},
                 "eigenvalues": {
-                    "largest": [_estimate(e) for e in c.top],
-                    "smallest": [_estimate(e) for e in c.bottom],
+                    "largest": [e.to_json() for e in c.top],
+                    "smallest": [e.to_json() for e in c.bottom],
                 },
                 "products": c.products,
             }
@@ -69,7 +70,7 @@ def to_json(examination: Examination) -> dict[str, Any]:
         },
         "edge_ratio": _edge(m),
         "row_norms": m.row_norms
-        and {"correlation": _estimate(m.row_norms.correlation), "parameters_used": m.row_norms.used},
+        and {"correlation": m.row_norms.correlation.to_json(), "parameters_used": m.row_norms.used},
         "layers": [
             {
                 "name": layer.name,
@@ -80,16 +81,18 @@ def to_json(examination: Examination) -> dict[str, Any]:
                 "sees_the_data": layer.is_input,
                 "group": layer.group,
                 "groups": len(layer.groups) or 1,
-                "largest_eigenvalue": _estimate(layer.largest),
+                "largest_eigenvalue": layer.largest.to_json(),
                 "mean_share": layer.mean_share,
-                "kappa": _estimate(layer.kappa),
-                "kappa_centered": _estimate(layer.centered),
-                "kappa_scaled": _estimate(layer.scaled),
-                "kappa_standardized": _estimate(layer.standardized),
-                "kappa_row_normalized": _estimate(layer.row_normalized),
+                "kappa": layer.kappa.to_json(),
+                "kappa_centered": layer.centered.to_json(),
+                "kappa_scaled": layer.scaled.to_json(),
+                "kappa_standardized": layer.standardized.to_json(),
+                "kappa_row_normalized": layer.row_normalized.to_json(),
             }
             for layer in m.layers
         ],
+        "step_sizes": m.step_sizes and _step_sizes(m.step_sizes),
+        "forecast": m.forecast and _forecast(m.forecast),
         "notes": m.notes,
         "cost": {"products": m.products, "seconds": m.seconds, "gradient_seconds": m.gradient_seconds},
     }
@@ -99,26 +102,50 @@ def _edge(m: Measurements) -> dict[str, Any] | None:
     if m.edge is None:
         return None
     return {
-        "ratio": _estimate(m.edge.ratio),
+        "ratio": m.edge.ratio.to_json(),
         "learning_rate": m.edge.learning_rate,
-        "allowed_learning_rate": _estimate(m.edge.allowed),
+        "allowed_learning_rate": m.edge.allowed.to_json(),
         "bound": m.edge.bound,
         "rate": m.edge.rate,
     }
 
 
-def _estimate(e: Estimate) -> dict[str, Any]:
+def _step_sizes(s: StepSizes) -> dict[str, Any]:
+    def listed(distributions: list[Distribution]) -> list[dict[str, Any]]:
+        return [
+            {
+                "parameter": d.name,
+                "kind": d.kind,
+                "entries": d.size,
+                "quantiles": list(d.quantiles),
+                "counts": list(d.counts),
+            }
+            for d in distributions
+        ]
+
     return {
-        "value": _number(e.value),
-        "low": _number(e.low),
-        "high": _number(e.high),
-        "confidence": e.confidence,
-        "how": e.how,
+        "quantiles": list(QUANTILES),
+        "learning_rate": {"edges": list(s.rate_edges), "parameters": listed(s.rates)},
+        "decay": {"edges": list(s.decay_edges), "parameters": listed(s.decays)},
     }
 
 
-def _number(x: float) -> float | str | None:
-    """JSON has no infinity and no NaN: "inf" and "-inf" are strings, what is not defined is null."""
-    if math.isnan(x):
-        return None
-    return x if math.isfinite(x) else ("inf" if x > 0 else "-inf")
+def _forecast(f: Forecast) -> dict[str, Any]:
+    return {
+        "steps": f.steps,
+        "curvature": f.curvature,
+        "products": f.products,
+        "forward_passes": f.forward_passes,
+        "curves": {
+            name: {
+                "learning_rate": c.learning_rate,
+                "momentum": c.momentum.beta,
+                "edge_ratio": number_to_json(c.edge_ratio),
+                "diverges": c.diverges,
+                "trusted_steps": c.trusted_steps,
+                "losses": [number_to_json(x) for x in c.losses.tolist()],
+                "true_losses": {str(step): number_to_json(loss) for step, loss in c.true_losses.items()},
+            }
+            for name, c in f.curves.items()
+        },
+    }

@@ -2,18 +2,11 @@
 
 from __future__ import annotations
 
-import datetime
-from importlib.metadata import version
 from typing import Any
-
-import jinja2
-import torch
-from plotly.offline import get_plotlyjs
 
 from wellcond.examination import Examination, Severity
 from wellcond.examination.measurements import Measurements
 from wellcond.linalg import CONFIDENCE, number
-from wellcond.report.charts import charts
 from wellcond.report.figures import CURVATURES, headline, rows, theta
 
 _VERDICT = {
@@ -23,33 +16,33 @@ _VERDICT = {
 }
 
 
+SHOWN = 3
+"""Findings that are told whole, the most useful ones; the others open when they are asked for, as good ones do."""
+
+
 def page(examination: Examination) -> str:
     """The report as HTML: every script, style and figure inside, nothing fetched, all of the user's words escaped."""
+    # Here and not above: plotly takes half a second to import, and `import wellcond` comes through here.
+    from wellcond.report.charts import charts
+    from wellcond.report.template import render
+
     m = examination.measurements
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("wellcond.report", "templates"),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    return environment.get_template("page.html.j2").render(
+    first = [f for f in examination.findings[:SHOWN] if f.severity > Severity.GOOD]
+    return render(
+        "page.html.j2",
+        charts(m),
         m=m,
         headline=headline(m),
         verdict=_VERDICT[examination.severity],
         severity=examination.severity.word,
-        findings=examination.findings,
+        first=first,
+        more=examination.findings[len(first) :],
         rows=list(rows(m)),
         theta=theta(m),
         # The smallest of a semidefinite matrix are rounding.
         eigenvalues=[(CURVATURES[k], c.top, c.bottom if k.startswith("hessian") else []) for k, c in m.figures.items()],
         facts=_facts(m),
-        charts=charts(m),
-        plotly=get_plotlyjs(),
-        number=number,
         confidence=CONFIDENCE,
-        date=datetime.datetime.now().strftime("%Y-%m-%d %H:%M"),
-        versions=f"wellcond {version('wellcond')}, torch {torch.__version__}",
     )
 
 

@@ -49,9 +49,9 @@ def batch_norm_preconditioned(given: Problem) -> Network:
 class PreconditionedWarmUp(WarmUp):
     """Training under `precondition(optimizer, BatchNormPreconditioner(model))`, from statistics 0 and 1."""
 
-    def _run(self, factor: float, steps: int) -> WarmedUp | None:
+    def run(self, factor: float, steps: int) -> WarmedUp | None:
         if not factor:
-            return super()._run(factor, steps)
+            return super().run(factor, steps)
         problem = self.problem
         P = BatchNormPreconditioner(problem.model)
         groups = [[problem.parameters[i] for i in group] for group in self.places]

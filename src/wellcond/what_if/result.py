@@ -33,7 +33,8 @@ class Variant:
         loss: after the warm-up.
         curve: forecast from there by gradient descent in z at 1/λ_max, P the optimizer's then; None with a note where
             nothing is predicted.
-        predicted: the loss at the last step of the curve that may be trusted.
+        predicted: the loss at the last step of the curve that may be trusted; `loss` where one of the variants has no
+            curve.
         notes: what to know.
     """
 
@@ -78,7 +79,10 @@ class WhatIf:
 
     @property
     def better(self) -> str | None:
-        """The predicted winner; None where the intervals of the predicted losses don't tell it from the next."""
+        """The predicted winner; None where the intervals of the predicted losses don't tell it from the next.
+
+        How often a call is right, and how often there is none, is counted in docs/what-if.md.
+        """
         first, second = (self[name].predicted for name in self.ranking[:2])
         return self.ranking[0] if first.high < second.low else None
 

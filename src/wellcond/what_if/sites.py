@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
-from torch import fx, nn
+from torch import Tensor, fx, nn
 
 ACTIVATIONS = (
     nn.ReLU,
@@ -57,6 +59,17 @@ class Site(nn.Identity):
     """Stands before an activation, until a normalization takes its place."""
 
 
+class _Activated(nn.Module):
+    """A site, and the function that a layer of torch's keeps as its activation."""
+
+    def __init__(self, function: Callable[..., Tensor]):
+        super().__init__()
+        self.site, self.function = Site(), function
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.function(self.site(x))
+
+
 def place_sites(model: nn.Module, *, traced: bool) -> nn.Module | None:
     """The network with a `Site` before each activation; it is changed.
 
@@ -74,17 +87,7 @@ def place_sites(model: nn.Module, *, traced: bool) -> nn.Module | None:
         return None if graph is None else _in_graph(model, graph)
     if graph is not None and any(_is_activation(node, model) for node in graph.nodes if node.op != "call_module"):
         return None
-    slots = [
-        (parent, name)
-        for parent in list(model.modules())
-        for name, child in parent._modules.items()
-        if isinstance(child, ACTIVATIONS)
-    ]
-    for parent, name in slots:
-        child = parent._modules[name]
-        assert child is not None
-        parent._modules[name] = nn.Sequential(Site(), child)
-    return model if slots else None
+    return model if _in_modules(model) else None
 
 
 def _trace(model: nn.Module) -> fx.Graph | None:
@@ -102,8 +105,27 @@ def _is_activation(node: fx.Node, model: nn.Module) -> bool:
     )
 
 
+def _in_modules(model: nn.Module) -> bool:
+    """Sites before activation modules, and before the functions of torch's transformer layers; whether any is there."""
+    found = False
+    for parent in list(model.modules()):
+        for name, child in list(parent._modules.items()):
+            if isinstance(child, ACTIVATIONS):
+                parent._modules[name] = nn.Sequential(Site(), child)
+                found = True
+        if isinstance(parent, nn.TransformerEncoderLayer | nn.TransformerDecoderLayer):
+            parent.activation_relu_or_gelu = 0  # else inference takes a fused kernel, which asks no module
+            if not isinstance(parent.activation, nn.Module):
+                parent.activation = _Activated(parent.activation)
+                found = True
+    return found
+
+
 def _in_graph(model: nn.Module, graph: fx.Graph) -> fx.GraphModule:
     activations = [node for node in graph.nodes if _is_activation(node, model)]
+    whole = {str(node.target) for node in graph.nodes if node.op == "call_module" and node not in activations}
+    for name in whole:  # torch's own modules, which tracing does not enter
+        _in_modules(model.get_submodule(name))
     for i, node in enumerate(activations):
         name = f"before_activation_{i}"
         model.add_module(name, Site())

@@ -82,12 +82,12 @@ class WarmUp:
 
         def run(k: int) -> float:
             if k not in runs:
-                runs[k] = self._run(10 ** (k / 2), steps)
+                runs[k] = self.run(10 ** (k / 2), steps)
             found = runs[k]
             return math.inf if found is None else found.loss
 
         if not steps:
-            found = self._run(0.0, len(self.problem.batches))
+            found = self.run(0.0, len(self.problem.batches))
         else:
             best = min(range(-6, 7, 2), key=run)
             while (
@@ -107,8 +107,8 @@ class WarmUp:
             for p, x in zip(self.problem.parameters, parameters, strict=True):
                 p.copy_(x)
 
-    def _run(self, factor: float, steps: int) -> WarmedUp | None:
-        """None where the loss does not stay finite."""
+    def run(self, factor: float, steps: int) -> WarmedUp | None:
+        """Steps at the given rate times a factor; None where the loss does not stay finite."""
         problem = self.problem
         start = self.start if self.P is None else self.P.invert([x.to(problem.dtype) for x in self.start])
         z = [nn.Parameter(x.clone()) for x in start]

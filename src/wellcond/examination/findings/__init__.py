@@ -3,14 +3,38 @@
 from collections.abc import Callable
 
 from wellcond.examination.finding import Finding
-from wellcond.examination.findings import inputs, learning_rate, negative_curvature, preconditioner, unreached
+from wellcond.examination.findings import (
+    dead_units,
+    epsilon,
+    gradient_noise,
+    inputs,
+    l1_in_loss,
+    layer_conditioning,
+    learning_rate,
+    momentum,
+    negative_curvature,
+    precision,
+    preconditioner,
+    unreached,
+    update_ratio,
+    weight_decay,
+)
 from wellcond.examination.measurements import Measurements
 from wellcond.examination.subject import Subject
 
 FINDINGS: list[Callable[[Measurements, Subject], Finding | None]] = [
     inputs.find,
     learning_rate.find,
+    momentum.find,
+    epsilon.find,
+    weight_decay.find,
+    l1_in_loss.find,
+    gradient_noise.find,
+    update_ratio.find,
+    precision.find,
     preconditioner.find,
     negative_curvature.find,
     unreached.find,
+    dead_units.find,
+    layer_conditioning.find,
 ]

@@ -3,14 +3,27 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 
+import torch
+
+from wellcond.attachment import carried_by
 from wellcond.examination.finding import Finding, Severity
 from wellcond.examination.measurements import Measurements
+from wellcond.examination.run import TrainingRun
 from wellcond.examination.subject import Subject
+from wellcond.examination.trial import Effect
 from wellcond.linalg import Estimate, number
+from wellcond.preconditioners import Momentum, unwrapped_optimizer
 
 MATTERS = 2.0
 """A judgment: for less than a factor of 2 nobody should change an optimizer."""
+
+MOMENTUM = 0.9
+"""Of the SGD that is tried instead."""
+
+SHARES = (0.05, 0.2, 0.8)
+"""Rates to try it at, of its stability bound."""
 
 
 def find(m: Measurements, subject: Subject) -> Finding | None:
@@ -48,7 +61,30 @@ def find(m: Measurements, subject: Subject) -> Finding | None:
         return Finding("preconditioner", Severity.GOOD, title, text, evidence)
     title = f"{optimizer} makes the conditioning {times} worse: {figures}."
     text = f"Here and now plain gradient descent is better conditioned; {meaning}."
-    return Finding("preconditioner", Severity.NOTICE, title, text, evidence)
+    found = _without(m, subject)
+    if found is None:
+        return Finding("preconditioner", Severity.NOTICE, title, text, evidence)
+    rate, effect = found
+    if not effect.saves():
+        text += f" In a trial SGD at its best rate of some is no better than {optimizer} all the same."
+        return Finding("preconditioner", Severity.GOOD, title, text, evidence)
+    remedy = f"optimizer = torch.optim.SGD(model.parameters(), lr={number(rate)}, momentum={MOMENTUM})"
+    return Finding("preconditioner", Severity.NOTICE, title, text, evidence, remedy, effect)
+
+
+def _without(m: Measurements, subject: Subject) -> tuple[float, Effect] | None:
+    """SGD at the best of a few rates, and its effect."""
+    plain = m.figures.get("hessian") or m.figures["gauss_newton"]
+    if not plain.largest.low > 0 or (subject.optimizer is not None and carried_by(subject.optimizer)):
+        return None
+    bound = Momentum.heavy_ball(MOMENTUM).bound / plain.largest.high
+    return subject.trials.best({share * bound: partial(_as_sgd, lr=share * bound) for share in SHARES})
+
+
+def _as_sgd(run: TrainingRun, lr: float) -> TrainingRun:
+    held = [p for group in unwrapped_optimizer(run.optimizer).param_groups for p in group["params"]]
+    optimizer = torch.optim.SGD(held, lr=lr, momentum=MOMENTUM)
+    return TrainingRun(run.model, run.loss_fn, run.data, optimizer, run.loss)
 
 
 def _apart(a: Estimate, b: Estimate) -> bool:

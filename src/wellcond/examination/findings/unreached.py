@@ -1,23 +1,68 @@
-"""Are there parameters that the loss does not depend on?"""
+"""Are there parameters that training does not train?"""
 
 from __future__ import annotations
 
+from functools import partial
+
 from wellcond.examination.finding import Finding, Severity
 from wellcond.examination.measurements import Measurements
+from wellcond.examination.run import TrainingRun
 from wellcond.examination.subject import Subject
+from wellcond.preconditioners import unwrapped_optimizer
+
+SHOWN = 8
+"""Names that are listed."""
 
 
 def find(m: Measurements, subject: Subject) -> Finding | None:
-    """Trainable parameters without a path to the loss: their curvature is zero."""
-    if not m.unreached:
+    """Trainable parameters without a path to the loss, those that the optimizer does not have, and frozen ones that it
+    has. A frozen part that the optimizer does not have is meant, and not mentioned."""
+    frozen = _frozen(subject)
+    parts = [
+        (m.unreached, "the loss does not reach", "Left over, or something on their way to the loss is detached."),
+        (subject.left_out, "the optimizer does not have", "They want a gradient, which is computed and never used."),
+        (frozen, "the optimizer has, frozen,", "Without a gradient it passes over them."),
+    ]
+    told = [(names, what, why) for names, what, why in parts if names]
+    if not told:
         return None
-    names = ", ".join(m.unreached[:8]) + (" …" if len(m.unreached) > 8 else "")
+    title = "; ".join(
+        f"{what} {len(names)} parameter{'s' * (len(names) > 1)} ({_some(names)})" for names, what, why in told
+    )
+    remedy = [f"model.get_parameter({name!r}).requires_grad_(False)" for name in m.unreached[:SHOWN]]
+    effect = None
+    if subject.left_out:
+        remedy.append(
+            'optimizer.add_param_group({"params": [model.get_parameter(name) for name in '
+            f"{subject.left_out[:SHOWN]}]}}){'  # and so on' * (len(subject.left_out) > SHOWN)}"
+        )
+        effect = subject.trials.effect(partial(_add, names=subject.left_out))
+    if frozen:
+        remedy += [
+            f"model.get_parameter({name!r}).requires_grad_(True)  # if it is to be trained" for name in frozen[:SHOWN]
+        ]
     return Finding(
         "unreached",
         Severity.NOTICE,
-        f"The loss does not reach {len(m.unreached)} trainable "
-        f"{'parameter' if len(m.unreached) == 1 else 'parameters'}: {names}.",
-        "Their gradient and curvature are zero, and they count in every mean over parameters. They are left over, or "
-        "something on their way to the loss is detached.",
-        remedy="\n".join(f"model.get_parameter({name!r}).requires_grad_(False)" for name in m.unreached[:8]),
+        f"{title[0].upper()}{title[1:]}.",
+        " ".join(why for *_, why in told) + " What the loss does not reach counts in every mean over parameters, with "
+        "no curvature." * bool(m.unreached),
+        remedy="\n".join(remedy),
+        effect=effect,
     )
+
+
+def _frozen(subject: Subject) -> list[str]:
+    if subject.run.optimizer is None:
+        return []
+    held = {id(p) for g in unwrapped_optimizer(subject.run.optimizer).param_groups for p in g["params"]}
+    named = subject.problem.model.named_parameters()
+    return [name for name, p in named if id(p) in held and not p.requires_grad]
+
+
+def _add(run: TrainingRun, names: list[str]) -> None:
+    unwrapped_optimizer(run.optimizer).add_param_group({"params": [run.model.get_parameter(name) for name in names]})
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:SHOWN]) + " …" * (len(names) > SHOWN)

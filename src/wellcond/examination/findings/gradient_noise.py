@@ -1,0 +1,55 @@
+"""Does the gradient's noise hide what there is to win?"""
+
+from __future__ import annotations
+
+from torch.utils.data import DataLoader
+
+from wellcond.examination.finding import Finding, Severity
+from wellcond.examination.measurements import Measurements
+from wellcond.examination.noise import noise_scale
+from wellcond.examination.subject import Subject
+from wellcond.linalg import number
+
+FAR_ABOVE = 10.0
+"""Noise over signal, squared: a step follows the gradient to a third at most. Near a minimum that is always so."""
+
+SAVES = 0.2
+"""The share of the loss that steps of four batches must save: four times the work for less is no advice, and a little
+is won by averaging in any run."""
+
+BATCHES = 4
+
+
+def find(m: Measurements, subject: Subject) -> Finding | None:
+    """The noise scale against the batch, and what steps on four batches' mean gradient would do."""
+    if subject.optimizer is None:
+        return None
+    scale = noise_scale(subject.problem)
+    if scale is None or not scale.ratio.defined:
+        return None
+    evidence = {"noise_scale": scale.examples, "noise_over_signal": scale.ratio}
+    b = number(scale.batch)
+    title = f"The gradient of a batch of {b} has {scale.ratio} times as much noise as signal, squared."
+    text = f"Noise and signal are as large for batches of {scale.examples} examples."
+    if scale.ratio.low <= 1 or not (scale.ratio.unresolved or scale.ratio.value > FAR_ABOVE):
+        return Finding("gradient_noise", Severity.GOOD, title, text, evidence)
+    effect = subject.trials.effect(lambda run: run, batches_a_step=BATCHES)
+    if effect is None or not effect.saves(SAVES):
+        text += f" Steps of {BATCHES} batches save little in a trial: near a minimum noise is always more than signal."
+        return Finding("gradient_noise", Severity.GOOD, title, text, evidence)
+    text += (
+        " Steps shake the parameters by learning rate times noise, which keeps the loss above its minimum and hides "
+        f"the curvature's flat directions: on copies of the run, as many steps on {BATCHES} batches each end lower. "
+        "A smaller learning rate, falling towards the end, or averaged weights win the same more slowly."
+    )
+    return Finding("gradient_noise", Severity.NOTICE, title, text, evidence, _code(subject), effect)
+
+
+def _code(subject: Subject) -> str:
+    data = subject.run.data
+    if isinstance(data, DataLoader) and data.batch_size is not None:
+        larger = f"DataLoader(dataset, batch_size={BATCHES * data.batch_size}, shuffle=True)"
+        loader = f"loader = {larger}  # now {data.batch_size}"
+    else:
+        loader = f"# batches of {BATCHES} times as many examples, or a step after every {BATCHES} backward passes"
+    return f"{loader}\n# or average the weights:\naveraged = torch.optim.swa_utils.AveragedModel(model)"

@@ -1,0 +1,90 @@
+"""What findings advise about an optimizer: as code in the user's own terms, and the same done to a copy of the run."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch.optim import Optimizer
+
+from wellcond.examination.run import TrainingRun
+from wellcond.preconditioners import unwrapped_optimizer
+
+Settings = Mapping[str, Any]
+
+
+def set_groups(run: TrainingRun, new: Callable[[Settings], Settings]) -> None:
+    """Change settings of every parameter group; `new` gives them from those that there are."""
+    for group in unwrapped_optimizer(run.optimizer).param_groups:
+        group.update(new(group))
+
+
+def scale_rates(run: TrainingRun, factor: float) -> None:
+    """Multiply every group's learning rate."""
+    set_groups(run, lambda group: {"lr": group["lr"] * factor})
+
+
+def set_code(optimizer: Optimizer, factor: float = 1.0, **values: Any) -> str:
+    """The loop that sets the same values in every group and multiplies the learning rates, with those of now."""
+    lines = ["for group in optimizer.param_groups:"]
+    for key, value in values.items():
+        lines.append(f'    group["{key}"] = {shown(value)}  # now {_now(optimizer, key)}')
+    rates = {float(group["lr"]) for group in optimizer.param_groups}
+    if factor != 1 and len(rates) == 1:
+        lines.append(f'    group["lr"] = {rates.pop() * factor:.2g}  # now {_now(optimizer, "lr")}')
+    elif factor != 1:
+        lines.append(f'    group["lr"] *= {factor:.2g}  # now {_now(optimizer, "lr")}')
+    return "\n".join(lines)
+
+
+def built_code(
+    optimizer: Optimizer, kind: type[Optimizer] | None = None, new: Callable[[Settings], Settings] = lambda _: {}
+) -> str:
+    """The line that builds this optimizer, or one of another kind with the settings that both have, with changes.
+
+    Args:
+        optimizer: whose groups and settings.
+        kind: of the optimizer to build.
+        new: changed settings of a group.
+    """
+    kind = kind or type(optimizer)
+    known = inspect.signature(kind).parameters
+    defaults = {key: known[key].default for key in known if key != "params"}
+    groups = [{k: v for k, v in {**group, **new(group)}.items() if k in defaults} for group in optimizer.param_groups]
+    shared = {k: v for k, v in groups[0].items() if all(_same(group.get(k), v) for group in groups)}
+    told = "".join(f", {k}={shown(v)}" for k, v in shared.items() if _told(k, v, defaults[k]))
+    module = "torch.optim." if kind.__module__.startswith("torch.optim") else ""
+    if len(groups) == 1:
+        return f"optimizer = {module}{kind.__name__}(model.parameters(){told})"
+    lines = [
+        f'    {{"params": optimizer.param_groups[{i}]["params"]'
+        + "".join(f', "{k}": {shown(v)}' for k, v in group.items() if k not in shared)
+        + "},"
+        for i, group in enumerate(groups)
+    ]
+    return f"optimizer = {module}{kind.__name__}([\n" + "\n".join(lines) + f"\n]{told})"
+
+
+def shown(value: Any) -> str:
+    """A setting as one writes it."""
+    if isinstance(value, torch.Tensor):
+        value = value.item() if value.numel() == 1 else value.tolist()
+    if isinstance(value, tuple | list):
+        return f"({', '.join(map(shown, value))})"
+    return f"{value:.6g}" if isinstance(value, float) else repr(value)
+
+
+def _now(optimizer: Optimizer, key: str) -> str:
+    now = list(dict.fromkeys(shown(group[key]) for group in optimizer.param_groups))
+    return ", ".join(now[:4]) + (" …" if len(now) > 4 else "")
+
+
+def _told(key: str, value: Any, default: Any) -> bool:
+    """Whether a setting is worth writing: where it is not the default, and where the default is not known by heart."""
+    return key == "lr" or (key == "weight_decay" and value != 0) or not _same(value, default)
+
+
+def _same(a: Any, b: Any) -> bool:
+    return shown(a) == shown(b)

@@ -1,0 +1,397 @@
+"""A monitor: measurements while a network trains, which training does not notice."""
+
+from __future__ import annotations
+
+import math
+import time
+import warnings
+import weakref
+from pathlib import Path
+from statistics import median
+from types import TracebackType
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+from wellcond.attachment import can_nest, check_runs_hooks, nested
+from wellcond.monitor.budget import Budget
+from wellcond.monitor.changes import Findings
+from wellcond.monitor.history import SCHEMA, History, Writer
+from wellcond.monitor.losses import Losses
+from wellcond.monitor.measuring import CONDITION, EDGE, LAYERS, PLAIN, Look, Looking, settle
+from wellcond.monitor.record import Change, Record
+from wellcond.preconditioners import unwrapped_optimizer
+from wellcond.problem import draw_batches, unwrapped
+
+EXAMPLES = 128
+"""Batches are drawn until there are so many examples, unless given."""
+
+RESERVED = {PLAIN: 0.15, CONDITION: 0.35, LAYERS: 0.1}
+"""What other parts than the edge ratio, which is of every measurement, have of the budget."""
+
+PROBE = 12.0
+"""Steps of the run that a gradient and the first three products are expected to take, before anything was measured: a
+product is about two gradients."""
+
+WARM_UP = 0.05
+"""Seconds more that the first of them take: what torch loads when it is first asked for a second derivative."""
+
+KAPPA_PRODUCTS = 80
+"""Products of the Hessian that κ is expected to take before it was measured."""
+
+
+class Monitor:
+    """Measures a run while it trains: edge ratio, λ_max of H and PᵀHP, κ, and the findings that changed.
+
+    A hook after the optimizer's step counts, and now and then measures on a few batches that are drawn once. Training
+    is bit for bit what it is without: parameters, buffers, optimizer state and random state are left as they were, and
+    the loader is not touched.
+
+    Automatic measurements are at least `every` steps apart, or follow a jump of the observed loss; they keep the
+    monitor's share of the wall time since the first step at or below `overhead`, which wins over `every`. The first
+    ones are only of λ_max and the edge ratio; κ and what needs layers come as soon as the budget has room.
+
+    Args:
+        model, loss_fn, data, loss: as for `wellcond.Problem`.
+        optimizer: whose steps are followed; a torch optimizer, or a wrapper with an `optimizer` attribute. One that is
+            no preconditioner (LBFGS, Muon) is measured without P and without an edge ratio.
+        every: steps between measurements, at least.
+        overhead: the most that the monitor may have of the wall time, above 0 and below 1; None for no limit, where
+            every measurement is whole.
+        path: a file for the history, a line a measurement (docs/monitor.md); one that is there is continued.
+        writer: takes every figure by `add_scalar(tag, value, step)`, such as TensorBoard's SummaryWriter.
+        show: print a line a measurement.
+        examples: how many examples to look at: batches are drawn from data until there are so many, 128 unless given.
+            More make the figures those of the whole loss, and dearer.
+        seed: of the batches drawn, and of every random direction.
+
+    Attributes:
+        history: everything recorded, by `History`.
+        step: the optimizer's steps since the monitor was made.
+
+    Raises:
+        TypeError, ValueError: for what can't be monitored, with the remedy.
+
+    >>> import torch, wellcond as wc
+    >>> torch.manual_seed(0)
+    <torch._C.Generator object at ...>
+    >>> X, model, loss_fn = torch.randn(64, 3), torch.nn.Linear(3, 1), torch.nn.MSELoss()
+    >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    >>> with wc.Monitor(model, loss_fn, (X, X.sum(1, keepdim=True)), optimizer, every=5, overhead=None) as monitor:
+    ...     for _ in range(20):
+    ...         optimizer.zero_grad()
+    ...         loss = loss_fn(model(X), X.sum(1, keepdim=True))
+    ...         loss.backward()
+    ...         optimizer.step()
+    ...         monitor.observe(loss)
+    >>> [record.step for record in monitor.history]
+    [1, 6, 11, 16]
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        loss_fn: Any = None,
+        data: Any = None,
+        optimizer: Any = None,
+        *,
+        loss: Any = None,
+        every: int = 200,
+        overhead: float | None = 0.05,
+        path: str | Path | None = None,
+        writer: Any = None,
+        show: bool = False,
+        examples: int | None = None,
+        seed: int = 0,
+    ):
+        started = time.perf_counter()
+        if not isinstance(model, nn.Module):
+            raise TypeError(f"model is a {type(model).__name__}; give a torch.nn.Module")
+        for name, given in (("every", every), ("examples", examples)):
+            if not (name == "examples" and given is None) and (
+                not isinstance(given, int) or isinstance(given, bool) or given < 1
+            ):
+                raise ValueError(f"got {name}={given!r}; it is a whole number, 1 or more")
+        if overhead is not None and (not isinstance(overhead, int | float) or not 0 < overhead < 1):
+            raise ValueError(f"got overhead={overhead!r}; it is above 0 and below 1, or None for no limit")
+        if optimizer is None:
+            raise ValueError("the optimizer is missing: a monitor follows its steps")
+        if writer is not None and not callable(getattr(writer, "add_scalar", None)):
+            raise TypeError(f"writer is a {type(writer).__name__} without add_scalar; give a TensorBoard SummaryWriter")
+        if path is not None and not isinstance(path, str | Path):
+            raise TypeError(f"path is a {type(path).__name__}; give a file name")
+        optimizer = unwrapped_optimizer(optimizer)
+        check_runs_hooks(optimizer)
+        batches = draw_batches(data, pairs=loss is None, examples=examples, least=EXAMPLES, seed=seed)
+        self.every, self.show, self.seed, self.step = every, show, seed, 0
+        self._optimizer = weakref.ref(optimizer)
+        self._model = unwrapped(model)
+        self._looking = Looking(model, loss_fn, loss, batches, seed)
+        problem, _ = self._looking.problem(optimizer, self._model.training)  # refuses what can't be measured
+        self.history = History(
+            {
+                "model": type(problem.model).__name__,
+                "parameters": problem.size,
+                "optimizer": type(optimizer).__name__,
+                "examples": problem.examples,
+                "batches": len(batches),
+                "every": every,
+                "overhead": overhead,
+                "seed": seed,
+                "started": time.time(),
+                "torch": torch.__version__,
+            }
+        )
+        self._budget = Budget(overhead, RESERVED)
+        self._losses, self._findings = Losses(), Findings()
+        self._writer, self._scalars = Writer(Path(path)) if path is not None else None, writer
+        if self._writer is not None:
+            self._writer.write("run", schema=SCHEMA, run=self.history.run)
+        self._last, self._not_before, self._jumped = -math.inf, 0.0, False
+        self._intervals: list[float] = []  # between steps, the first of them
+        self._ended_at: float | None = None
+        self._training = self._model.training
+        self._probe_cost: float | None = None
+        self._told: set[str] = set()
+        self._nests = can_nest(optimizer)
+        self._handle: Any = optimizer.register_step_post_hook(self._after_step)
+        self._budget.other += time.perf_counter() - started
+
+    # -- what a training loop calls ------------------------------------------------------------------------------
+
+    def observe(self, loss: Any) -> None:
+        """Show the loss of a step, before or after the optimizer's; the mean where several belong to one step.
+
+        A tensor on a GPU is read when it is there, some steps later: nothing waits for it.
+
+        Args:
+            loss: a scalar tensor, or a number.
+
+        Raises:
+            TypeError, ValueError: for anything else.
+        """
+        started = time.perf_counter()
+        self._losses.observe(loss)
+        self._budget.other += time.perf_counter() - started
+
+    def measure(self) -> Record:
+        """Measure now, everything, whatever the budget; later measurements wait until it is kept again.
+
+        Returns:
+            The record, also in `history`.
+
+        Raises:
+            RuntimeError: if the optimizer is gone.
+        """
+        optimizer = self._optimizer()
+        if optimizer is None:
+            raise RuntimeError("the optimizer is gone; a monitor measures the run that it was made for")
+        started, booked = time.perf_counter(), self._budget.total
+        self._losses.end_step(self.step)
+        record = self._measure(optimizer, "request", list(self._looking.possible), math.inf)
+        self._budget.other += time.perf_counter() - started - (self._budget.total - booked)
+        return record
+
+    def save(self, path: str | Path = "monitor.html") -> Path:
+        """Write the page with the history so far: one file that works offline."""
+        from wellcond.monitor.page import page  # here: a run that only measures needs neither plotly nor jinja2
+
+        path = Path(path)
+        path.write_text(page(self.history), encoding="utf-8")
+        return path
+
+    def plot(self, ax: Any = None, figure: str = "edge_ratio") -> Any:
+        """Draw one figure over the steps, with its interval.
+
+        Args:
+            ax: matplotlib axes; new ones unless given.
+            figure: "edge_ratio", "largest" (λ_max of H and PᵀHP), "kappa_mean", "kappa_effective", "loss" or
+                "learning_rate".
+
+        Returns:
+            The axes.
+
+        Raises:
+            ModuleNotFoundError: without matplotlib (`pip install wellcond[plot]`).
+            ValueError: for another figure.
+        """
+        from wellcond.monitor.plot import plot
+
+        return plot(self.history, ax, figure)
+
+    @property
+    def share(self) -> float:
+        """Of the wall time since the first step, what the monitor took."""
+        return self._budget.taken_share(time.perf_counter())
+
+    @property
+    def seconds(self) -> float:
+        """What the monitor took, in all that it does."""
+        return self._budget.total
+
+    def remove(self) -> None:
+        """Follow the optimizer no longer, and close the file; what was recorded stays."""
+        if self._handle is None:
+            return
+        self._handle.remove()
+        self._handle = None
+        self.history.finished = True
+        if self._writer is not None:
+            self._writer.write("end", step=self.step, share=self.share)
+            self._writer.close()
+
+    def __enter__(self) -> Monitor:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.remove()
+
+    def __repr__(self) -> str:
+        removed = "" if self._handle is not None else "removed: "
+        return f"{removed}Monitor({self.history.run['model']}, step {self.step:,}, {len(self.history)} measurements)"
+
+    # -- the hook -------------------------------------------------------------------------------------------------
+
+    @torch._disable_dynamo  # torch.compiler.disable, without importing the compiler for those who don't use it
+    def _after_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+        """Step post-hook: counts, and nothing that waits for a device unless it measures."""
+        started = time.perf_counter()
+        if self._nests and nested(optimizer):
+            return
+        budget, booked = self._budget, 0.0
+        self.step += 1
+        self._training = self._model.training
+        if budget.started is None:
+            budget.started = started
+        elif self._ended_at is not None and len(self._intervals) < 50:
+            self._intervals.append(started - self._ended_at)
+        self._jumped |= self._losses.end_step(self.step)
+        if started >= self._not_before and (self._jumped or self.step - self._last >= self.every):
+            before = budget.total
+            self._measure_if_affordable(optimizer, started)
+            booked = budget.total - before
+        self._ended_at = time.perf_counter()
+        budget.other += self._ended_at - started - booked
+
+    def _measure_if_affordable(self, optimizer: Optimizer, now: float) -> None:
+        budget, parts, room = self._budget, list(self._looking.possible), math.inf
+        if budget.share is not None:
+            if self._probe_cost is None:
+                self._probe_if_affordable(optimizer, now)
+                return
+            costs = self._costs()
+            parts = budget.affordable(costs, now)
+            room = budget.room(now) - sum(costs[part] for part in parts[1:])
+            if not parts:
+                self._look_again(costs[EDGE], now)
+                return
+        self._measure(optimizer, "jump" if self._jumped else "every", parts, room)
+
+    def _look_again(self, cost: float, now: float) -> None:
+        """Once there is room for a cost; not at every step before, which would be a cost itself."""
+        self._not_before = now + max(self._budget.wait(cost, now), 0.002 * self._budget.elapsed(now))
+
+    def _probe_if_affordable(self, optimizer: Optimizer, now: float) -> None:
+        if not self._intervals:
+            return
+        expected = WARM_UP + PROBE * len(self._looking.batches) * median(self._intervals)
+        if expected > self._budget.room(now):
+            self._look_again(expected, now)
+            return
+        self._settle()
+        started = time.perf_counter()
+        try:
+            self._probe_cost = self._looking.probe(optimizer, self._training)
+        except Exception:  # the measurement fails too, and says why
+            self._probe_cost = time.perf_counter() - started
+        self._budget.other += time.perf_counter() - started
+
+    def _costs(self) -> dict[str, float]:
+        """Expected seconds of each part."""
+        first = 1.5 * (self._probe_cost or 0.0)
+        kappa = KAPPA_PRODUCTS * (self._looking.product_seconds or first)
+        guesses = {EDGE: first, PLAIN: first, CONDITION: kappa, LAYERS: kappa}
+        return {part: self._budget.expected(part) or guesses[part] for part in self._looking.possible}
+
+    def _measure(self, optimizer: Optimizer, why: str, parts: list[str], room: float) -> Record:
+        self._settle()  # what training still has to do is not the monitor's
+        started = time.perf_counter()
+        budget, look, failed = self._budget, None, None
+        try:
+            look = self._looking.look(optimizer, parts, self._training, room)
+        except Exception as error:
+            failed = " ".join(str(error).split()) or type(error).__name__
+        self._losses.flush()
+        changes: list[Change] = []
+        notes = list(look.measurements.notes) if look else []
+        if look is not None:
+            before = time.perf_counter()
+            changes, missing = self._findings.changes(look)
+            notes += missing
+            look.seconds[EDGE] += time.perf_counter() - before  # they are of every measurement too
+        now = time.perf_counter()
+        for part, seconds in (look.seconds if look else {parts[0]: now - started}).items():
+            budget.took(part, seconds)
+        notes = [note for note in notes if note not in self._told]
+        self._told.update(notes)
+        record = Record(
+            step=self.step,
+            seconds=budget.elapsed(now),
+            why=why,
+            loss=self._losses.latest,
+            learning_rate=_learning_rate(optimizer),
+            changes=changes,
+            jumps=self._losses.take_jumps(),
+            failed=failed,
+            notes=notes,
+            products=look.measurements.products if look else 0,
+            cost=now - started,
+            share=budget.taken_share(now),
+            **(_figures(look) if look else {}),
+        )
+        self._last, self._jumped = self.step, False
+        self._tell(record)
+        return record
+
+    def _settle(self) -> None:
+        settle(next(self._model.parameters()).device)
+
+    def _tell(self, record: Record) -> None:
+        """Everyone who wants to know; no one of them can stop training."""
+        self.history.records.append(record)
+        if self._writer is not None:
+            self._writer.write("record", record=record.to_json())
+        if self.show:
+            print(record.line(), flush=True)
+        if self._scalars is not None:
+            try:
+                for name, value in record.numbers().items():
+                    self._scalars.add_scalar(f"wellcond/{name}", value, record.step)
+            except Exception as error:
+                self._scalars = None
+                warnings.warn(
+                    f"wellcond.Monitor: the writer raised {type(error).__name__} ({error}) and gets nothing more; the "
+                    "run goes on",
+                    stacklevel=2,
+                )
+
+
+def _learning_rate(optimizer: Optimizer) -> float | None:
+    lr = optimizer.param_groups[0].get("lr")
+    return None if lr is None else float(lr)
+
+
+def _figures(look: Look) -> dict[str, Any]:
+    m = look.measurements
+    plain, own, G = m.figures.get("hessian"), m.figures.get("hessian_preconditioned"), m.of("gauss_newton")
+    return {
+        "edge_ratio": m.edge and m.edge.ratio,
+        "largest": plain and plain.largest,
+        "largest_preconditioned": own and own.largest,
+        "kappa_mean": G and G.kappa_mean,
+        "kappa_effective": G and G.kappa_effective,
+        "measured_loss": m.loss,
+        "gradient_norm": m.gradient_norm,
+    }

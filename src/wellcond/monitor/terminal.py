@@ -1,0 +1,135 @@
+"""A history in a terminal: sparklines, last values, findings."""
+
+from __future__ import annotations
+
+import math
+import time
+from pathlib import Path
+
+from rich import box
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from wellcond.linalg import number
+from wellcond.monitor.history import History, read_history
+from wellcond.monitor.record import FIGURES, NUMBERS
+
+BARS = "▁▂▃▄▅▆▇█"
+POLL = 0.5
+"""Seconds between two looks at the file."""
+
+FINDINGS_SHOWN = 6
+_STYLES = {"severe": ("✖", "bold red"), "notice": ("▲", "yellow"), "good": ("✔", "green")}
+
+
+def sparkline(values: list[float], width: int) -> str:
+    """The values as bars, at most `width`: logarithmic where all are positive and span more than ten times; of values
+    that share a bar the largest. What is not finite is a cross.
+
+    >>> sparkline([1, 2, 3, math.nan, 8], 10)
+    '▁▂▃×█'
+    """
+    size = -(-len(values) // width) if values else 1
+    groups = [values[i : i + size] for i in range(0, len(values), size)]
+    shown = [max((v for v in group if math.isfinite(v)), default=math.nan) for group in groups]
+    finite = [v for v in shown if math.isfinite(v)]
+    if not finite:
+        return "×" * len(shown)
+    low, high = min(finite), max(finite)
+    logarithmic = low > 0 and high > 10 * low
+    scale = math.log if logarithmic else float
+    span = scale(high) - scale(low)
+
+    def bar(v: float) -> str:
+        if not math.isfinite(v):
+            return "×"
+        height = (scale(v) - scale(low)) / span if span > 0 else 0.0
+        return BARS[min(int(height * len(BARS)), len(BARS) - 1)]
+
+    return "".join(bar(v) for v in shown)
+
+
+def view(history: History, width: int) -> RenderableType:
+    """Everything at a glance.
+
+    Args:
+        history: finished or not.
+        width: columns of the terminal.
+    """
+    run, records = history.run, history.records
+    state = "finished" if history.finished else "running, or killed"
+    head = f"{run.get('model')}, {run.get('parameters', 0):,} parameters, {run.get('optimizer')}: {state}"
+    parts: list[RenderableType] = [Text(head, style="bold")]
+    if not records:
+        return Group(*parts, Text("no measurement yet"))
+    last = records[-1]
+    when = "" if history.finished else f", {_ago(run.get('started'), last.seconds)}"
+    parts.append(
+        Text(
+            f"step {last.step:,}, {len(records)} measurements in {number(last.seconds)} s{when}; the monitor took "
+            f"{100 * last.share:.2g} % of the time",
+            style="dim",
+        )
+    )
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("figure", no_wrap=True)
+    table.add_column("last", justify="right", overflow="fold")
+    table.add_column("first to last", no_wrap=True)
+    for name, label in {**NUMBERS, **FIGURES}.items():
+        _, values = history.series(name)
+        if values:
+            latest = next(r for r in reversed(records) if name in r.numbers())
+            e = latest.estimates().get(name)
+            text = Text(str(e) if e is not None else number(values[-1]))
+            if name == "edge_ratio" and values[-1] > 1:
+                text.stylize("bold red")
+            table.add_row(label, text, sparkline(values, max(8, min(60, width - 46))))
+    parts.append(table)
+    worst_first = sorted(history.findings().values(), key=lambda f: list(_STYLES).index(f[0]))
+    for severity, title in worst_first[:FINDINGS_SHOWN]:
+        mark, style = _STYLES[severity]
+        grid = Table.grid(padding=(0, 1))
+        grid.add_row(Text(mark, style=style), Text(title))
+        parts.append(grid)
+    jumps = [step for record in records for step in record.jumps]
+    if jumps:
+        parts.append(Text(f"the loss jumped at step {', '.join(f'{s:,}' for s in jumps[-5:])}", style="yellow"))
+    if last.failed is not None:
+        parts.append(Text(f"step {last.step:,} could not be measured, because {last.failed}", style="red"))
+    return Group(*parts)
+
+
+def watch(path: Path, console: Console, *, once: bool = False) -> None:
+    """Show a history until its run is finished, or once.
+
+    Args:
+        path: what the monitor writes.
+        console: where; without a terminal it is shown once.
+        once: show what there is and return.
+
+    Raises:
+        ValueError: for a file that is no history.
+        OSError: if it can't be read.
+    """
+    history = read_history(path)
+    if once or history.finished or not console.is_terminal:
+        console.print(view(history, console.width))
+        return
+    size = -1
+    with Live(view(history, console.width), console=console, auto_refresh=False) as live:
+        while not history.finished:
+            now = path.stat().st_size
+            if now != size:
+                history, size = read_history(path), now
+            live.update(view(history, console.width), refresh=True)
+            if not history.finished:
+                time.sleep(POLL)
+
+
+def _ago(started: float | None, seconds: float) -> str:
+    """How long ago the last measurement was."""
+    if started is None:
+        return "time unknown"
+    return f"{max(0.0, time.time() - started - seconds):.0f} s ago"

@@ -1,0 +1,79 @@
+"""A few batches, drawn once from the user's data."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import BatchSampler, DataLoader, IterableDataset, RandomSampler, SequentialSampler
+
+from wellcond.problem.batches import count_examples, each_batch, is_one_batch, read_batches, tensors_of, with_tensors
+from wellcond.problem.isolation import random_state
+
+LARGE = 1024
+"""A single batch of more examples than this is data to draw from, unless a number is asked for."""
+
+
+def draw_batches(data: Any, *, pairs: bool, examples: int | None, least: int, seed: int) -> list[Any]:
+    """Batches of the size that the network is trained in, the same for the same seed, without touching the loader.
+
+    Of a loader over a data set with an order of its own, or shuffled, examples are drawn; a loader with any other
+    sampler is read from its start. Of a list, batches are drawn. A single batch is taken as a whole, and only where it
+    is larger than what is asked for are examples of it drawn.
+
+    Args:
+        data: as for `wellcond.Problem`.
+        pairs: whether a batch is an (input, target) pair.
+        examples: draw batches until there are so many.
+        least: the same, of a loader or a list, where `examples` is None.
+        seed: of the draw, and of what the data set itself draws.
+
+    Raises:
+        TypeError, ValueError: as `wellcond.Problem` for its data.
+    """
+    rng = random.Random(seed)
+    with random_state(seed, torch.device("cpu")):
+        if is_one_batch(data, pairs):
+            return [_rows(data, examples or LARGE, rng)]
+        wanted = examples or least
+        if isinstance(data, DataLoader):
+            data = _shuffled(data, wanted, rng)
+        elif isinstance(data, list | tuple):
+            data = rng.sample(data, len(data))
+        found = list(_until(each_batch(data, pairs=pairs, seed=seed), wanted))
+        return read_batches(found, pairs=pairs, batches=None, seed=seed)
+
+
+def _until(stream: Iterator[Any], wanted: int) -> Iterator[Any]:
+    seen = 0
+    while seen < wanted and (batch := next(stream, None)) is not None:
+        yield batch
+        seen += count_examples(batch)
+
+
+def _shuffled(loader: DataLoader[Any], wanted: int, rng: random.Random) -> DataLoader[Any]:
+    """The loader over a few random examples, where its own order says nothing about them."""
+    sampler, size = loader.sampler, loader.batch_size
+    own = type(loader).__iter__ is not DataLoader.__iter__
+    known = type(sampler) in (SequentialSampler, RandomSampler) and type(loader.batch_sampler) is BatchSampler
+    if own or not known or size is None or isinstance(loader.dataset, IterableDataset):
+        return loader
+    total = len(loader.dataset)  # type: ignore[arg-type]
+    indices = rng.sample(range(total), min(total, size * -(-wanted // size)))
+    return DataLoader(loader.dataset, size, sampler=indices, collate_fn=loader.collate_fn)
+
+
+def _rows(batch: Any, most: int, rng: random.Random) -> Any:
+    """Random examples of a batch that has more, where all its tensors have one row an example."""
+    N = count_examples(batch)
+    if most >= N or any(x.ndim == 0 or x.shape[0] != N for x in tensors_of(batch)):
+        return batch
+    rows = sorted(rng.sample(range(N), most))
+
+    def chosen(x: Tensor) -> Tensor:
+        return x[torch.tensor(rows, device=x.device)]
+
+    return with_tensors(batch, chosen)

@@ -1,0 +1,227 @@
+"""What changed between two examinations."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from wellcond.examination import Examination, Finding, Severity
+from wellcond.linalg import Estimate
+from wellcond.linalg.notebook import paragraphs
+from wellcond.report.figures import CURVATURES, OF_THETA, SYMBOLS
+from wellcond.report.json import to_json
+from wellcond.report.saved import SavedExamination
+
+SCHEMA = "wellcond.comparison/1"
+_COMPARABLE = {"model": "models", "parameters": "numbers of parameters", "dtype": "dtypes", "mode": "modes"}
+"""Facts of the run that figures can't be compared across without a warning."""
+
+
+@dataclass(frozen=True)
+class Change:
+    """A figure whose intervals are apart.
+
+    Attributes:
+        figure: its name.
+        before, after: both.
+        factor: after over before; not defined unless both are positive.
+    """
+
+    figure: str
+    before: Estimate
+    after: Estimate
+
+    @property
+    def factor(self) -> Estimate:
+        a, b = self.before, self.after
+        if not (a.low > 0 and b.low > 0):
+            return Estimate.undefined("not both are positive")
+        low, high = b.low / a.high, b.high / a.low
+        value = b.value / a.value if math.isfinite(a.value) and math.isfinite(b.value) else low
+        return Estimate(value, low, high, "ratio of both", max(0.0, a.confidence + b.confidence - 1))
+
+    def __str__(self) -> str:
+        factor = self.factor
+        if not factor.defined:
+            return f"{self.figure}: {self.before} → {self.after}"
+        if factor.low == 0:  # "at least" before, so that nothing bounds the factor from below
+            return f"{self.figure}: {self.before} → {self.after}, × less than {factor.high:.3g}"
+        return f"{self.figure}: {self.before} → {self.after}, × {factor}"
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Two examinations, side by side. A finding counts from severity notice on: good ones are no findings to mend.
+
+    Attributes:
+        before, after: both.
+        warnings: why figures may not be comparable.
+        facts: what differs between the runs: name, before, after.
+        new: findings that were not there before, or only as good.
+        gone: those that are no more, or good now.
+        changed: findings whose severity changed, before and after.
+        same: findings of the same severity, as they are after.
+        apart: figures whose intervals are apart.
+        equal: names of the figures that are the same within their errors.
+        not_compared: names of figures that one examination has not, or that belong to another θ.
+    """
+
+    before: SavedExamination
+    after: SavedExamination
+    warnings: list[str]
+    facts: list[tuple[str, str, str]]
+    new: list[Finding]
+    gone: list[Finding]
+    changed: list[tuple[Finding, Finding]]
+    same: list[Finding]
+    apart: list[Change]
+    equal: list[str]
+    not_compared: list[str]
+
+    @property
+    def severity(self) -> Severity:
+        """Of the most severe finding that is new or became more severe."""
+        worse = [after for before, after in self.changed if after.severity > before.severity]
+        return max((f.severity for f in [*self.new, *worse]), default=Severity.GOOD)
+
+    def lines(self) -> Iterator[tuple[str, str]]:
+        """(style, text): "head", "warning", "bad", "good" or ""."""
+        yield "head", f"{self.before.source} → {self.after.source}"
+        yield from (("warning", f"! {warning}") for warning in self.warnings)
+        was, now = self.before.severity, self.after.severity
+        tone = "bad" if now > was else "good" if now < was else ""
+        yield tone, f"verdict: {was.word}" + (f" → {now.word}" if now != was else ", as before")
+        yield from (("bad", f"+ new, {f.severity.word}: {f.title}") for f in self.new)
+        yield from (("good", f"- gone, was {f.severity.word}: {f.title}") for f in self.gone)
+        for before, after in self.changed:
+            tone = "bad" if after.severity > before.severity else "good"
+            yield tone, f"~ {before.severity.word} → {after.severity.word}: {after.title}"
+        yield from (("", f"= still {f.severity.word}: {f.title}") for f in self.same)
+        yield from (("", f"{name}: {before} → {after}") for name, before, after in self.facts)
+        yield from (("", str(change)) for change in self.apart)
+        equal = f"{len(self.equal)} figures are the same within their errors"
+        yield "", equal + (f", {len(self.not_compared)} were not compared" if self.not_compared else "")
+
+    def __str__(self) -> str:
+        return "\n".join(text for _, text in self.lines())
+
+    def _repr_html_(self) -> str:
+        return paragraphs(text for _, text in self.lines())
+
+    def to_json(self) -> dict[str, Any]:
+        """As plain dictionaries, lists, strings and numbers."""
+        return {
+            "schema": SCHEMA,
+            "before": self.before.source,
+            "after": self.after.source,
+            "warnings": self.warnings,
+            "severity": {"before": self.before.severity.word, "after": self.after.severity.word},
+            "facts": [{"name": name, "before": before, "after": after} for name, before, after in self.facts],
+            "findings": {
+                "new": [_told(f) for f in self.new],
+                "gone": [_told(f) for f in self.gone],
+                "changed": [{"before": _told(before), "after": _told(after)} for before, after in self.changed],
+                "same": [_told(f) for f in self.same],
+            },
+            "figures": {
+                "apart": [
+                    {
+                        "figure": c.figure,
+                        "before": c.before.to_json(),
+                        "after": c.after.to_json(),
+                        "factor": c.factor.to_json(),
+                    }
+                    for c in self.apart
+                ],
+                "equal": self.equal,
+                "not_compared": self.not_compared,
+            },
+        }
+
+
+def compare(before: SavedExamination | Examination, after: SavedExamination | Examination) -> Comparison:
+    """What changed from one examination to another.
+
+    Args:
+        before: from `wellcond.examine`, or from `wellcond.read_examination`.
+        after: likewise.
+
+    Raises:
+        TypeError: for anything else.
+    """
+    a, b = _saved(before, "before"), _saved(after, "after")
+    known, present = _by_key(a.findings), _by_key(b.findings)
+    both = [(known[key], f) for key, f in present.items() if key in known]
+    warnings, incomparable = _warnings(a.data, b.data)
+    shared = [name for name in a.figures if name in b.figures and name not in incomparable]
+    defined = [name for name in shared if a.figures[name].defined and b.figures[name].defined]
+    changes = {name: Change(name, a.figures[name], b.figures[name]) for name in defined}
+    apart = [c for c in changes.values() if c.before.low > c.after.high or c.after.low > c.before.high]
+    moved = {c.figure for c in apart}
+    # One that neither examination could give a number for is no difference.
+    lacking = [n for n in {**a.figures, **b.figures} if n not in changes and not _undefined_in_both(n, a, b)]
+    return Comparison(
+        before=a,
+        after=b,
+        warnings=warnings,
+        facts=[
+            (name, was, now)
+            for name in {**a.facts, **b.facts}
+            if (was := a.facts.get(name, "–")) != (now := b.facts.get(name, "–"))
+        ],
+        new=[f for key, f in present.items() if key not in known],
+        gone=[f for key, f in known.items() if key not in present],
+        changed=[(was, now) for was, now in both if was.severity != now.severity],
+        same=[now for was, now in both if was.severity == now.severity],
+        apart=apart,
+        equal=[name for name in defined if name not in moved],
+        not_compared=lacking,
+    )
+
+
+def _saved(x: Any, name: str) -> SavedExamination:
+    if isinstance(x, Examination):
+        return SavedExamination.of(to_json(x), name)
+    if isinstance(x, SavedExamination):
+        return x
+    raise TypeError(f"{name} is a {type(x).__name__}; give an examination, or what wellcond.read_examination returns")
+
+
+def _by_key(findings: list[Finding]) -> dict[tuple[str, int], Finding]:
+    """Those to mend, by their key and their number among those of that key."""
+    seen: Counter[str] = Counter()
+    found = {}
+    for f in findings:
+        if f.severity > Severity.GOOD:
+            found[f.key, seen[f.key]] = f
+            seen[f.key] += 1
+    return found
+
+
+def _undefined_in_both(name: str, a: SavedExamination, b: SavedExamination) -> bool:
+    return all(name not in x.figures or not x.figures[name].defined for x in (a, b))
+
+
+def _warnings(a: dict[str, Any], b: dict[str, Any]) -> tuple[list[str], set[str]]:
+    """Why figures may not be comparable, and those that are not."""
+    found = [
+        f"different {many}: {a['run'][key]} and {b['run'][key]}"
+        for key, many in _COMPARABLE.items()
+        if a["run"][key] != b["run"][key]
+    ]
+    incomparable: set[str] = set()
+    for kind, name in CURVATURES.items():
+        thetas = [x["curvature"][kind]["theta"] for x in (a, b) if kind in x["curvature"]]
+        if len(thetas) == 2 and not math.isclose(*thetas, rel_tol=1e-6):
+            below, above = (f"{theta:.0e}" for theta in thetas)
+            listed = {f"{SYMBOLS[key]} of {name}" for key in OF_THETA}
+            found.append(f"θ of {name} is {below} and {above}: {', '.join(sorted(listed))} are not compared")
+            incomparable |= listed
+    return found, incomparable
+
+
+def _told(f: Finding) -> dict[str, str]:
+    return {"key": f.key, "severity": f.severity.word, "title": f.title}

@@ -1,0 +1,131 @@
+"""The heat map of the layers' conditioning."""
+
+from __future__ import annotations
+
+import html
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import plotly.graph_objects as go
+
+from wellcond.examination.measurements import Measurements
+from wellcond.linalg import Estimate, number
+from wellcond.normalization import LayerConditioning
+from wellcond.report.chart import HEAT, Chart, plain, short
+
+PANEL = 50
+"""Layers in one panel; more stand in several, side by side where there is room, and on several sheets of paper."""
+
+COLUMNS = ("as it is", "centered", "scaled", "standardized", "rows normalized")
+
+
+def kappas(layer: LayerConditioning) -> tuple[Estimate, ...]:
+    """One for each of `COLUMNS`."""
+    return layer.kappa, layer.centered, layer.scaled, layer.standardized, layer.row_normalized
+
+
+def level(kappa: Estimate) -> float | None:
+    """log₁₀ κ; None where it is not defined or infinite."""
+    return math.log10(kappa.value) if math.isfinite(kappa.value) and kappa.value > 0 else None
+
+
+def shown_layers(m: Measurements) -> list[LayerConditioning]:
+    """Those of which at least one figure is defined."""
+    return [layer for layer in m.layers if any(level(e) is not None for e in kappas(layer))]
+
+
+def brief(kappa: Estimate) -> str:
+    """For a cell of the map: as short as it can be said."""
+    if level(kappa) is None:
+        return ""
+    x = kappa.low if kappa.unresolved else kappa.value
+    text = number(x) if x < 9995 else f"{x:.1e}".replace("e+0", "e").replace("e+", "e")
+    return ("≥" if kappa.unresolved else "") + text
+
+
+def layers_chart(m: Measurements) -> Chart | None:
+    """log κ of every layer, as it is and under each normalization."""
+    layers = shown_layers(m)
+    if not layers:
+        return None
+    most = max(1.0, *(x for layer in layers for e in kappas(layer) if (x := level(e)) is not None))
+    count = -(-len(layers) // PANEL)
+    size = -(-len(layers) // count)
+    panels = [layers[i : i + size] for i in range(0, len(layers), size)]
+    worst = max(layers, key=lambda layer: level(layer.kappa) or 0.0)
+    table = [["layer", *COLUMNS, "rank", "inputs that never vary"]]
+    for layer in m.layers:
+        rank = f"{layer.rank} of {layer.columns}"
+        table.append([layer.name or "(model)", *map(str, kappas(layer)), rank, str(layer.constant)])
+    return Chart(
+        "layers",
+        "Layers: conditioning of what each one sees",
+        "The condition number κ of the matrix of a layer's inputs, with the column of ones that its bias sees, in the "
+        "order of the passage; what it would be without the mean (centered), with columns of equal size (scaled), with "
+        "both, as batch normalization does (standardized), and as layer normalization does (rows normalized). Largest "
+        f"as it is: {worst.kappa} in “{worst.name or '(model)'}”.",
+        [_panel(panel, most) for panel in panels],
+        table,
+        wide=count > 1,
+    )
+
+
+def _panel(layers: Sequence[LayerConditioning], most: float) -> dict[str, Any]:
+    names = [layer.name or "(model)" for layer in layers]
+    step = max(1, math.ceil(most / 4))
+    decades = range(0, math.ceil(most) + 1, step)
+    cells = [[(html.escape(layer.name or "(model)"), str(e)) for e in kappas(layer)] for layer in layers]
+    figure = go.Figure()
+    figure.add_heatmap(
+        x=COLUMNS,
+        y=list(range(len(layers))),
+        z=[[level(e) for e in kappas(layer)] for layer in layers],
+        zmin=0,
+        zmax=most,
+        text=[[brief(e) for e in kappas(layer)] for layer in layers],
+        texttemplate="%{text}",
+        customdata=cells,
+        hovertemplate="%{customdata[0]}<br>%{x}: κ = %{customdata[1]}<extra></extra>",
+        xgap=1,
+        ygap=1,
+        meta=HEAT,
+        colorbar={
+            "orientation": "h",
+            "thickness": 10,
+            "y": 0,
+            "yanchor": "top",
+            "ypad": 8,
+            "tickangle": 0,
+            "tickvals": list(decades),
+            "ticktext": [f"κ = {number(10.0**d)}" if d == 0 else number(10.0**d) for d in decades],
+        },
+    )
+    figure.update_layout(
+        xaxis={
+            "side": "top",
+            "showgrid": False,
+            "tickmode": "array",
+            "tickvals": COLUMNS,
+            "ticktext": [column.replace(" n", "<br>n") for column in COLUMNS],
+            "tickangle": 0,
+            "tickfont": {"size": 10},
+        },
+        yaxis={
+            "tickmode": "array",
+            "tickvals": list(range(len(layers))),
+            "ticktext": [html.escape(short(name)) for name in names],
+            "tickfont": {"size": 11 if len(layers) > 20 else 13},
+            "autorange": "reversed",
+            "showgrid": False,
+        },
+        meta={
+            "narrow": {
+                "margin": {"t": 74},
+                "xaxis": {"tickangle": -60, "ticktext": [column.replace("normalized", "norm.") for column in COLUMNS]},
+                "yaxis": {"ticktext": [html.escape(short(name, 14)) for name in names]},
+            }
+        },
+        height=130 + len(layers) * (34 if len(layers) <= 20 else 17),
+    )
+    return plain(figure)

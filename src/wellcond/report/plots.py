@@ -1,0 +1,108 @@
+"""The page's charts on matplotlib axes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from wellcond.examination.measurements import Measurements
+from wellcond.examination.step_sizes import Distribution
+from wellcond.linalg import number
+from wellcond.linalg.axes import axes
+from wellcond.report.figures import counts, eigenvalue_bound, shown_spectra
+from wellcond.report.layers import COLUMNS, brief, kappas, level, shown_layers
+from wellcond.report.rates import KINDS, by_kind
+
+COLORS = ("#2860c8", "#c84f14", "#1e8a6a", "#8a4fb5")
+HEAT = ("#f4f1e8", "#f0b669", "#c8482f", "#5b1130")
+
+
+def plot(m: Measurements, which: str, ax: Any = None) -> Any:
+    """See `Examination.plot`."""
+    if which not in _PLOTS:
+        raise ValueError(f"there is no chart {which!r}; there are {', '.join(_PLOTS)}")
+    has_data, draw = _PLOTS[which]
+    if not has_data(m):
+        raise ValueError(f"this examination has no data for {which!r}")
+    return draw(m, ax)
+
+
+def _spectrum(m: Measurements, ax: Any) -> Any:
+    ax = axes(ax)
+    for color, (label, c) in zip(COLORS, shown_spectra(m).items(), strict=False):
+        at, low, high = (x.numpy() for x in counts(c))
+        if c.spectrum is not None:
+            ax.step(at, low.clip(0.5), where="post", color=color, label=label)
+        else:
+            ax.fill_between(at, low.clip(0.5), high.clip(0.5), color=color, alpha=0.4, label=label)
+    bound = eigenvalue_bound(m)
+    if bound is not None:
+        label = f"stability bound, λ = {number(bound)}"
+        ax.axvline(bound, color="#c0282d", linestyle="--", linewidth=1.2, label=label)
+    ax.set(xscale="log", yscale="log", xlabel="eigenvalue λ", ylabel="number of eigenvalues ≥ λ")
+    ax.legend(frameon=False)
+    return ax
+
+
+def _layers(m: Measurements, ax: Any) -> Any:
+    layers = shown_layers(m)
+    ax = axes(ax, size=(7.0, 1.4 + 0.24 * len(layers)))
+    from matplotlib.colors import LinearSegmentedColormap
+
+    levels = [[math.nan if (x := level(e)) is None else x for e in kappas(layer)] for layer in layers]
+    top = max(1.0, *(x for row in levels for x in row if not math.isnan(x)))
+    shown = ax.imshow(levels, cmap=LinearSegmentedColormap.from_list("heat", HEAT), vmin=0, vmax=top, aspect="auto")
+    for i, layer in enumerate(layers):
+        for j, kappa in enumerate(kappas(layer)):
+            color = "white" if levels[i][j] > 0.6 * top else "black"
+            ax.text(j, i, brief(kappa), ha="center", va="center", fontsize=7, color=color)
+    ax.set_xticks(range(len(COLUMNS)), COLUMNS)
+    ax.set_yticks(range(len(layers)), [layer.name or "(model)" for layer in layers], fontsize=7)
+    ax.figure.colorbar(shown, ax=ax, label="log₁₀ κ of the layer's inputs")
+    return ax
+
+
+def _forecast(m: Measurements, ax: Any) -> Any:
+    assert m.forecast is not None
+    return m.forecast.plot(ax)
+
+
+def _rates(m: Measurements, ax: Any) -> Any:
+    assert m.step_sizes is not None
+    return _histogram(m.step_sizes.rate_edges, m.step_sizes.rates, "effective learning rate αP²", ax)
+
+
+def _decay(m: Measurements, ax: Any) -> Any:
+    assert m.step_sizes is not None
+    axis = "weight decay received in a step, fraction of the parameter"
+    return _histogram(m.step_sizes.decay_edges, m.step_sizes.decays, axis, ax)
+
+
+def _histogram(edges: Sequence[float], distributions: Sequence[Distribution], axis: str, ax: Any) -> Any:
+    ax, below = axes(ax), [0] * (len(edges) - 1)
+    for color, (kind, heights) in zip(COLORS, by_kind(distributions).items(), strict=False):
+        above = [a + b for a, b in zip(below, heights, strict=True)]
+        ax.stairs(above, edges, baseline=below, fill=True, color=color, label=KINDS[kind][1])
+        below = above
+    ax.set(xscale="log", xlabel=axis, ylabel="number of parameters")
+    ax.legend(frameon=False)
+    return ax
+
+
+def _row_norms(m: Measurements, ax: Any) -> Any:
+    assert m.row_norms is not None
+    ax = axes(ax)
+    ax.loglog(m.row_norms.row_norm.tolist(), m.row_norms.root_v.tolist(), ".", color=COLORS[0], alpha=0.4)
+    ax.set(xlabel="row norm of H", ylabel="√v", title=f"correlation of the logarithms {m.row_norms.correlation}")
+    return ax
+
+
+_PLOTS: dict[str, tuple[Callable[[Measurements], bool], Callable[[Measurements, Any], Any]]] = {
+    "spectrum": (lambda m: bool(shown_spectra(m)), _spectrum),
+    "layers": (lambda m: bool(shown_layers(m)), _layers),
+    "forecast": (lambda m: m.forecast is not None, _forecast),
+    "rates": (lambda m: m.step_sizes is not None and bool(m.step_sizes.rate_edges), _rates),
+    "decay": (lambda m: m.step_sizes is not None and bool(m.step_sizes.decay_edges), _decay),
+    "row norms": (lambda m: m.row_norms is not None and m.row_norms.correlation.defined, _row_norms),
+}

@@ -1,0 +1,152 @@
+"""Examinations read back from JSON, of this version and of older ones."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from wellcond.examination import Finding, Severity
+from wellcond.examination.trial import Effect
+from wellcond.linalg import Estimate
+from wellcond.report.figures import CURVATURES, SYMBOLS
+from wellcond.report.json import SCHEMA
+
+_NAME, _VERSION = SCHEMA.rsplit("/", 1)
+_EDGE = {"ratio": "edge ratio", "allowed_learning_rate": "allowed learning rate"}
+_LAYER = {
+    "kappa": "as it is",
+    "kappa_centered": "centered",
+    "kappa_scaled": "scaled",
+    "kappa_standardized": "standardized",
+    "kappa_row_normalized": "rows normalized",
+}
+
+
+_FROM_THE_START = tuple(_LAYER)[:-1]
+
+
+@dataclass(frozen=True)
+class SavedExamination:
+    """An examination that was written as JSON.
+
+    Attributes:
+        source: where it came from.
+        data: the JSON as it is (docs/json.md).
+        severity: of the most severe finding.
+        findings: as they were; without evidence or effect where the file is older than these.
+        facts: of the run, by a name for people, as "learning rate".
+        figures: every estimate by a name for people, as "κ̄ of PᵀHP", and the loss and its gradient's norm.
+    """
+
+    source: str
+    data: dict[str, Any]
+    severity: Severity
+    findings: list[Finding]
+    facts: dict[str, str]
+    figures: dict[str, Estimate]
+
+    @classmethod
+    def of(cls, data: Any, source: str) -> SavedExamination:
+        """From parsed JSON.
+
+        Raises:
+            ValueError: for what is no examination, is damaged, or was written by a newer wellcond.
+        """
+        schema = data.get("schema") if isinstance(data, dict) else None
+        found = re.fullmatch(rf"{re.escape(_NAME)}/(\d+)", schema) if isinstance(schema, str) else None
+        if not isinstance(data, dict) or found is None:
+            raise ValueError(f"{source} is no wellcond examination: its schema is {str(schema)[:60]!r}, not {SCHEMA!r}")
+        if int(found[1]) > int(_VERSION):
+            raise ValueError(f"{source} has the schema {schema}, this wellcond reads up to {SCHEMA}: update wellcond")
+        try:
+            return cls(
+                source,
+                data,
+                _severity(data["severity"]),
+                [_finding(f) for f in data["findings"]],
+                dict(_facts(data)),
+                dict(_figures(data)),
+            )
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            what = f"{error} is missing" if isinstance(error, KeyError) else " ".join(str(error).split())[:120]
+            raise ValueError(f"{source} is damaged: {what}") from error
+
+
+def read_examination(path: str | Path) -> SavedExamination:
+    """Read what `wellcond examine --json` wrote, now or with an older version.
+
+    Raises:
+        ValueError: if it can't be read, is no examination, is cut off, or was written by a newer wellcond.
+    """
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except OSError as error:
+        raise ValueError(f"{path} can't be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is no text: it is not JSON") from error
+    try:
+        data = json.loads(text)
+    except (json.JSONDecodeError, RecursionError) as error:
+        raise ValueError(f"{path} is not JSON, or is cut off: {error}") from error
+    return SavedExamination.of(data, str(path))
+
+
+def _facts(data: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    run = data["run"]
+    for key in ("model", "parameters", "examples", "batches", "dtype", "mode", "curvature", "seed"):
+        yield key, str(run[key])
+    optimizer = run["optimizer"] or {"name": "none", "groups": []}
+    yield "optimizer", str(optimizer["name"])
+    groups = optimizer["groups"]
+    for i, group in enumerate(groups):
+        where = f"group {i}, " if len(groups) > 1 else ""
+        for key, value in group.items():
+            if key != "parameters":
+                yield f"{where}{'learning rate' if key == 'lr' else key.replace('_', ' ')}", str(value)
+    for name, number in data["versions"].items():
+        yield f"version of {name}", str(number)
+
+
+def _figures(data: dict[str, Any]) -> Iterator[tuple[str, Estimate]]:
+    for key, name in (("loss", "loss"), ("gradient_norm", "gradient norm")):
+        x = float(data["run"][key])
+        # To what another order of the same float32 sums would do.
+        yield name, Estimate(x, x - 1e-5 * abs(x), x + 1e-5 * abs(x), "measured, up to rounding")
+    for kind, figures in data["curvature"].items():
+        for key, symbol in SYMBOLS.items():
+            yield f"{symbol} of {CURVATURES[kind]}", Estimate.from_json(figures[key])
+    if data["edge_ratio"] is not None:
+        for key, name in _EDGE.items():
+            yield name, Estimate.from_json(data["edge_ratio"][key])
+    if data["row_norms"] is not None:
+        yield "correlation of √v with row norms", Estimate.from_json(data["row_norms"]["correlation"])
+    for layer in data["layers"]:
+        for key, name in _LAYER.items():
+            if key in layer or key in _FROM_THE_START:
+                yield f"κ of layer “{layer['name'] or '(model)'}”, {name}", Estimate.from_json(layer[key])
+
+
+def _finding(f: dict[str, Any]) -> Finding:
+    effect = f.get("effect")
+    return Finding(
+        str(f["key"]),
+        _severity(f["severity"]),
+        str(f["title"]),
+        str(f["text"]),
+        {str(name): Estimate.from_json(e) for name, e in f.get("evidence", {}).items()},
+        str(f.get("remedy", "")),
+        effect
+        and Effect(
+            str(effect["figure"]), Estimate.from_json(effect["without"]), Estimate.from_json(effect["with_remedy"])
+        ),
+    )
+
+
+def _severity(word: Any) -> Severity:
+    if not isinstance(word, str) or word.upper() not in Severity.__members__:
+        raise ValueError(f"{str(word)[:40]!r} is no severity")
+    return Severity[word.upper()]

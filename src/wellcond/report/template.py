@@ -1,0 +1,35 @@
+"""Pages from templates: every script, style and figure inside, nothing fetched, all of the user's words escaped."""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Sequence
+from importlib.metadata import version
+from typing import Any
+
+import jinja2
+import torch
+from plotly.offline import get_plotlyjs
+
+from wellcond.linalg import number
+from wellcond.report.chart import Chart
+
+
+def render(template: str, charts: Sequence[Chart] = (), **context: Any) -> str:
+    """A page from a template that extends base.html.j2; its charts are placed by the macro of chart.html.j2."""
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("wellcond.report", "templates"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return environment.get_template(template).render(
+        charts=charts,
+        panels=[{"key": key, "figure": figure} for chart in charts for key, figure in chart.panels],
+        plotly=get_plotlyjs() if charts else "",
+        number=number,
+        date=datetime.datetime.now().strftime("%Y-%m-%d %H:%M"),
+        versions=f"wellcond {version('wellcond')}, torch {torch.__version__}",
+        **context,
+    )
