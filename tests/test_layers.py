@@ -142,6 +142,12 @@ def test_inputs_that_are_not_finite_name_the_layer():
     problem = Problem(Overflow(), nn.MSELoss(), (torch.ones(3, 1), torch.ones(3, 1)))
     with pytest.raises(ValueError, match="layer second are not finite"):
         layer_conditioning(problem)
+    # Also where the loss is not finite either.
+    negative = nn.Sequential(nn.Linear(1, 1), nn.LogSigmoid(), nn.Linear(1, 1))
+    with torch.no_grad():
+        negative[0].bias.fill_(torch.nan)
+    with pytest.raises(ValueError, match="layer 2 are not finite"):
+        layer_conditioning(Problem(negative, nn.MSELoss(), (torch.ones(3, 1), torch.ones(3, 1))))
 
 
 def test_a_column_of_times_does_not_hide_its_conditioning():
@@ -230,6 +236,19 @@ def test_a_sketch_bounds_what_it_does_not_see():
     torch.testing.assert_close(sketched.deviation, exact.deviation)
 
 
+@pytest.mark.parametrize("N", [320, 340, 600])
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("mean", [0.0, 5.0])
+def test_bounds_of_a_sketch_hold_where_the_mean_may_lie_in_what_it_misses(N, bias, mean):
+    """All singular values are alike: there is little room under the bounds."""
+    X = torch.randn(N, 320, dtype=torch.float64, generator=torch.Generator().manual_seed(N)) + mean
+    problem = Problem(nn.Linear(320, 1, bias=bias).double(), nn.MSELoss(), (X, torch.zeros(N, 1).double()))
+    (exact,), (sketched,) = layer_conditioning(problem), layer_conditioning(problem, widest=280)
+    for figure in ("kappa", "centered", "scaled", "standardized", "row_normalized"):
+        assert getattr(sketched, figure).low <= getattr(exact, figure).value
+    assert 256 < sketched.rank <= exact.rank
+
+
 @pytest.mark.parametrize("rank", [5, 100])
 def test_a_sketch_that_sees_everything_is_exact(rank):
     X = wide(rank)
@@ -280,6 +299,8 @@ def test_bad_input_is_named():
     problem = Problem(nn.Embedding(4, 1), nn.MSELoss(), (torch.tensor([0, 1]), torch.zeros(2, 1)))
     with pytest.raises(NoLayersError, match=r"Embedding has none of the layers .* nn\.MultiheadAttention"):
         layer_conditioning(problem)
+    with pytest.raises(TypeError, match=r"got a Linear; give a wc\.Problem"):
+        layer_conditioning(nn.Linear(2, 1))
     problem = Problem(nn.Linear(2, 1), nn.MSELoss(), (torch.ones(3, 2), torch.ones(3, 1)))
     with pytest.raises(ValueError, match="widest=0"):
         layer_conditioning(problem, widest=0)

@@ -11,7 +11,7 @@ from wellcond.linalg import Estimate
 from wellcond.linalg.notebook import table
 from wellcond.normalization.collecting import KINDS, Rows, RowsSeen, memory_for
 from wellcond.normalization.figures import Figures
-from wellcond.problem import Problem
+from wellcond.problem import Problem, check_problem
 
 WIDEST = 2048
 """Up to this many columns a layer's covariance is kept whole: 34 MB of it, as much of rows on their way, and both again
@@ -112,6 +112,7 @@ def layer_conditioning(problem: Problem, *, widest: int = WIDEST) -> list[LayerC
     >>> print(layer.kappa, layer.centered, layer.standardized)
     127 1 1
     """
+    check_problem(problem)
     if not isinstance(widest, int) or widest < 1:
         raise ValueError(f"got widest={widest!r}; it is a number of columns, at least 1")
     seen = RowsSeen(problem, widest)

@@ -260,7 +260,7 @@ class Problem:
                 f"the loss of batch {index} is not a scalar but has shape {tuple(value.shape)}; take its mean over the "
                 "examples"
             )
-        if self._given is None and not math.isfinite(float(value.detach())):
+        if self._given is None and not self._sizes.measuring and not math.isfinite(float(value.detach())):
             raise LossNotFiniteError(
                 f"the loss of batch {index} is {float(value.detach())}; the curvature exists only where the loss is "
                 "finite: check the inputs, or measure at an earlier checkpoint"
@@ -479,6 +479,16 @@ class Problem:
                 "the loss does not depend on the parameters: something in the model or the loss detaches them "
                 "(.detach(), .item(), torch.no_grad, or a checkpoint with use_reentrant=True)"
             )
+
+
+def check_problem(problem: Problem) -> None:
+    """Refuse what is no `Problem`.
+
+    Raises:
+        TypeError: saying what it is.
+    """
+    if not isinstance(problem, Problem):
+        raise TypeError(f"got a {type(problem).__name__}; give a wc.Problem(model, loss_fn, data)")
 
 
 @contextlib.contextmanager
