@@ -261,6 +261,17 @@ def test_a_sketch_that_sees_everything_is_exact(rank):
         assert true.value in found
 
 
+def test_a_sketch_does_not_call_exact_what_is_too_small_for_it_to_see():
+    """Rounded to float32 the rows have full rank, with singular values 1e-7 of the largest."""
+    X = wide(100).float().double()
+    problem = Problem(nn.Linear(500, 1).double(), nn.MSELoss(), (X, torch.zeros(600, 1, dtype=torch.float64)))
+    (exact,), (sketched,) = layer_conditioning(problem), layer_conditioning(problem, widest=499)
+    assert (sketched.rank, exact.rank) == (101, 501)
+    for figure in ("kappa", "centered", "scaled", "standardized", "row_normalized"):
+        assert getattr(exact, figure).value in getattr(sketched, figure)
+        assert getattr(exact, figure).value > 100 * getattr(sketched, figure).low
+
+
 def test_a_sketch_of_fewer_rows_than_directions():
     X = inputs(N=40, width=300)
     problem = Problem(nn.Linear(300, 1).double(), nn.MSELoss(), (X, torch.zeros(40, 1, dtype=torch.float64)))

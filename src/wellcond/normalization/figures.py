@@ -164,9 +164,10 @@ class Figures:
         how = "exact: " + m.how if m.missed is None else f"bound: {len(m.root)} random directions"
         if self.rounding > 1e-10:
             how += " of activations in float32"
-        if missed:
-            # What is missed has rank `beyond` at least, so its smallest eigenvalue is at most this mean.
-            low, high = max(low, (top - error) / math.sqrt(missed / beyond) if beyond > 0 else low), math.inf
+        if m.missed is not None:
+            high = math.inf
+            if beyond > 0:  # a rank that it has at least: its smallest eigenvalue is at most this mean
+                low = max(low, (top - error) / math.sqrt(missed / beyond))
         low = max(1.0, low)
         return Estimate(max(1.0, top / bottom) if math.isfinite(high) else low, low, high, how)
 

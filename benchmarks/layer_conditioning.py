@@ -1,0 +1,65 @@
+"""What does `wc.layer_conditioning` cost, in gradients of the loss over the same data, and how much memory?
+
+The networks of networks.py, and a layer of 8,192 columns that is sketched; all after some steps of Adam, on one
+thread. The pass over the data grows with their number as the gradient does; the eigenvalues at its end do not.
+
+    python benchmarks/layer_conditioning.py [--quick] [--write-docs]
+"""
+
+import argparse
+import statistics
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import nn
+
+import wellcond as wc
+from measuring import memory, ratios, rounds
+from networks import BATCH, Network, Trained, convolution, mlp, trained, transformer
+from tables import Table, machine, write_section
+
+PAGE = Path(__file__).parent.parent / "docs" / "normalization.md"
+
+
+def wide() -> Network:
+    """8192-64-10, ReLU."""
+    return nn.Sequential(nn.Linear(8192, 64), nn.ReLU(), nn.Linear(64, 10)), (8192,)
+
+
+NETWORKS: dict[str, tuple[Callable[[], Network], int]] = {
+    "MLP 784-512-512-10": (mlp, BATCH[mlp]),
+    "2 convolutions, 32×32": (convolution, BATCH[convolution]),
+    "transformer of width 128": (transformer, BATCH[transformer]),
+    "MLP 8192-64-10": (wide, 512),
+}
+
+
+def measured(found: Trained, count: int) -> tuple[float, float, int]:
+    """Milliseconds of the gradient, gradients that layer_conditioning takes, bytes that it takes."""
+    problem = wc.Problem(found.model, found.loss_fn, found.batches)
+    layers = lambda: wc.layer_conditioning(problem)  # noqa: E731
+    taken = rounds({"gradient": found.gradient, "layers": layers}, count)
+    peak, _ = memory(layers)
+    return 1e3 * statistics.median(taken["gradient"]), ratios(taken, "gradient")["layers"], peak
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="fewer examples and repetitions")
+    parser.add_argument("--write-docs", action="store_true", help=f"write the table to {PAGE.name}")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    table = Table("network", "examples", "gradient, ms", "layer_conditioning, gradients", "peak memory, MB")
+    for name, (build, batch) in NETWORKS.items():
+        for batches in (1,) if arguments.quick else (4, 16):
+            found = trained(build, batch, batches=batches)
+            gradient, cost, peak = measured(found, 1 if arguments.quick else 5)
+            table.add(name, f"{found.examples:,}", f"{gradient:,.0f}", f"{cost:.1f}", f"{peak / 1e6:,.0f}")
+    print(f"{table}\n{machine()}", flush=True)
+    if arguments.write_docs:
+        write_section("layer conditioning", table, page=PAGE)
+
+
+if __name__ == "__main__":
+    main()
