@@ -1,13 +1,15 @@
 """What does `wc.layer_conditioning` cost, in gradients of the loss over the same data, and how much memory?
 
-The networks of networks.py, and a layer of 8,192 columns that is sketched; all after some steps of Adam, on one
-thread. The pass over the data grows with their number as the gradient does; the eigenvalues at its end do not.
+The networks of networks.py, and one with a layer of 8,192 columns: of few examples their rows are kept, of many they
+are sketched. All after some steps of Adam; CPU time of one thread, which other work on the machine does not stretch.
+The pass over the data grows with their number as the gradient does; the eigenvalues at its end do not.
 
     python benchmarks/layer_conditioning.py [--quick] [--write-docs]
 """
 
 import argparse
 import statistics
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -39,7 +41,7 @@ def measured(found: Trained, count: int) -> tuple[float, float, int]:
     """Milliseconds of the gradient, gradients that layer_conditioning takes, bytes that it takes."""
     problem = wc.Problem(found.model, found.loss_fn, found.batches)
     layers = lambda: wc.layer_conditioning(problem)  # noqa: E731
-    taken = rounds({"gradient": found.gradient, "layers": layers}, count)
+    taken = rounds({"gradient": found.gradient, "layers": layers}, count, time.process_time)
     peak, _ = memory(layers)
     return 1e3 * statistics.median(taken["gradient"]), ratios(taken, "gradient")["layers"], peak
 
@@ -54,7 +56,7 @@ def main() -> None:
     for name, (build, batch) in NETWORKS.items():
         for batches in (1,) if arguments.quick else (4, 16):
             found = trained(build, batch, batches=batches)
-            gradient, cost, peak = measured(found, 1 if arguments.quick else 5)
+            gradient, cost, peak = measured(found, 1 if arguments.quick else 3)
             table.add(name, f"{found.examples:,}", f"{gradient:,.0f}", f"{cost:.1f}", f"{peak / 1e6:,.0f}")
     print(f"{table}\n{machine()}", flush=True)
     if arguments.write_docs:
