@@ -11,6 +11,7 @@ import argparse
 import statistics
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -37,18 +38,18 @@ NETWORKS: dict[str, tuple[Callable[[], Network], int]] = {
 }
 
 
-def measured(found: Trained, count: int) -> tuple[float, float, int]:
-    """Milliseconds of the gradient, gradients that layer_conditioning takes, bytes that it takes."""
+def measured(found: Trained, quick: bool) -> tuple[str, str, str | None]:
+    """Milliseconds of the gradient, gradients that layer_conditioning takes, and megabytes unless `quick`."""
     problem = wc.Problem(found.model, found.loss_fn, found.batches)
-    layers = lambda: wc.layer_conditioning(problem)  # noqa: E731
-    taken = rounds({"gradient": found.gradient, "layers": layers}, count, time.process_time)
-    peak, _ = memory(layers)
-    return 1e3 * statistics.median(taken["gradient"]), ratios(taken, "gradient")["layers"], peak
+    layers = partial(wc.layer_conditioning, problem)
+    taken = rounds({"gradient": found.gradient, "layers": layers}, 1 if quick else 3, time.process_time)
+    peak = None if quick else f"{memory(layers)[0] / 1e6:,.0f}"
+    return f"{1e3 * statistics.median(taken['gradient']):,.0f}", f"{ratios(taken, 'gradient')['layers']:.1f}", peak
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="fewer examples and repetitions")
+    parser.add_argument("--quick", action="store_true", help="fewer examples and repetitions, no memory")
     parser.add_argument("--write-docs", action="store_true", help=f"write the table to {PAGE.name}")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
@@ -56,8 +57,7 @@ def main() -> None:
     for name, (build, batch) in NETWORKS.items():
         for batches in (1,) if arguments.quick else (4, 16):
             found = trained(build, batch, batches=batches)
-            gradient, cost, peak = measured(found, 1 if arguments.quick else 3)
-            table.add(name, f"{found.examples:,}", f"{gradient:,.0f}", f"{cost:.1f}", f"{peak / 1e6:,.0f}")
+            table.add(name, f"{found.examples:,}", *measured(found, arguments.quick))
     print(f"{table}\n{machine()}", flush=True)
     if arguments.write_docs:
         write_section("layer conditioning", table, page=PAGE)
