@@ -139,6 +139,7 @@ CONVOLUTIONS = {
     "depthwise": (lambda: nn.Conv2d(4, 8, 3, groups=4, bias=False), (7, 7)),
     "replicated border": (lambda: nn.Conv2d(4, 6, 3, padding=1, padding_mode="replicate"), (7, 7)),
     "circular": (lambda: nn.Conv1d(4, 6, 5, padding="same", padding_mode="circular"), (11,)),
+    "border wider than the kernel": (lambda: nn.Conv2d(4, 6, (1, 2), padding=(2, 3), padding_mode="reflect"), (7, 7)),
 }
 
 

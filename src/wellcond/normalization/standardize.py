@@ -119,11 +119,13 @@ class Standardize(nn.Module):
 
     def _difference(self, layer: nn.Linear | _ConvNd, folded: nn.Linear | _ConvNd) -> float:
         """Largest difference of outputs, relative to the largest output, on normal inputs of this mean and scale."""
-        kernel = layer.kernel_size if isinstance(layer, _ConvNd) else ()
-        gaps = layer.dilation if isinstance(layer, _ConvNd) else ()
-        patch = [int(gap) * (int(k) - 1) + 1 for k, gap in zip(kernel, gaps, strict=True)]
-        z = torch.randn(256, len(self.mean), *patch, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-        shape = (-1, *(1,) * len(patch))
+        size: list[int] = []
+        if isinstance(layer, _ConvNd):  # one patch, or what can be padded
+            pads = layer._reversed_padding_repeated_twice[::-2]
+            sizes = zip(layer.kernel_size, layer.dilation, pads, strict=True)
+            size = [max(gap * (k - 1), pad) + 1 for k, gap, pad in sizes]
+        z = torch.randn(256, len(self.mean), *size, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+        shape = (-1, *(1,) * len(size))
         mean, scale = self.mean.double() + self.remainder.double(), self.scale.double()
         x = (z.to(mean.device) * scale.view(shape) + mean.view(shape)).to(layer.weight)
         with torch.no_grad():
