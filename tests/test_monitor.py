@@ -739,7 +739,7 @@ def test_a_record_survives_its_json():
         0.1,
         Estimate(2.0, 1.0, math.inf, "x", 0.9),
         jumps=[6],
-        changes=[Change("a", None, "b", "c")],
+        changes=[Change("a", None, "notice", "c")],
     )
     with warnings.catch_warnings():
         warnings.simplefilter("error")

@@ -16,10 +16,10 @@ from torch.optim import Optimizer
 from wellcond.conditioning import Conditioning, Effort, conditioning
 from wellcond.curvature import GaussNewton, Hessian, OutputUnknownError
 from wellcond.examination import Measurements, TrainingRun
-from wellcond.examination.measurements import OptimizerFacts
+from wellcond.examination.measurements import first_order
 from wellcond.examination.subject import Settings, Subject
 from wellcond.examination.trial import Trials
-from wellcond.linalg import SymmetricOperator, eigenvalues, norm
+from wellcond.linalg import SymmetricOperator, eigenvalues
 from wellcond.normalization import NoLayersError, layer_conditioning
 from wellcond.preconditioners import NotPreconditionedError, Preconditioner, preconditioner_of
 from wellcond.problem import Problem, generators_of, optimized_parameters, states_kept
@@ -126,29 +126,16 @@ class Looking:
     def _look(self, optimizer: Optimizer, parts: list[str], training: bool, seconds: float) -> Look:
         started = time.perf_counter()
         problem, left_out = self.problem(optimizer, training)
-        gradient = problem.gradient()
         P, notes = self._preconditioner(optimizer)
         if left_out:
             notes.append(
                 f"Not in the optimizer, taken as frozen: {', '.join(left_out[:6])}{' …' * (len(left_out) > 6)}."
             )
-        m = Measurements(
-            model=type(problem.model).__name__,
-            parameters=problem.size,
-            examples=problem.examples,
-            batches=len(problem.batches),
-            loss=problem.loss(),
-            gradient_norm=norm(gradient),
-            dtype=str(problem.dtype).removeprefix("torch."),
-            settings=Settings(mode=problem.mode, quick=True, seed=self.seed),
-            optimizer=None if P is None else OptimizerFacts(type(optimizer).__name__, []),
-            preconditioned=P is not None and not P.is_identity,
-            unreached=problem.unreached,
-            notes=notes,
-        )
         run = TrainingRun(self.model, self.loss_fn, self.batches, optimizer, self.loss)
-        known = optimizer if P is not None else None
-        seen = Look(m, Subject(run, problem, known, P, Trials(run, problem, 0, self.seed), notes))
+        known, no_trials = optimizer if P is not None else None, Trials(run, problem, 0, self.seed)
+        subject = Subject(run, problem, known, P, no_trials, notes, left_out)
+        m = first_order(subject, Settings(mode=problem.mode, quick=True, seed=self.seed))
+        seen = Look(m, subject)
         steps: dict[str, Callable[[], None]] = {
             EDGE: partial(self._edge, problem, optimizer, P, m, started + seconds),
             PLAIN: partial(self._plain, problem, m),

@@ -68,7 +68,7 @@ def view(history: History, width: int) -> RenderableType:
     parts.append(
         Text(
             f"step {last.step:,}, {len(records)} measurements in {number(last.seconds)} s{when}; the monitor took "
-            f"{100 * last.share:.2g} % of the time",
+            f"{number(100 * last.share)} % of the time",
             style="dim",
         )
     )
