@@ -172,6 +172,7 @@ def examine_command(
 def watch_command(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="What wc.Monitor(path=FILE) writes.")],
     once: Annotated[bool, typer.Option("--once", help="Show what there is and exit.")] = False,
+    output: Annotated[Path | None, typer.Option(help="Also write the page of what there is, and exit.")] = None,
     show_traceback: Annotated[
         bool, typer.Option("--traceback", help="On a mistake, show the whole traceback.")
     ] = False,
@@ -182,12 +183,18 @@ def watch_command(
     """
     errors = Console(stderr=True)
     with _one_line_for_mistakes(errors, show_traceback):
+        _check_writable(output)
         try:
-            watch(file, Console(), once=once)
+            history = watch(file, Console(), once=once or output is not None)
         except KeyboardInterrupt:
             return
         except OSError as error:
             raise TargetError(f"can't read {file}: {error.strerror}") from error
+        if output is not None:
+            from wellcond.monitor.page import page as page_of  # plotly takes half a second to import
+
+            _write(output, page_of(history))
+            _say(Console(), f"Page: {output}", prefix="")
 
 
 _STYLES = {"head": "bold", "warning": "yellow", "bad": "red", "good": "green", "": ""}

@@ -287,7 +287,8 @@ class Monitor:
         self._settle()
         started = time.perf_counter()
         try:
-            self._probe_cost = self._looking.probe(optimizer, self._training)
+            with self._plain():
+                self._probe_cost = self._looking.probe(optimizer, self._training)
         except Exception:  # the measurement fails too, and says why
             self._probe_cost = time.perf_counter() - started
         self._budget.other += time.perf_counter() - started
@@ -308,7 +309,8 @@ class Monitor:
         started = time.perf_counter()
         budget, look, failed = self._budget, None, None
         try:
-            look = self._looking.look(optimizer, [p for p in parts if p != FINDINGS], self._training, room)
+            with self._plain():
+                look = self._looking.look(optimizer, [p for p in parts if p != FINDINGS], self._training, room)
         except Exception as error:
             failed = " ".join(str(error).split()) or type(error).__name__
         self._losses.flush()
@@ -317,7 +319,8 @@ class Monitor:
         if look is not None:
             before = time.perf_counter()
             whole = not {FINDINGS, CONDITION, LAYERS}.isdisjoint(parts)
-            changes, missing = self._findings.changes(look, whole)
+            with self._plain():
+                changes, missing = self._findings.changes(look, whole)
             notes += missing
             part = FINDINGS if whole else EDGE
             look.seconds[part] = look.seconds.get(part, 0.0) + time.perf_counter() - before
@@ -345,8 +348,15 @@ class Monitor:
         self._tell(record)
         return record
 
+    def _device(self) -> torch.device:
+        return next(self._model.parameters()).device
+
     def _settle(self) -> None:
-        settle(next(self._model.parameters()).device)
+        settle(self._device())
+
+    def _plain(self) -> torch.autocast:
+        """Inside, there is no autocast, which a loop may step under."""
+        return torch.autocast(self._device().type, enabled=False)
 
     def _tell(self, record: Record) -> None:
         """Everyone who wants to know; no one of them can stop training."""
