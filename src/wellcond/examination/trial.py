@@ -302,7 +302,8 @@ def step(run: TrainingRun, *batches: Any) -> bool:
         loss = loss_of(run, batch)
         if not math.isfinite(float(loss.detach())):
             return False
-        (loss / len(batches)).backward()
+        if loss.requires_grad:
+            (loss / len(batches)).backward()
     if all(p.grad is None for p in run.model.parameters()):
         raise RuntimeError(
             "the loss of a copy of the model does not depend on the copy; let it use the model it is given"

@@ -50,6 +50,13 @@ class History:
         return f"{run['model']}, {run['parameters']:,} parameters, {run['optimizer']}: {state}"
 
     @property
+    def unmeasured(self) -> str:
+        """What is to be said while nothing was measured."""
+        if not self.finished or self.records or self.run["overhead"] is None:
+            return "Nothing was measured yet."
+        return f"Nothing was measured: the run was too short for overhead={self.run['overhead']:g}."
+
+    @property
     def severity(self) -> Severity:
         """Of the most severe finding that stands at the end."""
         return max((Severity.of(word) for word, _ in self.findings().values()), default=Severity.GOOD)

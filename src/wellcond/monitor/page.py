@@ -24,7 +24,7 @@ def page(history: History) -> str:
         of="monitor",
         package="wellcond.monitor",
         headline=history.headline,
-        verdict=VERDICT[history.severity] if measured else "Nothing was measured yet.",
+        verdict=VERDICT[history.severity] if measured else history.unmeasured,
         severity=history.severity.word if measured else "gone",
         facts=[*_progress(history), *((LABELS[name], text) for name, text in history.latest().items())],
         standing=history.findings(),

@@ -62,7 +62,7 @@ def view(history: History, width: int) -> RenderableType:
     run, records = history.run, history.records
     parts: list[RenderableType] = [Text(history.headline, style="bold")]
     if not records:
-        return Group(*parts, Text("no measurement yet"))
+        return Group(*parts, Text(history.unmeasured))
     last = records[-1]
     when = "" if history.finished else f", {_ago(run['started'] + last.seconds)}"
     parts.append(

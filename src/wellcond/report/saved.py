@@ -105,7 +105,8 @@ def check_schema(data: Any, newest: str, source: str, otherwise: str) -> None:
     schema = data.get("schema") if isinstance(data, dict) else None
     found = re.fullmatch(rf"{re.escape(name)}/(\d{{1,9}})", schema) if isinstance(schema, str) else None
     if found is None:
-        raise ValueError(f"{source} is {otherwise}: its schema is {str(schema)[:60]!r}, not {newest!r}")
+        named = "it names no schema" if schema is None else f"its schema is {str(schema)[:60]!r}, not {newest!r}"
+        raise ValueError(f"{source} is {otherwise}: {named}")
     if int(found[1]) > int(version):
         raise ValueError(f"{source} has the schema {schema}, this wellcond reads up to {newest}: update wellcond")
 
