@@ -94,21 +94,7 @@ def measure(subject: Subject, settings: Settings, progress: Progress | None = No
     """
     started = time.perf_counter()
     problem, optimizer, P, notes = subject.problem, subject.optimizer, subject.P, subject.notes
-    gradient = problem.gradient()
-    m = Measurements(
-        model=type(problem.model).__name__,
-        parameters=problem.size,
-        examples=problem.examples,
-        batches=len(problem.batches),
-        loss=problem.loss(),
-        gradient_norm=norm(gradient),
-        dtype=str(problem.dtype).removeprefix("torch."),
-        settings=settings,
-        optimizer=None if optimizer is None else _facts(optimizer),
-        preconditioned=P is not None and not P.is_identity,
-        unreached=problem.unreached,
-        notes=notes,
-    )
+    m = first_order(subject, settings)
     # The Hessian where it is asked for, and Gauss-Newton, of which κ̄ and κ_eff are made; beside a Hessian only a
     # trace of it is wanted, one product a direction.
     effort = settings.effort
@@ -138,6 +124,26 @@ def measure(subject: Subject, settings: Settings, progress: Progress | None = No
     m.gradient_seconds = time.perf_counter() - before
     m.seconds = time.perf_counter() - started
     return m
+
+
+def first_order(subject: Subject, settings: Settings) -> Measurements:
+    """Sizes, loss and gradient: all but curvature and layers."""
+    problem, P = subject.problem, subject.P
+    gradient = problem.gradient()
+    return Measurements(
+        model=type(problem.model).__name__,
+        parameters=problem.size,
+        examples=problem.examples,
+        batches=len(problem.batches),
+        loss=problem.loss(),
+        gradient_norm=norm(gradient),
+        dtype=str(problem.dtype).removeprefix("torch."),
+        settings=settings,
+        optimizer=None if subject.optimizer is None else _facts(subject.optimizer),
+        preconditioned=P is not None and not P.is_identity,
+        unreached=problem.unreached,
+        notes=subject.notes,
+    )
 
 
 def _measure_curvature(

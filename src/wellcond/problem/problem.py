@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from wellcond.parameters import flatten, unflatten
 from wellcond.problem.batches import count_examples, move, read_batches, signature, tensors_of, with_tensors
+from wellcond.problem.generators import modules_of
 from wellcond.problem.isolation import Isolation, random_state, seed_all
 from wellcond.problem.kept import Kept, graph_nodes
 from wellcond.problem.parameters import one_device, positions_of, trainable, unwrapped, working_dtype
@@ -129,7 +130,7 @@ class Problem:
         self.size = sum(p.numel() for p in self.parameters)
         self._conversion = self.dtype if any(p.dtype != self.dtype for p in self.parameters) else None
         roots = [self.model] + ([loss_fn] if isinstance(loss_fn, nn.Module) else [])
-        self._isolation = Isolation(roots, self.parameters, mode, self._conversion)
+        self._isolation = Isolation(roots, self.parameters, mode, self._conversion, modules_of(loss_fn, loss))
         with random_state(seed, self.device):
             found = read_batches(data, pairs=loss is None, batches=batches, seed=seed)
         self.examples = sum(count_examples(b) for b in found)
