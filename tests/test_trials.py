@@ -56,6 +56,18 @@ def test_a_trial_is_plain_training_from_the_runs_own_state():
     assert "7 steps on a copy" in effect.without.how
 
 
+def test_what_the_loss_uses_beside_the_model_is_left_as_it_was():
+    run = small_run(examples=20)
+    critic = nn.Sequential(nn.Linear(2, 4), nn.BatchNorm1d(4), nn.Linear(4, 1))
+    run = wc.TrainingRun(run.model, None, run.data, run.optimizer, lambda m, batch: critic(m(batch[0])).square().mean())
+    before = copy.deepcopy(critic.state_dict())
+    trials = trials_of(run)
+    assert trials.effect(times_ten) is not None
+    assert trials.first_steps()
+    assert all(torch.equal(x, before[name]) for name, x in critic.state_dict().items())
+    assert all(p.grad is None for p in critic.parameters())
+
+
 def test_trials_leave_no_trace_and_repeat():
     run = small_run(dropout=0.5)
     before = copy.deepcopy(

@@ -30,7 +30,6 @@ from rich.text import Text
 from wellcond import __version__
 from wellcond.examination import Examination, Severity, examine
 from wellcond.examination.failures import first_line, raised_by_us
-from wellcond.monitor import HistoryError
 from wellcond.monitor.terminal import watch
 from wellcond.report import compare, page, print_summary, read_examination
 from wellcond.target import (
@@ -168,6 +167,7 @@ def examine_command(
 def watch_command(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="What wc.Monitor(path=FILE) writes.")],
     once: Annotated[bool, typer.Option("--once", help="Show what there is and exit.")] = False,
+    output: Annotated[Path | None, typer.Option(help="Also write the page of what there is, and exit.")] = None,
     show_traceback: Annotated[
         bool, typer.Option("--traceback", help="On a mistake, show the whole traceback.")
     ] = False,
@@ -178,14 +178,18 @@ def watch_command(
     """
     errors = Console(stderr=True)
     with _one_line_for_mistakes(errors, show_traceback):
+        _check_writable(output)
         try:
-            watch(file, Console(), once=once)
+            history = watch(file, Console(), once=once or output is not None)
         except KeyboardInterrupt:
             return
         except OSError as error:
             raise TargetError(f"can't read {file}: {error.strerror}") from error
-        except HistoryError as error:
-            raise TargetError(str(error)) from error
+        if output is not None:
+            from wellcond.monitor.page import page as page_of  # plotly takes half a second to import
+
+            _write(output, page_of(history))
+            _say(Console(), f"Page: {output}", prefix="")
 
 
 _STYLES = {"head": "bold", "warning": "yellow", "bad": "red", "good": "green", "": ""}
@@ -238,6 +242,13 @@ def _examined(target: str, checkpoint: Path | None, device: str | None, errors: 
             return examine(run.model, run.loss_fn, run.data, run.optimizer, loss=run.loss, progress=show, **options)
         except SystemExit as error:
             raise TargetError(f"the run's own code raised {first_line(error)}", user_traceback(error)) from error
+
+
+def _write(path: Path, text: str) -> None:
+    try:
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise TargetError(f"can't write {path}: {error.strerror}") from error
 
 
 def _deliver(examination: Examination, console: Console, output: Path, json_file: Path | None) -> None:

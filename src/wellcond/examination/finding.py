@@ -24,6 +24,18 @@ class Severity(IntEnum):
         """In lower case, as the page and the JSON have it."""
         return self.name.lower()
 
+    @classmethod
+    def of(cls, word: object) -> Severity:
+        """The severity of that word.
+
+        Raises:
+            ValueError: for anything else.
+        """
+        for severity in cls:
+            if severity.word == word:
+                return severity
+        raise ValueError(f"{str(word)[:40]!r} is no severity")
+
     def after(self, effect: Effect | None) -> Severity:
         """What is left of a severity when the remedy was tried: all of it where that clearly helped, or was not tried,
         one step less where it made no clear difference, nothing where it did harm."""

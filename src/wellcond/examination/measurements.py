@@ -95,23 +95,8 @@ def measure(subject: Subject, settings: Settings, progress: Progress | None = No
         Exception: whatever the user's code raises in the loss and its first gradient.
     """
     started = time.perf_counter()
-    problem, optimizer, P, attempt = subject.problem, subject.optimizer, subject.P, subject.failures.attempt
-    gradient = problem.gradient()
-    m = Measurements(
-        model=type(problem.model).__name__,
-        parameters=problem.size,
-        examples=problem.examples,
-        batches=len(problem.batches),
-        loss=problem.loss(),
-        gradient_norm=norm(gradient),
-        dtype=str(problem.dtype).removeprefix("torch."),
-        settings=settings,
-        optimizer=None if optimizer is None else _facts(optimizer),
-        preconditioned=P is not None and not P.is_identity,
-        unreached=problem.unreached,
-        notes=[*subject.notes],
-        gradient_seconds=time.perf_counter() - started,
-    )
+    problem, optimizer, attempt = subject.problem, subject.optimizer, subject.failures.attempt
+    m = first_order(subject, settings)
     # The Hessian where it is asked for, and Gauss-Newton, of which κ̄ and κ_eff are made; beside a Hessian only a
     # trace of it is wanted, one product a direction.
     effort = settings.effort
@@ -134,6 +119,27 @@ def measure(subject: Subject, settings: Settings, progress: Progress | None = No
     m.gradient_seconds = attempt("the time of a gradient", partial(_seconds, problem.gradient)) or m.gradient_seconds
     m.seconds = time.perf_counter() - started
     return m
+
+
+def first_order(subject: Subject, settings: Settings) -> Measurements:
+    """Sizes, loss and gradient: all but curvature and layers."""
+    problem, P, started = subject.problem, subject.P, time.perf_counter()
+    gradient = problem.gradient()
+    return Measurements(
+        model=type(problem.model).__name__,
+        parameters=problem.size,
+        examples=problem.examples,
+        batches=len(problem.batches),
+        loss=problem.loss(),
+        gradient_norm=norm(gradient),
+        dtype=str(problem.dtype).removeprefix("torch."),
+        settings=settings,
+        optimizer=None if subject.optimizer is None else _facts(subject.optimizer),
+        preconditioned=P is not None and not P.is_identity,
+        unreached=problem.unreached,
+        notes=[*subject.notes],
+        gradient_seconds=time.perf_counter() - started,
+    )
 
 
 def _measure_curvature(

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import math
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -17,6 +18,8 @@ from wellcond.linalg import Estimate
 from wellcond.preconditioners.reading import unwrapped_optimizer
 from wellcond.problem import LossNotFiniteError, Problem, random_state
 from wellcond.problem.batches import move
+from wellcond.problem.generators import modules_of
+from wellcond.problem.isolation import Isolation
 from wellcond.what_if import Variant, what_if
 from wellcond.what_if.changes import CHANGES
 from wellcond.what_if.networks import Network
@@ -97,6 +100,7 @@ class Trials:
         self._steps: list[list[TensorStep]] | None = None
         self._from_new_weights: dict[Any, list[float]] = {}
         self._variants: dict[str, Variant] = {}
+        self._beside = Isolation([], [], "train", None, modules_of(run.loss_fn, run.loss))
 
     @property
     def possible(self) -> bool:
@@ -147,7 +151,7 @@ class Trials:
             def taken() -> list[list[TensorStep]]:
                 found = []
                 for i in range(min(REPEATS, len(self.problem.batches)) if self.run.optimizer is not None else 0):
-                    with random_state(self.seed + i, self.problem.device):
+                    with self._alone(self.seed + i):
                         found.append(first_step(self.copy(), self.problem.batches[i], self.problem))
                 return found
 
@@ -235,7 +239,7 @@ class Trials:
         return [self._figure(change, read, batches_a_step, self.seed + k) for k in range(repeats)]
 
     def _figure(self, change: Change, read: Figure, batches_a_step: int, seed: int) -> float:
-        with random_state(seed, self.problem.device):
+        with self._alone(seed):
             run = self.copy()
             run = change(run) or run
             batches, wanted = len(run.data), self.steps * batches_a_step
@@ -245,6 +249,15 @@ class Trials:
                 if not step(run, *chosen):
                     return math.inf
             return read(run)
+
+    @contextlib.contextmanager
+    def _alone(self, seed: int) -> Iterator[None]:
+        """Inside, there is a random state, and stand-ins for the networks that the loss uses beside the copy."""
+        with random_state(seed, self.problem.device), contextlib.ExitStack() as stack:
+            if self._beside.modules:
+                stack.enter_context(self._beside.entered(self.problem.device))
+                self._beside.renew()
+            yield
 
     def _loss_over_all(self, run: TrainingRun) -> float:
         try:
@@ -286,7 +299,8 @@ def step(run: TrainingRun, *batches: Any) -> bool:
         loss = loss_of(run, batch)
         if not math.isfinite(float(loss.detach())):
             return False
-        (loss / len(batches)).backward()
+        if loss.requires_grad:
+            (loss / len(batches)).backward()
     if all(p.grad is None for p in run.model.parameters()):
         raise RuntimeError(
             "the loss of a copy of the model does not depend on the copy; let it use the model it is given"

@@ -1,7 +1,6 @@
 """The same measurements while training runs."""
 
 from wellcond.monitor.history import History as History
-from wellcond.monitor.history import HistoryError as HistoryError
 from wellcond.monitor.history import read_history as read_history
 from wellcond.monitor.monitor import Monitor as Monitor
 from wellcond.monitor.record import Change as Change

@@ -1,34 +1,26 @@
-"""The charts of a history over its steps, as plotly's data and layout; the page sets colors and fonts."""
+"""The charts of a history over its steps."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Sequence
+
+import plotly.graph_objects as go
 
 from wellcond.linalg import number
 from wellcond.monitor.history import History
-from wellcond.monitor.record import FIGURES, NUMBERS
+from wellcond.monitor.record import FIGURES, LABELS, Record
+from wellcond.report.chart import BOUND, FIRST, SECOND, Chart, plain, ticks
 
-_LABELS = {**FIGURES, **NUMBERS}
-
-
-@dataclass(frozen=True)
-class Chart:
-    """A chart: its key, title, what it says to someone who can't see it, and plotly's figure."""
-
-    key: str
-    title: str
-    description: str
-    figure: dict[str, Any]
-
+SHOWN = 200
+"""Measurements in a table at most; the charts have all."""
 
 _CHARTS = [
     (
         "edge",
         "Edge ratio",
         ("edge_ratio",),
-        "The learning rate over the largest at which a step is stable: above 1, drawn as a line, the steepest "
+        "The learning rate over the largest at which a step is stable: above 1, the dashed line, the steepest "
         "direction grows from step to step.",
     ),
     (
@@ -44,7 +36,12 @@ _CHARTS = [
         "Of the Gauss-Newton matrix under P: λ_max over the mean eigenvalue, κ̄, and what gradient descent feels, "
         "κ_eff; where nothing bounds a figure from above, its lower end.",
     ),
-    ("loss", "Loss", ("loss",), "Observed in the step before the measurement."),
+    (
+        "loss",
+        "Loss",
+        ("loss",),
+        "Observed in the step before the measurement; a cross marks where it had jumped since the one before.",
+    ),
     ("rate", "Learning rate", ("learning_rate",), "Of the optimizer's first group."),
 ]
 
@@ -53,74 +50,66 @@ def charts(history: History) -> list[Chart]:
     """The charts that there are figures for."""
     drawn = []
     for key, title, names, description in _CHARTS:
-        series = {name: history.series(name) for name in names}
-        series = {name: s for name, s in series.items() if any(math.isfinite(v) for v in s[1])}
-        if series:
-            last = "; ".join(f"{_LABELS[name]} last {number(values[-1])}" for name, (_, values) in series.items())
-            drawn.append(Chart(key, title, f"{description} {last}.", _figure(key, series, history)))
+        known = [name for name in names if any(map(math.isfinite, history.series(name)[1]))]
+        if known:
+            last = "; ".join(f"{LABELS[name]} {number(history.series(name)[1][-1])}" for name in known)
+            figure = plain(_figure(key, known, history))
+            drawn.append(Chart(key, title, f"{description} Last: {last}.", [figure], _table(known, history)))
     return drawn
 
 
-def _figure(key: str, series: dict[str, tuple[list[int], list[float]]], history: History) -> dict[str, Any]:
-    data: list[dict[str, Any]] = []
-    for role, (name, (steps, values)) in zip(("first", "second"), series.items(), strict=False):
+def spread(records: Sequence[Record]) -> Sequence[Record]:
+    """At most `SHOWN`, equally far apart, the last among them."""
+    apart = -(-len(records) // SHOWN) or 1
+    return records[::-1][::apart][::-1]
+
+
+def _figure(key: str, names: Sequence[str], history: History) -> go.Figure:
+    figure, shown = go.Figure(), []
+    for role, mark, dash, name in zip((FIRST, SECOND), ("circle", "square"), ("solid", "dash"), names, strict=False):
         if name in FIGURES:
-            data += _band(name, history, role)
-        data.append(
-            {
-                "type": "scatter",
-                "mode": "lines+markers",
-                "x": steps,
-                "y": [v if math.isfinite(v) else None for v in values],
-                "name": _LABELS[name],
-                "meta": role,
-                "line": {"width": 2, "dash": "solid" if role == "first" else "dash"},
-                "marker": {"size": 5, "symbol": "circle" if role == "first" else "square"},
-            }
+            _add_band(figure, name, history, role)
+        steps, values = history.series(name)
+        shown += [v for v in values if math.isfinite(v)]
+        figure.add_scatter(
+            x=steps,
+            y=[v if math.isfinite(v) else None for v in values],
+            mode="lines+markers",
+            line={"width": 2, "dash": dash},
+            marker={"size": 5, "symbol": mark},
+            name=LABELS[name],
+            meta=role,
         )
-    shown = [v for _, values in series.values() for v in values if math.isfinite(v)]
-    layout: dict[str, Any] = {
-        "height": 300,
-        "margin": {"l": 60, "r": 12, "t": 8, "b": 48},
-        "showlegend": len(series) > 1,
-        "legend": {"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0},
-        "xaxis": {"title": {"text": "step"}, "automargin": True, "rangemode": "tozero"},
-        "yaxis": {"automargin": True, "exponentformat": "power"},
-    }
-    if min(shown) > 0:
-        layout["yaxis"] |= {"type": "log", "dtick": _tick(shown)}
     if key == "edge":
-        layout["shapes"] = [
-            {"type": "line", "xref": "paper", "x0": 0, "x1": 1, "y0": 1, "y1": 1, "line": {"width": 1.5, "dash": "dot"}}
-        ]
-        layout["annotations"] = [
-            {"xref": "paper", "x": 1, "y": 0, "yref": "y", "text": "unstable above 1", "showarrow": False}
-            | {"xanchor": "right", "yanchor": "bottom"}
-        ]
-        # Annotations on a log axis are placed by their logarithm; the line has to be on the picture.
-        if min(shown) > 0:
-            low, high = math.log10(min(shown)), math.log10(max(shown))
-            layout["yaxis"]["range"] = [min(low, 0) - 0.2, max(high, 0) + 0.3]
-        else:
-            layout["annotations"][0]["y"] = 1
-    return {"data": data, "layout": layout}
+        line = {"width": 2, "dash": "dash"}
+        figure.add_scatter(
+            x=[0, history[-1].step], y=[1, 1], mode="lines", line=line, name="unstable above", meta=BOUND
+        )
+        shown.append(1.0)
+    jumps = [(r.step, r.loss) for r in history if r.jumps and r.loss is not None and math.isfinite(r.loss)]
+    if key == "loss" and jumps:
+        at, high = zip(*jumps, strict=True)
+        marker = {"size": 12, "symbol": "x"}
+        figure.add_scatter(x=at, y=high, mode="markers", marker=marker, name="after a jump", meta=BOUND)
+    positive = min(shown) > 0
+    figure.update_layout(
+        height=320,
+        xaxis={"title": "step", "rangemode": "tozero"},
+        yaxis={"type": "log", **ticks(shown)} if positive else {"exponentformat": "power"},
+    )
+    return figure
 
 
-def _band(name: str, history: History, role: str) -> list[dict[str, Any]]:
-    """The intervals, where both ends are finite."""
-    known = [(r.step, r.estimates()[name]) for r in history if name in r.estimates()]
-    known = [(step, e) for step, e in known if math.isfinite(e.high - e.low)]
-    if len(known) < 2 or any(e.low <= 0 for _, e in known):
-        return []
-    steps = [step for step, _ in known]
-    edge = {"type": "scatter", "mode": "lines", "x": steps, "hoverinfo": "skip", "showlegend": False, "meta": role}
-    return [
-        {**edge, "y": [e.low for _, e in known], "line": {"width": 0}},
-        {**edge, "y": [e.high for _, e in known], "line": {"width": 0}, "fill": "tonexty"},
-    ]
+def _add_band(figure: go.Figure, name: str, history: History, role: str) -> None:
+    """The intervals, where both ends are known and a logarithmic axis has them."""
+    steps, low, high = history.intervals(name)
+    if len(steps) > 1 and min(low) > 0:
+        edge = {"mode": "lines", "line": {"width": 0}, "hoverinfo": "skip", "showlegend": False, "meta": role}
+        figure.add_scatter(x=steps, y=low, **edge)
+        figure.add_scatter(x=steps, y=high, fill="tonexty", **edge)
 
 
-def _tick(values: list[float]) -> str | int:
-    """A label a decade, at most six or so; 1, 2 and 5 where there are less than two decades."""
-    decades = math.log10(max(values)) - math.log10(min(values))
-    return "D2" if decades < 2 else max(1, round(decades / 6))
+def _table(names: Sequence[str], history: History) -> list[list[str]]:
+    known = [r for r in history if any(name in r.numbers() for name in names)]
+    rows = [[f"{r.step:,}", *(r.texts().get(name, "–") for name in names)] for r in spread(known)]
+    return [["step", *(LABELS[name] for name in names)], *rows]

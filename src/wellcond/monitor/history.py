@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
-from wellcond.monitor.record import Record
+from wellcond.examination import Severity
+from wellcond.linalg.notebook import table
+from wellcond.monitor.record import LABELS, Record
+from wellcond.report.saved import check_schema
 
 SCHEMA = "wellcond.monitor/1"
-
-
-class HistoryError(ValueError):
-    """A file that is no history."""
 
 
 @dataclass
@@ -43,6 +43,24 @@ class History:
     def __getitem__(self, index: int) -> Record:
         return self.records[index]
 
+    @property
+    def headline(self) -> str:
+        """One line about what was monitored."""
+        run, state = self.run, "finished" if self.finished else "running, or killed"
+        return f"{run['model']}, {run['parameters']:,} parameters, {run['optimizer']}: {state}"
+
+    @property
+    def unmeasured(self) -> str:
+        """What is to be said while nothing was measured."""
+        if not self.finished or self.records or self.run["overhead"] is None:
+            return "Nothing was measured yet."
+        return f"Nothing was measured: the run was too short for overhead={self.run['overhead']:g}."
+
+    @property
+    def severity(self) -> Severity:
+        """Of the most severe finding that stands at the end."""
+        return max((Severity.of(word) for word, _ in self.findings().values()), default=Severity.GOOD)
+
     def series(self, name: str) -> tuple[list[int], list[float]]:
         """Steps and values of one figure, where it was measured.
 
@@ -52,25 +70,64 @@ class History:
         known = [(r.step, r.numbers()[name]) for r in self.records if name in r.numbers()]
         return [step for step, _ in known], [value for _, value in known]
 
+    def intervals(self, name: str) -> tuple[list[int], list[float], list[float]]:
+        """Steps, lower and upper ends of one estimate, where both ends are known."""
+        known = [(r.step, r.estimates()[name]) for r in self.records if name in r.estimates()]
+        known = [(step, e) for step, e in known if math.isfinite(e.high - e.low)]
+        return [step for step, _ in known], [e.low for _, e in known], [e.high for _, e in known]
+
+    def latest(self) -> dict[str, str]:
+        """What was measured last of every figure, by field, as a person reads it."""
+        told = {name: text for record in self.records for name, text in record.texts().items()}
+        return {name: told[name] for name in LABELS if name in told}
+
     def findings(self) -> dict[str, tuple[str, str]]:
-        """(severity, title) of the findings that stand at the end, by key."""
+        """(severity, title) of the findings that stand at the end, by key, the most severe first."""
         standing: dict[str, tuple[str, str]] = {}
         for record in self.records:
             for change in record.changes:
                 standing.pop(change.key, None)
                 if change.severity is not None:
                     standing[change.key] = change.severity, change.title
-        return standing
+        return dict(sorted(standing.items(), key=lambda item: -Severity.of(item[1][0])))
 
-    @classmethod
-    def read(cls, path: str | Path) -> History:
-        """The last run in a file that a monitor wrote, or is writing; a torn last line is left out.
+    def save(self, path: str | Path = "monitor.html") -> Path:
+        """Write the page: one file that works offline."""
+        from wellcond.monitor.page import page  # here: a run that only measures needs neither plotly nor jinja2
+
+        path = Path(path)
+        path.write_text(page(self), encoding="utf-8")
+        return path
+
+    def plot(self, ax: Any = None, figure: str = "edge_ratio") -> Any:
+        """Draw one figure over the steps, with its interval.
+
+        Args:
+            ax: matplotlib axes; new ones unless given.
+            figure: "edge_ratio", "largest" (λ_max of H and PᵀHP), "kappa_mean", "kappa_effective", "loss" or
+                "learning_rate".
+
+        Returns:
+            The axes.
 
         Raises:
-            HistoryError: for a file that is none; also one line.
-            OSError: if it can't be read.
+            ModuleNotFoundError: without matplotlib (`pip install wellcond[plot]`).
+            ValueError: for another figure.
         """
-        return read_history(path)
+        from wellcond.monitor.plot import plot
+
+        return plot(self, ax, figure)
+
+    def _repr_html_(self) -> str:
+        findings = [f"{severity}: {title}" for severity, title in self.findings().values()]
+        return table(
+            ["figure", "last"], [(LABELS[k], text) for k, text in self.latest().items()], self.headline, findings
+        )
+
+
+_BEGINNING = b'{"kind": "run", "schema": "wellcond.monitor/'
+_TORN = (ValueError, KeyError, TypeError, AttributeError, ArithmeticError, RecursionError)
+"""What reading half a line raises, or one of something else."""
 
 
 def read_history(path: str | Path) -> History:
@@ -79,38 +136,46 @@ def read_history(path: str | Path) -> History:
     A line that a killed process left torn is left out.
 
     Raises:
-        ValueError: for a file that is no history.
+        ValueError: for a file that is no history, or that a newer wellcond wrote.
         OSError: if it can't be read.
     """
-    path = Path(path)
+    history = _last_run(Path(path))
+    if history is None:
+        state = "holds half a line" if Path(path).stat().st_size else "is empty"
+        raise ValueError(f"{path} {state}; a monitor writes to it once it is made")
+    return history
+
+
+def _last_run(path: Path) -> History | None:
+    """As `read_history`; None where no run has begun, be it that the first line is torn."""
     history: History | None = None
     with path.open("rb") as file:
         for raw in file:
-            if not raw.strip():
-                continue
-            try:
-                line = json.loads(raw)
-                kind = line["kind"]
+            line: dict[str, Any] = {}
+            with contextlib.suppress(*_TORN):
+                line = dict(json.loads(raw))
+            kind = line.get("kind")
+            begun = history is not None or raw.startswith(_BEGINNING) or _BEGINNING.startswith(raw.strip())
+            if kind == "run" or not begun:
+                check_schema(line, SCHEMA, str(path), "not a history of wellcond.Monitor")
+            with contextlib.suppress(*_TORN):
                 if kind == "run":
-                    if line["schema"] != SCHEMA:
-                        raise HistoryError(f"{path} is of schema {line['schema']!r}; this version reads {SCHEMA!r}")
-                    history = History(line["run"])
-                elif history is None:
-                    raise HistoryError(f"{path} is not a history of wellcond.Monitor: it begins with something else")
-                elif kind == "record":
+                    history = History(_run(line["run"]))
+                elif kind == "record" and history is not None:
                     history.records.append(Record.from_json(line["record"]))
-                elif kind == "end":
+                elif kind == "end" and history is not None:
                     history.finished = True
-            except HistoryError:
-                raise
-            except (ValueError, KeyError, TypeError) as error:
-                if history is None:
-                    raise HistoryError(f"{path} is not a history of wellcond.Monitor") from error
-                # A process that was killed while it wrote; the run that was resumed goes on after it.
-                continue
-    if history is None:
-        raise HistoryError(f"{path} is empty; a monitor writes to it once it is made")
     return history
+
+
+def _run(written: Mapping[str, Any]) -> dict[str, Any]:
+    """With what is read from it as what it should be."""
+    kinds: dict[type, tuple[str, ...]] = {
+        str: ("model", "optimizer", "torch"),
+        int: ("parameters", "examples", "every", "seed"),
+        float: ("started",) if written["overhead"] is None else ("started", "overhead"),
+    }
+    return {**written, **{name: kind(written[name]) for kind, names in kinds.items() for name in names}}
 
 
 class Writer:
@@ -129,7 +194,7 @@ class Writer:
         with self._giving_up():
             torn = False
             if path.exists() and path.stat().st_size:
-                read_history(path)
+                _last_run(path)
                 with path.open("rb") as file:
                     file.seek(-1, os.SEEK_END)
                     torn = file.read(1) != b"\n"

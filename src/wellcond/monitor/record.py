@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from wellcond.examination import Severity
 from wellcond.linalg import Estimate, number
 
 FIGURES = {
@@ -20,6 +21,8 @@ FIGURES = {
 
 NUMBERS = {"loss": "loss", "learning_rate": "learning rate"}
 """Fields that are plain numbers."""
+
+LABELS = {**FIGURES, **NUMBERS}
 
 
 @dataclass(frozen=True)
@@ -37,6 +40,12 @@ class Change:
     severity: str | None
     before: str | None
     title: str
+
+    @classmethod
+    def from_json(cls, written: Mapping[str, Any]) -> Change:
+        """From a record's line."""
+        now, before = (x if x is None else Severity.of(x).word for x in (written["severity"], written["before"]))
+        return cls(str(written["key"]), now, before, str(written["title"]))
 
 
 @dataclass(frozen=True)
@@ -93,6 +102,11 @@ class Record:
         best = {name: e.low if e.unresolved else e.value for name, e in self.estimates().items()}
         return {name: float(x) for name, x in {**plain, **best}.items() if x is not None}
 
+    def texts(self) -> dict[str, str]:
+        """The same as a person reads them, estimates with their intervals."""
+        estimates = self.estimates()
+        return {k: str(estimates[k]) if k in estimates else number(x) for k, x in self.numbers().items()}
+
     def to_json(self) -> dict[str, Any]:
         """As a line of docs/monitor.md."""
         written: dict[str, Any] = {}
@@ -119,7 +133,7 @@ class Record:
         for name in ("seconds", "cost", "share", "loss", "learning_rate", "measured_loss", "gradient_norm"):
             if given.get(name) is not None:
                 given[name] = float(given[name])
-        given["changes"] = [Change(**{f: c[f] for f in Change.__dataclass_fields__}) for c in given.get("changes", [])]
+        given["changes"] = [Change.from_json(c) for c in given.get("changes", [])]
         return cls(**{**given, "step": int(given["step"])})
 
     def line(self) -> str:
@@ -134,7 +148,7 @@ class Record:
         parts += [] if self.loss is None else [f"loss {number(self.loss)}"]
         parts += [f"{FIGURES[name]} {e}" for name, e in self.estimates().items()]
         parts += [] if self.learning_rate is None else [f"lr {number(self.learning_rate)}"]
-        return "  ".join([*parts, f"({100 * self.share:.2g} % of the time)"])
+        return "  ".join([*parts, f"({number(100 * self.share)} % of the time)"])
 
 
 def _plain(x: float) -> float | str:

@@ -12,16 +12,17 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from wellcond.examination import Severity
 from wellcond.linalg import number
 from wellcond.monitor.history import History, read_history
-from wellcond.monitor.record import FIGURES, NUMBERS
+from wellcond.monitor.record import LABELS
+from wellcond.report.terminal import STYLES, item
 
 BARS = "▁▂▃▄▅▆▇█"
 POLL = 0.5
 """Seconds between two looks at the file."""
 
 FINDINGS_SHOWN = 6
-_STYLES = {"severe": ("✖", "bold red"), "notice": ("▲", "yellow"), "good": ("✔", "green")}
 
 
 def sparkline(values: list[float], width: int) -> str:
@@ -59,17 +60,15 @@ def view(history: History, width: int) -> RenderableType:
         width: columns of the terminal.
     """
     run, records = history.run, history.records
-    state = "finished" if history.finished else "running, or killed"
-    head = f"{run.get('model')}, {run.get('parameters', 0):,} parameters, {run.get('optimizer')}: {state}"
-    parts: list[RenderableType] = [Text(head, style="bold")]
+    parts: list[RenderableType] = [Text(history.headline, style="bold")]
     if not records:
-        return Group(*parts, Text("no measurement yet"))
+        return Group(*parts, Text(history.unmeasured))
     last = records[-1]
-    when = "" if history.finished else f", {_ago(run.get('started'), last.seconds)}"
+    when = "" if history.finished else f", {_ago(run['started'] + last.seconds)}"
     parts.append(
         Text(
             f"step {last.step:,}, {len(records)} measurements in {number(last.seconds)} s{when}; the monitor took "
-            f"{100 * last.share:.2g} % of the time",
+            f"{number(100 * last.share)} % of the time",
             style="dim",
         )
     )
@@ -77,22 +76,13 @@ def view(history: History, width: int) -> RenderableType:
     table.add_column("figure", no_wrap=True)
     table.add_column("last", justify="right", overflow="fold")
     table.add_column("first to last", no_wrap=True)
-    for name, label in {**NUMBERS, **FIGURES}.items():
+    for name, text in history.latest().items():
         _, values = history.series(name)
-        if values:
-            latest = next(r for r in reversed(records) if name in r.numbers())
-            e = latest.estimates().get(name)
-            text = Text(str(e) if e is not None else number(values[-1]))
-            if name == "edge_ratio" and values[-1] > 1:
-                text.stylize("bold red")
-            table.add_row(label, text, sparkline(values, max(8, min(60, width - 46))))
+        style = "bold red" if name == "edge_ratio" and values[-1] > 1 else ""
+        table.add_row(LABELS[name], Text(text, style=style), sparkline(values, max(8, min(60, width - 46))))
     parts.append(table)
-    worst_first = sorted(history.findings().values(), key=lambda f: list(_STYLES).index(f[0]))
-    for severity, title in worst_first[:FINDINGS_SHOWN]:
-        mark, style = _STYLES[severity]
-        grid = Table.grid(padding=(0, 1))
-        grid.add_row(Text(mark, style=style), Text(title))
-        parts.append(grid)
+    for severity, title in list(history.findings().values())[:FINDINGS_SHOWN]:
+        parts.append(item(*STYLES[Severity.of(severity)], title))
     jumps = [step for record in records for step in record.jumps]
     if jumps:
         parts.append(Text(f"the loss jumped at step {', '.join(f'{s:,}' for s in jumps[-5:])}", style="yellow"))
@@ -101,13 +91,16 @@ def view(history: History, width: int) -> RenderableType:
     return Group(*parts)
 
 
-def watch(path: Path, console: Console, *, once: bool = False) -> None:
+def watch(path: Path, console: Console, *, once: bool = False) -> History:
     """Show a history until its run is finished, or once.
 
     Args:
         path: what the monitor writes.
         console: where; without a terminal it is shown once.
         once: show what there is and return.
+
+    Returns:
+        What was shown last.
 
     Raises:
         ValueError: for a file that is no history.
@@ -116,7 +109,7 @@ def watch(path: Path, console: Console, *, once: bool = False) -> None:
     history = read_history(path)
     if once or history.finished or not console.is_terminal:
         console.print(view(history, console.width))
-        return
+        return history
     size = -1
     with Live(view(history, console.width), console=console, auto_refresh=False) as live:
         while not history.finished:
@@ -126,10 +119,9 @@ def watch(path: Path, console: Console, *, once: bool = False) -> None:
             live.update(view(history, console.width), refresh=True)
             if not history.finished:
                 time.sleep(POLL)
+    return history
 
 
-def _ago(started: float | None, seconds: float) -> str:
-    """How long ago the last measurement was."""
-    if started is None:
-        return "time unknown"
-    return f"{max(0.0, time.time() - started - seconds):.0f} s ago"
+def _ago(at: float) -> str:
+    """How long ago a moment was."""
+    return f"{max(0.0, time.time() - at):.0f} s ago"

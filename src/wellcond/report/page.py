@@ -9,12 +9,11 @@ from wellcond.examination.measurements import Measurements
 from wellcond.linalg import CONFIDENCE, number
 from wellcond.report.figures import CURVATURES, headline, interruption, rows, theta
 
-_VERDICT = {
+VERDICT = {
     Severity.GOOD: "Nothing stands out.",
     Severity.NOTICE: "Something to look at.",
     Severity.SEVERE: "Something to mend.",
 }
-
 
 SHOWN = 3
 """Findings that are told whole, the most useful ones; the others open when they are asked for, as good ones do."""
@@ -31,9 +30,10 @@ def page(examination: Examination) -> str:
     return render(
         "page.html.j2",
         charts(m),
+        of="examination",
         m=m,
         headline=headline(m),
-        verdict=_VERDICT[examination.severity],
+        verdict=VERDICT[examination.severity],
         interruption=interruption(examination),
         severity=examination.severity.word,
         first=first,

@@ -15,7 +15,6 @@ from wellcond.linalg import Estimate
 from wellcond.report.figures import CURVATURES, SYMBOLS
 from wellcond.report.json import SCHEMA
 
-_NAME, _VERSION = SCHEMA.rsplit("/", 1)
 _EDGE = {"ratio": "edge ratio", "allowed_learning_rate": "allowed learning rate"}
 _LAYER = {
     "kappa": "as it is",
@@ -58,18 +57,13 @@ class SavedExamination:
         Raises:
             ValueError: for what is no examination, is damaged, or was written by a newer wellcond.
         """
-        schema = data.get("schema") if isinstance(data, dict) else None
-        found = re.fullmatch(rf"{re.escape(_NAME)}/(\d+)", schema) if isinstance(schema, str) else None
-        if not isinstance(data, dict) or found is None:
-            raise ValueError(f"{source} is no wellcond examination: its schema is {str(schema)[:60]!r}, not {SCHEMA!r}")
-        if int(found[1]) > int(_VERSION):
-            raise ValueError(f"{source} has the schema {schema}, this wellcond reads up to {SCHEMA}: update wellcond")
+        check_schema(data, SCHEMA, source, "no wellcond examination")
         try:
             return cls(
                 source,
                 data,
                 str(data.get("interrupted") or ""),
-                _severity(data["severity"]),
+                Severity.of(data["severity"]),
                 [_finding(f) for f in data["findings"]],
                 dict(_facts(data)),
                 dict(_figures(data)),
@@ -96,6 +90,28 @@ def read_examination(path: str | Path) -> SavedExamination:
     except (json.JSONDecodeError, RecursionError) as error:
         raise ValueError(f"{path} is not JSON, or is cut off: {error}") from error
     return SavedExamination.of(data, str(path))
+
+
+def check_schema(data: Any, newest: str, source: str, otherwise: str) -> None:
+    """Refuse what was not written under a schema, or an older version of it.
+
+    Args:
+        data: parsed JSON; its "schema" is looked at.
+        newest: the name and version that are known.
+        source: where data came from.
+        otherwise: what it is under another schema.
+
+    Raises:
+        ValueError: with `source`, and what it is or what to do.
+    """
+    name, version = newest.rsplit("/", 1)
+    schema = data.get("schema") if isinstance(data, dict) else None
+    found = re.fullmatch(rf"{re.escape(name)}/(\d{{1,9}})", schema) if isinstance(schema, str) else None
+    if found is None:
+        named = "it names no schema" if schema is None else f"its schema is {str(schema)[:60]!r}, not {newest!r}"
+        raise ValueError(f"{source} is {otherwise}: {named}")
+    if int(found[1]) > int(version):
+        raise ValueError(f"{source} has the schema {schema}, this wellcond reads up to {newest}: update wellcond")
 
 
 def _facts(data: dict[str, Any]) -> Iterator[tuple[str, str]]:
@@ -137,7 +153,7 @@ def _finding(f: dict[str, Any]) -> Finding:
     effect = f.get("effect")
     return Finding(
         str(f["key"]),
-        _severity(f["severity"]),
+        Severity.of(f["severity"]),
         str(f["title"]),
         str(f["text"]),
         {str(name): Estimate.from_json(e) for name, e in f.get("evidence", {}).items()},
@@ -147,9 +163,3 @@ def _finding(f: dict[str, Any]) -> Finding:
             str(effect["figure"]), Estimate.from_json(effect["without"]), Estimate.from_json(effect["with_remedy"])
         ),
     )
-
-
-def _severity(word: Any) -> Severity:
-    if not isinstance(word, str) or word.upper() not in Severity.__members__:
-        raise ValueError(f"{str(word)[:40]!r} is no severity")
-    return Severity[word.upper()]

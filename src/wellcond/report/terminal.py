@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from rich import box
 from rich.console import Console, Group, RenderableType
-from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
@@ -12,7 +11,7 @@ from wellcond.examination import Examination, Severity
 from wellcond.linalg import number
 from wellcond.report.figures import headline, interruption, rows, theta
 
-_STYLE = {
+STYLES = {
     Severity.SEVERE: ("✖", "bold red"),
     Severity.NOTICE: ("▲", "yellow"),
     Severity.GOOD: ("✔", "green"),
@@ -34,26 +33,26 @@ def summary(examination: Examination) -> RenderableType:
         Text(),
     ]
     for f in examination.findings:
-        mark, style = _STYLE[f.severity]
-        parts.append(_item(mark, style, f.title))
+        parts.append(item(*STYLES[f.severity], f.title))
         if f.effect is not None:
-            parts.append(_item(" ", "", f"tried: {f.effect}"))
+            parts.append(item(" ", "", f"tried: {f.effect}"))
     if m.figures:
         parts += [Text(), _figures(examination), Text(f"H: Hessian, G: Gauss-Newton. {theta(m)}", style="dim")]
     if m.row_norms is not None:
         parts.append(Text(f"Correlation of log √v with log of the Hessian's row norms: {m.row_norms.correlation}"))
     if m.layers:
         parts += [Text(), _layers(examination)]
-    parts += [_item("·", "dim", note) for note in m.notes]
+    parts += [item("·", "dim", note) for note in m.notes]
     took = f"{number(m.seconds)} s; a gradient takes {number(m.gradient_seconds)} s"
     parts.append(Text(f"{m.products:,} curvature-vector products in {took}", style="dim"))
     return Group(*parts)
 
 
-def _item(mark: str, style: str, text: str) -> RenderableType:
+def item(mark: str, style: str, text: str) -> RenderableType:
+    """A text that hangs on its mark."""
     grid = Table.grid(padding=(0, 1))
     grid.add_row(Text(mark, style=style), Text(text))
-    return Padding(grid, (0, 0, 0, 0))
+    return grid
 
 
 def _figures(examination: Examination) -> Table:
