@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -128,7 +129,22 @@ def examine(
     subject = Subject.of(TrainingRun(model, loss_fn, data, optimizer, loss), settings)
     measurements = measure(subject, settings, progress)
     started = time.perf_counter()
-    found = [f for find in FINDINGS if (f := find(measurements, subject)) is not None]
+    found = [f for find in FINDINGS if (f := _found(find, measurements, subject)) is not None]
     measurements.notes += subject.trials.notes
     measurements.seconds += time.perf_counter() - started
     return Examination(measurements, sorted(found, key=lambda f: (-f.severity, -f.gain)))
+
+
+def _found(
+    find: Callable[[Measurements, Subject], Finding | None], m: Measurements, subject: Subject
+) -> Finding | None:
+    """One finding, which says so if its remedy was not tried."""
+    before = len(subject.trials.notes)
+    found = find(m, subject)
+    if found is None or not found.remedy or found.effect is not None:
+        return found
+    if not subject.trials.possible:
+        return replace(found, text=f"{found.text} Without an optimizer the remedy was not tried.")
+    if len(subject.trials.notes) > before:
+        return replace(found, text=f"{found.text} The remedy was not tried: {subject.trials.notes[-1]}")
+    return found

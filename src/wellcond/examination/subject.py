@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -48,6 +49,13 @@ class Settings:
         """Steps of each trial of a remedy."""
         return 10 if self.quick else 50
 
+    def trial_budget(self, size: int) -> float:
+        """Gradients of the whole loss that all trials may cost, with so many parameters: together with what is measured
+        they stay under 3,000, or 300. Up to the size of a whole spectrum they take a few seconds, and any number."""
+        if size <= DENSE_LIMIT:
+            return math.inf
+        return 40.0 if self.quick else 650.0
+
 
 @dataclass
 class Subject:
@@ -92,7 +100,7 @@ class Subject:
                 optimizer = None
                 notes.append(f"Measured without the optimizer: {error}.")
         problem = _problem(run, settings, chosen, notes)
-        trials = Trials(run, problem, settings.trial_steps, settings.seed)
+        trials = Trials(run, problem, settings.trial_steps, settings.seed, settings.trial_budget(problem.size))
         return cls(run, problem, optimizer, P, trials, notes, left_out)
 
     @cached_property

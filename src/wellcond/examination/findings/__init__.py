@@ -13,6 +13,7 @@ from wellcond.examination.findings import (
     learning_rate,
     momentum,
     negative_curvature,
+    normalization,
     precision,
     preconditioner,
     unreached,
@@ -37,4 +38,5 @@ FINDINGS: list[Callable[[Measurements, Subject], Finding | None]] = [
     unreached.find,
     dead_units.find,
     layer_conditioning.find,
+    normalization.find,
 ]
