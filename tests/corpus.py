@@ -6,9 +6,11 @@ run with one thing changed, which its finding must see; where it is changed befo
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
+from multiprocessing import get_context
 from typing import Any
 
 import torch
@@ -16,7 +18,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import wellcond as wc
-from tests.runs import NETWORKS, data, mlp, train
+from tests.runs import NETWORKS, data, followed, mlp, train
 
 BATCH = 32
 EXAMPLES = 320
@@ -92,14 +94,60 @@ class Case:
         r.after(run)
         return run
 
-    def examined(self) -> wc.Examination:
-        """What an examination says of it."""
+    def judged(self) -> Judged:
+        """Examine it, and run the code that is advised."""
         run = self.run()
-        return wc.examine(run.model, run.loss_fn, run.data, run.optimizer, loss=run.loss)
+        told = wc.examine(run.model, run.loss_fn, run.data, run.optimizer, loss=run.loss).findings
+        said = [f for f in told if f.severity > wc.Severity.GOOD]
+        lacking = [f"{f.key}: {what}" for f in said if (what := _lacking(f, run))]
+        return Judged(self, {f.key: f.severity for f in said}, lacking)
 
-    def found(self, examination: wc.Examination) -> bool:
+
+@dataclass
+class Judged:
+    """What an examination says of a run, at least “notice”.
+
+    Attributes:
+        case: the run.
+        said: severities by finding.
+        lacking: what a finding has not that it should have: evidence, code that runs, an effect or why there is none.
+    """
+
+    case: Case
+    said: dict[str, wc.Severity]
+    lacking: list[str]
+
+    @property
+    def found(self) -> bool:
         """Whether the fault was seen."""
-        return any(f.key in self.faults and f.severity > wc.Severity.GOOD for f in examination.findings)
+        return any(key in self.said for key in self.case.faults)
+
+
+def judge(names: Iterable[str]) -> list[Judged]:
+    """Examine runs of these names, in a process a core."""
+    with ProcessPoolExecutor(mp_context=get_context("spawn"), initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        judged = list(pool.map(_judged, names))
+    return [Judged(BY_NAME[name], said, lacking) for name, said, lacking in judged]
+
+
+def _judged(name: str) -> tuple[str, dict[str, wc.Severity], list[str]]:
+    judged = BY_NAME[name].judged()  # without its recipe, whose functions don't travel
+    return name, judged.said, judged.lacking
+
+
+def _lacking(f: wc.Finding, run: wc.TrainingRun) -> str:
+    if not f.evidence or not all(e.how for e in f.evidence.values()):
+        return "evidence, and how it was got"
+    if f.effect is None and not any(
+        why in f.text for why in ("not tried", "nothing to try", "no trial", "can't be told")
+    ):
+        return "an effect, or why there is none"
+    if f.remedy:
+        try:
+            followed(f.remedy, run)
+        except Exception as error:
+            return f"code that runs: {type(error).__name__} {error}"
+    return ""
 
 
 _HEALTHY = {
@@ -237,3 +285,5 @@ FAULTY = [
     ),
     Case("steps lost in bfloat16", Recipe("digits", "residual", MOMENTUM, after=_half), ("precision",)),
 ]
+
+BY_NAME = {case.name: case for case in FAULTY + HEALTHY}

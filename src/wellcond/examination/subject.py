@@ -36,7 +36,7 @@ class Settings:
     def effort(self) -> Effort:
         """Products to spend where the spectrum is not computed whole: a thorough examination, or a tenth of it."""
         if self.quick:
-            return Effort(extremes=20, count=1, probes=3, probe_steps=1, trace_probes=2, gradient_steps=6)
+            return Effort(extremes=20, count=1, probes=3, probe_steps=1, trace_probes=2, gradient_steps=4)
         return Effort()
 
     @property
@@ -54,7 +54,7 @@ class Settings:
         they stay under 3,000, or 300. Up to the size of a whole spectrum they take a few seconds, and any number."""
         if size <= DENSE_LIMIT:
             return math.inf
-        return 40.0 if self.quick else 650.0
+        return 12.0 if self.quick else 650.0
 
 
 @dataclass

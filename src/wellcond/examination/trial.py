@@ -129,7 +129,7 @@ class Trials:
         """
         read = read or self._loss_over_all
         known = (read, 1) in self._as_it_is
-        if not self.possible or not self.affords(self._repeats * self.steps * (batches_a_step + (not known))):
+        if not self.possible or not self.affords(self._repeats * self._cost(batches_a_step + (not known))):
             return None
         try:
             if not known:
@@ -166,7 +166,7 @@ class Trials:
         """The same for a change that `wellcond.what_if` knows: each from new state of the optimizer and at the best of
         some learning rates, after its warm-up."""
         known = change in self._variants
-        if not self.possible or not (known or self.affords(2 * WHAT_IF_RATES * self.steps)):
+        if not self.possible or not (known or self.affords(self._cost(2 * WHAT_IF_RATES))):
             return None
         try:
             if not known:
@@ -202,7 +202,7 @@ class Trials:
         build = CHANGES[change] if isinstance(change, str) else change
         made = {None: lambda given: Network.copy_of(given.model), change: build}
         missing = [key for key in made if key not in self._from_new_weights]
-        if not self.affords(len(missing) * (RATES + REPEATS - 1) * self.steps):
+        if not self.affords(self._cost(len(missing) * (RATES + REPEATS - 1))):
             return None
         try:
             for key in missing:
@@ -214,9 +214,12 @@ class Trials:
         before, after = (self._estimate(self._from_new_weights[key][0], how) for key in made)
         return Effect(f"loss after {self.steps} steps from new weights, at the best learning rate", before, after)
 
-    def affords(self, batches: float) -> bool:
-        """Whether the gradients of so many batches are within the budget; then they are spent."""
-        cost = batches / len(self.problem.batches)
+    def _cost(self, runs: float) -> float:
+        """Of so many runs, in gradients of the whole loss: their steps, and the loss at their end, half a gradient."""
+        return runs * (self.steps / len(self.problem.batches) + 0.5)
+
+    def affords(self, cost: float) -> bool:
+        """Whether so many gradients of the whole loss are within the budget; then they are spent."""
         if self.spent + cost > self.budget:
             note = f"Trials may cost {self.budget:g} gradients here; what would have cost more was not tried."
             self.notes += [] if note in self.notes else [note]

@@ -22,7 +22,7 @@ STRONG = 0.5
 """From half of λ_max on, a step as large as stability allows leaves along the negative direction about as fast as it
 converges along the steepest one: the point is a saddle and not the wall of a valley."""
 
-PRODUCTS = 40
+PRODUCTS = 20
 """For a direction of negative curvature; the most negative one to some percent is as good as itself."""
 
 HALVINGS = 9
@@ -70,7 +70,7 @@ def _tried(subject: Subject) -> Effect | None:
     problem, trials = subject.problem, subject.trials
     products = min(PRODUCTS, problem.size)
     # A product of the Hessian takes some three gradients, a loss a third of one.
-    if not trials.possible or not trials.affords((3 * products + HALVINGS) * len(problem.batches)):
+    if not trials.possible or not trials.affords(3 * products + HALVINGS):
         return None
     try:
         v = eigenvalues(

@@ -34,7 +34,8 @@ FEWEST = 8
 def find(m: Measurements, subject: Subject) -> Finding | None:
     """What some steps from new weights win of the loss, without a normalization and with one, each at its best rate."""
     trials = subject.trials
-    if _is_normalized(subject) or all(layer.is_input for layer in m.layers):
+    # Ten steps favor what starts fast.
+    if m.settings.quick or _is_normalized(subject) or all(layer.is_input for layer in m.layers):
         return None
     start = trials.loss_of_new_weights()
     if start is None:
@@ -58,12 +59,11 @@ def find(m: Measurements, subject: Subject) -> Finding | None:
         title = f"{change[0].upper()}{change[1:]} makes no large difference to training from new weights."
         text = f"It wins less than {PAYS:g} times as much of the loss in {trials.steps} steps, or that can't be told."
         return Finding("normalization", Severity.GOOD, title, text, evidence)
-    severe = times >= HARDLY_TRAINS and not m.settings.quick  # a few steps don't say what a network does not learn
     much = f"win at least {number(times)} times as much of the loss" if without else "win some of the loss, else none"
     title = f"There is no normalization layer, and with {change} {trials.steps} steps from new weights {much}."
     return Finding(
         "normalization",
-        Severity.SEVERE if severe else Severity.NOTICE,
+        Severity.SEVERE if times >= HARDLY_TRAINS else Severity.NOTICE,
         title,
         "Signals and gradients that shrink, grow or get a common mean from layer to layer leave the curvature of some "
         "layers far from that of others, and no one learning rate fits them. A normalization takes mean and scale away "
