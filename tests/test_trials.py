@@ -95,6 +95,21 @@ def _tensors(x):
             yield from _tensors(value)
 
 
+def test_what_would_go_beyond_the_budget_is_not_tried():
+    """Three orders of three batches: 7 steps and a loss are 7/3 + 1/2 gradients, as it is and changed."""
+    run = small_run()
+    subject = Subject.of(run, Settings())
+    trials = Trials(run, subject.problem, 7, budget=18)
+    assert trials.effect(times_ten) is not None
+    assert trials.spent == pytest.approx(2 * 3 * (7 / 3 + 0.5))
+    assert trials.effect(times_ten) is None  # as it is costs nothing more, and changed too much
+    assert trials.from_new_weights("standardize inputs") is None
+    assert trials.normalized("standardize inputs") is None
+    assert trials.notes == ["Trials may cost 18 gradients here; what would have cost more was not tried."]
+    assert Settings().trial_budget(2000) == math.inf
+    assert Settings(quick=True).trial_budget(2001) < Settings().trial_budget(2001) < 3000
+
+
 def test_what_is_attached_to_the_optimizer_is_on_the_copies_too():
     run = small_run(examples=20)
     wc.regularize(run.optimizer, wc.penalties.L1(0.1))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -146,6 +146,7 @@ def examine(
         raise ValueError("memory ends at the loss of one example and its gradient: nothing can be measured") from error
     started = time.perf_counter()
     found = [finding for find in FINDINGS if (finding := _looked_for(find, m, subject)) is not None]
+    m.notes += subject.trials.notes
     m.seconds += time.perf_counter() - started
     return Examination(m, sorted(found, key=lambda f: (-f.severity, -f.gain)), failures.interrupted)
 
@@ -157,8 +158,28 @@ def _looked_for(find: Find, m: Measurements, subject: Subject) -> Finding | None
     what = f"the finding “{find.__module__.rpartition('.')[2]}”"
 
     def on_what_fits() -> Finding | None:
-        finding, seen = on_fewer(subject, lambda given: find(m, given), f"{what} is")
+        finding, seen = on_fewer(subject, lambda given: _found(find, m, given), f"{what} is")
         m.notes.extend(note for note in seen.notes if note not in m.notes)
         return finding
 
     return failures.attempt(what, on_what_fits, always=True)
+
+
+def _found(find: Find, m: Measurements, subject: Subject) -> Finding | None:
+    """One finding, which says so if its remedy was not tried."""
+    trials, failures = subject.trials, subject.failures
+    before, failed = len(trials.notes), failures.count()
+    found = find(m, subject)
+    if found is None or not found.remedy or found.effect is not None:
+        return found
+    if trials.run.optimizer is None:
+        reason = "without an optimizer the remedy was not tried"
+    elif failures.interrupted:
+        reason = "the remedy was not tried before the interruption"
+    elif failures.count() > failed:
+        reason = "the remedy could not be tried"
+    elif len(trials.notes) > before:
+        reason = f"the remedy was not tried: {trials.notes[-1].rstrip('.')}"
+    else:
+        return found
+    return replace(found, text=f"{found.text} {reason[0].upper()}{reason[1:]}.")

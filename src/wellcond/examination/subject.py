@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -37,7 +38,7 @@ class Settings:
     def effort(self) -> Effort:
         """Products to spend where the spectrum is not computed whole: a thorough examination, or a tenth of it."""
         if self.quick:
-            return Effort(extremes=20, count=1, probes=3, probe_steps=1, trace_probes=2, gradient_steps=6)
+            return Effort(extremes=20, count=1, probes=3, probe_steps=1, trace_probes=2, gradient_steps=4)
         return Effort()
 
     @property
@@ -49,6 +50,13 @@ class Settings:
     def trial_steps(self) -> int:
         """Steps of each trial of a remedy."""
         return 10 if self.quick else 50
+
+    def trial_budget(self, size: int) -> float:
+        """Gradients of the whole loss that all trials may cost, with so many parameters: together with what is measured
+        they stay under 3,000, or 300. Up to the size of a whole spectrum they take a few seconds, and any number."""
+        if size <= DENSE_LIMIT:
+            return math.inf
+        return 12.0 if self.quick else 650.0
 
 
 @dataclass
@@ -97,13 +105,14 @@ class Subject:
                 notes.append(f"Measured without the optimizer: {error}.")
         problem = _problem(run, settings, chosen, notes)
         failures = failures or Failures()
-        trials = Trials(run, problem, settings.trial_steps, settings.seed, failures)
+        budget = settings.trial_budget(problem.size)
+        trials = Trials(run, problem, settings.trial_steps, settings.seed, failures, budget)
         return cls(run, problem, optimizer, P, trials, notes, left_out, failures)
 
     def over(self, batches: list[Any], note: str) -> Subject:
         """The same run over other batches, with a note more."""
         problem = _like(self.problem, batches, self.problem.dtype)
-        trials = Trials(self.run, problem, self.trials.steps, self.trials.seed, self.failures)
+        trials = Trials(self.run, problem, self.trials.steps, self.trials.seed, self.failures, self.trials.budget)
         return replace(self, problem=problem, trials=trials, notes=[*self.notes, note])
 
     @cached_property

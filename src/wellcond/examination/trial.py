@@ -23,6 +23,7 @@ from wellcond.problem.isolation import Isolation
 from wellcond.what_if import Variant, what_if
 from wellcond.what_if.changes import CHANGES
 from wellcond.what_if.networks import Network
+from wellcond.what_if.warm_up import WarmedUp, WarmUp
 
 K = TypeVar("K")
 
@@ -40,7 +41,13 @@ REPEATS = 3
 its error."""
 
 QUICK = 30
-"""With fewer steps than this a trial from new weights looks at three learning rates, else at nine or more."""
+"""With fewer steps than this a trial from new weights looks at three learning rates, else further while they help."""
+
+RATES = 4
+"""Learning rates that a trial from new weights takes, mostly: its cost is told from it beforehand."""
+
+WHAT_IF_RATES = 10
+"""The same of each variant of `wellcond.what_if`."""
 
 
 @dataclass(frozen=True)
@@ -91,14 +98,26 @@ class Trials:
         steps: of each trial, one a batch; with 0 nothing is tried.
         seed: of dropout and of the order of the batches.
         failures: what makes the parts of the examination.
+        budget: what trials may cost in all, in gradients of the loss over all batches; what would go beyond is not
+            tried, and `notes` says so.
     """
 
-    def __init__(self, run: TrainingRun, problem: Problem, steps: int, seed: int = 0, failures: Failures | None = None):
-        self.run, self.problem, self.steps, self.seed = run, problem, steps, seed
+    def __init__(
+        self,
+        run: TrainingRun,
+        problem: Problem,
+        steps: int,
+        seed: int = 0,
+        failures: Failures | None = None,
+        budget: float = math.inf,
+    ):
+        self.run, self.problem, self.steps, self.seed, self.budget = run, problem, steps, seed, budget
         self.failures = failures or Failures()
+        self.spent = 0.0
+        self.notes: list[str] = []
         self._as_it_is: dict[tuple[Figure, int], list[float]] = {}
         self._steps: list[list[TensorStep]] | None = None
-        self._from_new_weights: dict[Any, list[float]] = {}
+        self._from_new_weights: dict[Any, tuple[list[float], float]] = {}
         self._variants: dict[str, Variant] = {}
         self._beside = Isolation([], [], "train", None, modules_of(run.loss_fn, run.loss))
 
@@ -123,12 +142,13 @@ class Trials:
             read: reads it off the trained copy, the lower the better.
             batches_a_step: gradients that a step with the remedy is the mean of.
         """
-        if not self.possible:
-            return None
         read = read or self._loss_over_all
+        known = (read, 1) in self._as_it_is
+        if not self.possible or not self.affords(self._repeats * self._cost(batches_a_step + (not known))):
+            return None
 
         def tried() -> Effect:
-            if (read, 1) not in self._as_it_is:
+            if not known:
                 self._as_it_is[read, 1] = self._figures(lambda run: run, read, 1)
             without, changed = self._as_it_is[read, 1], self._figures(change, read, batches_a_step)
             name = figure or f"loss after {self.steps} more steps"
@@ -161,22 +181,22 @@ class Trials:
     def normalized(self, change: str) -> Effect | None:
         """The same for a change that `wellcond.what_if` knows: each from new state of the optimizer and at the best of
         some learning rates, after its warm-up."""
-        if not self.possible:
+        known = change in self._variants
+        if not self.possible or not (known or self.affords(self._cost(2 * WHAT_IF_RATES))):
             return None
 
         def tried() -> Effect:
-            for name in ("as it is", change):
-                if name not in self._variants:
-                    found = what_if(
-                        self.problem,
-                        self.run.optimizer,
-                        change,
-                        warm_up=self.steps,
-                        steps=1,
-                        figures=False,
-                        seed=self.seed,
-                    )
-                    self._variants |= found.variants
+            if not known:
+                found = what_if(
+                    self.problem,
+                    self.run.optimizer,
+                    change,
+                    warm_up=self.steps,
+                    steps=1,
+                    figures=False,
+                    seed=self.seed,
+                )
+                self._variants |= found.variants
             how = f"{self.steps} steps from new state of the optimizer, at the best of some learning rates"
             before, after = (
                 Estimate(v.loss, v.loss, v.loss, how) for v in (self._variants["as it is"], self._variants[change])
@@ -195,48 +215,85 @@ class Trials:
         """
         if not self.possible or fresh_share(self.problem) < 0.5:
             return None
+        build = CHANGES[change] if isinstance(change, str) else change
+        made = {None: lambda given: Network.copy_of(given.model), change: build}
+        missing = [key for key in made if key not in self._from_new_weights]
+        if not self.affords(self._cost(len(missing) * (RATES + REPEATS - 1))):
+            return None
 
         def tried() -> Effect:
-            build = CHANGES[change] if isinstance(change, str) else change
-            for key, made in ((None, lambda given: Network.copy_of(given.model)), (change, build)):
-                if key not in self._from_new_weights:
-                    self._from_new_weights[key] = self._losses_from_new(made)
+            for key in missing:
+                self._from_new_weights[key] = self._losses_from_new(made[key])
             how = f"{self.steps} steps from new weights on copies of the run, at the best of some learning rates"
-            before, after = (self._estimate(self._from_new_weights[key], how) for key in (None, change))
+            before, after = (self._estimate(self._from_new_weights[key][0], how) for key in made)
             return Effect(f"loss after {self.steps} steps from new weights, at the best learning rate", before, after)
 
         return self.failures.attempt("what a change does to training from new weights", tried)
 
-    def _losses_from_new(self, build: Callable[[Problem], Network]) -> list[float]:
-        """Once a draw of the weights; at the rate that is the best for the first."""
-        network, losses, factor = build(self.problem), [], None
+    def _cost(self, runs: float) -> float:
+        """Of so many runs, in gradients of the whole loss: their steps, and the loss at their end, half a gradient."""
+        return runs * (self.steps / len(self.problem.batches) + 0.5)
+
+    def affords(self, cost: float) -> bool:
+        """Whether so many gradients of the whole loss are within the budget; then they are spent."""
+        if self.spent + cost > self.budget:
+            note = f"Trials may cost {self.budget:g} gradients here; what would have cost more was not tried."
+            self.notes += [] if note in self.notes else [note]
+            return False
+        self.spent += cost
+        return True
+
+    def best_rate(self, change: str | Callable[[Problem], Network]) -> float:
+        """The learning rate that was the best from new weights with a change that was tried, over the given one."""
+        return self._from_new_weights[change][1]
+
+    def loss_of_new_weights(self) -> float | None:
+        """The loss over all data before any step, of the network as it is; None where weights can't be drawn anew."""
+        if not self.possible or fresh_share(self.problem) < 0.5:
+            return None
+        return self.failures.attempt(
+            "the loss of new weights", lambda: self._renewed(Network.copy_of(self.problem.model), self.seed).loss()
+        )
+
+    def _renewed(self, network: Network, seed: int) -> Problem:
         own = {id(network.twins[id(p)]) for p in self.problem.parameters} | {id(p) for p in network.added()}
+        with random_state(seed, self.problem.device):
+            renew(network.model, own)
+        return network.problem(self.problem)
+
+    def _losses_from_new(self, build: Callable[[Problem], Network]) -> tuple[list[float], float]:
+        """Once a draw of the weights, at the rate that is the best for the first; and that rate over the given one."""
+        network, losses, factor = build(self.problem), [], math.nan
         for k in range(REPEATS):
-            with random_state(self.seed + k, self.problem.device):
-                renew(network.model, own)
-            problem = network.problem(self.problem)
+            problem = self._renewed(network, self.seed + k)
             runs = network.warm_up(problem, self.run.optimizer, network.twins, network.P)
-            if factor is None:
-                try:
-                    if self.steps < QUICK:
-                        tried = [found for f in (0.1, 1.0, 10.0) if (found := runs.run(f, self.steps))]
-                        best = min(tried, key=lambda found: found.loss, default=None)
-                    else:
-                        best = runs.best(self.steps)
-                except ValueError:  # finite at no rate
-                    best = None
-                if best is None:
-                    return [math.inf]
-                factor = best.factor
-            else:
+            if k:
                 best = runs.run(factor, self.steps)
+            else:
+                try:
+                    best = self._at_its_best_rate(runs)
+                except ValueError:  # finite at no rate
+                    return [math.inf], factor
+                factor = best.factor
             losses.append(math.inf if best is None else best.loss)
-        return losses
+        return losses, factor
+
+    def _at_its_best_rate(self, runs: WarmUp) -> WarmedUp:
+        if self.steps >= QUICK:
+            return runs.best(self.steps, decades=1, halves=False)
+        tried = [found for f in (0.1, 1.0, 10.0) if (found := runs.run(f, self.steps))]
+        if not tried:
+            raise ValueError("the loss is finite at none of three learning rates")
+        return min(tried, key=lambda found: found.loss)
+
+    @property
+    def _repeats(self) -> int:
+        """Orders of the batches."""
+        return REPEATS if len(self.problem.batches) > 1 else 1
 
     def _figures(self, change: Change, read: Figure, batches_a_step: int) -> list[float]:
         """After the steps, once an order of the batches."""
-        repeats = REPEATS if len(self.problem.batches) > 1 else 1
-        return [self._figure(change, read, batches_a_step, self.seed + k) for k in range(repeats)]
+        return [self._figure(change, read, batches_a_step, self.seed + k) for k in range(self._repeats)]
 
     def _figure(self, change: Change, read: Figure, batches_a_step: int, seed: int) -> float:
         with self._alone(seed):

@@ -13,6 +13,7 @@ from wellcond.examination.findings import (
     learning_rate,
     momentum,
     negative_curvature,
+    normalization,
     not_measured,
     precision,
     preconditioner,
@@ -40,5 +41,6 @@ FINDINGS: list[Find] = [
     unreached.find,
     dead_units.find,
     layer_conditioning.find,
+    normalization.find,
     not_measured.find,  # last: the others may fail
 ]
