@@ -39,6 +39,7 @@ bench: $(READY) ## what an examination, a product and a step of an optimizer cos
 	$(BIN)/python benchmarks/product_cost.py
 	$(BIN)/python benchmarks/optimizer_step.py
 	$(BIN)/python benchmarks/reparameterization.py
+	$(BIN)/python benchmarks/layer_conditioning.py
 	$(BIN)/python benchmarks/eigenvalues.py
 	$(BIN)/python benchmarks/spectral_density.py
 	$(BIN)/python benchmarks/scale.py
@@ -49,6 +50,7 @@ bench-quick: $(READY) ## the same with fewer repetitions
 	$(BIN)/python benchmarks/product_cost.py --quick
 	$(BIN)/python benchmarks/optimizer_step.py --quick
 	$(BIN)/python benchmarks/reparameterization.py --quick
+	$(BIN)/python benchmarks/layer_conditioning.py --quick
 	$(BIN)/python benchmarks/eigenvalues.py --quick
 	$(BIN)/python benchmarks/spectral_density.py --quick
 	$(BIN)/python benchmarks/scale.py --quick

@@ -1,6 +1,7 @@
 """What does an examination cost, in gradients of the whole loss?
 
 A network of 100,000 parameters on 2,000 examples: the bound is 3,000 gradients, 300 with --quick (of the examination).
+Trained, when nothing is to be tried, and after one epoch, when a normalization is tried from new weights.
 Gradients and examinations are timed in turn, in one run; the ratio is that of medians.
 
     python benchmarks/examination_cost.py [--quick]
@@ -19,7 +20,7 @@ import wellcond as wc
 BOUNDS = {True: 300, False: 3000}
 
 
-def trained_run(batch_size: int) -> tuple[nn.Module, nn.Module, DataLoader, torch.optim.Optimizer]:
+def trained_run(batch_size: int, epochs: int) -> tuple[nn.Module, nn.Module, DataLoader, torch.optim.Optimizer]:
     torch.manual_seed(0)
     X = torch.randn(2000, 64)
     y = (X[:, :10] + 0.3 * torch.randn(2000, 10)).argmax(1)
@@ -27,7 +28,7 @@ def trained_run(batch_size: int) -> tuple[nn.Module, nn.Module, DataLoader, torc
     model = nn.Sequential(nn.Linear(64, 256), nn.ReLU(), nn.Linear(256, 300), nn.ReLU(), nn.Linear(300, 20), nn.ReLU())
     model.append(nn.Linear(20, 10))
     loss_fn, optimizer = nn.CrossEntropyLoss(), torch.optim.Adam(model.parameters())
-    for _ in range(6):
+    for _ in range(epochs):
         for inputs, targets in loader:
             optimizer.zero_grad()
             loss_fn(model(inputs), targets).backward()
@@ -48,11 +49,11 @@ def main() -> None:
     arguments = argparse.ArgumentParser(description=__doc__)
     arguments.add_argument("--quick", action="store_true", help="fewer repetitions")
     repetitions = 2 if arguments.parse_args().quick else 5
-    for batch_size in (2000, 64):
-        model, loss_fn, loader, optimizer = trained_run(batch_size)
+    for batch_size, epochs in ((2000, 6), (2000, 1), (64, 6), (64, 1)):
+        model, loss_fn, loader, optimizer = trained_run(batch_size, epochs)
         batches = list(loader)
-        size = sum(p.numel() for p in model.parameters())
-        print(f"{size:,} parameters, 2,000 examples in {len(batches)} batches, {torch.get_num_threads()} threads")
+        size, threads = sum(p.numel() for p in model.parameters()), torch.get_num_threads()
+        print(f"{size:,} parameters, 2,000 examples in {len(batches)} batches, {epochs} epochs, {threads} threads")
         for quick in (True, False):
             gradients, examinations, products = [], [], 0
             for _ in range(repetitions):
@@ -61,12 +62,14 @@ def main() -> None:
                 examination = wc.examine(model, loss_fn, loader, optimizer, quick=quick)
                 examinations.append(time.perf_counter() - started)
                 products = examination.measurements.products
+                tried = [f.key for f in examination.findings if f.effect or "loss_with" in f.evidence]
             gradient, total = statistics.median(gradients), statistics.median(examinations)
             ratio, bound = total / gradient, BOUNDS[quick]
             judged = "within" if ratio <= bound else "OVER"
             print(
                 f"  {'quick' if quick else 'thorough':9} {total:6.2f} s / {1e3 * gradient:5.2f} ms "
-                f"= {ratio:6.0f} gradients ({judged} the bound of {bound}), {products} products"
+                f"= {ratio:6.0f} gradients ({judged} the bound of {bound}), {products} products; "
+                f"tried: {', '.join(tried) or 'nothing'}"
             )
 
 

@@ -9,36 +9,27 @@ into docs/findings.md.
 import argparse
 from pathlib import Path
 
-import torch
 from benchmarks.tables import Table, write_section
-from tests.corpus import FAULTY, HEALTHY, Case
+from tests.corpus import BY_NAME, FAULTY, HEALTHY, judge
 
 import wellcond as wc
 
 PAGE = Path(__file__).parent.parent / "docs" / "findings.md"
 
 
-def row(case: Case) -> tuple[str, str, bool, bool]:
-    """What was planted, what is said, whether the fault was found, whether anything severe was said."""
-    examination = case.examined()
-    said = [f"{f.key} ({f.severity.word})" for f in examination.findings if f.severity > wc.Severity.GOOD]
-    planted = " or ".join(case.faults) or "–"
-    return planted, ", ".join(said) or "–", case.found(examination), examination.severity is wc.Severity.SEVERE
-
-
 def main() -> None:
     arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     arguments.add_argument("--write-docs", action="store_true", help="put the table into docs/findings.md")
     write = arguments.parse_args().write_docs
-    torch.set_num_threads(1)
     table = Table("run", "to be found", "said")
     found = severe = notices = 0
-    for case in FAULTY + HEALTHY:
-        planted, said, right, alarm = row(case)
-        table.add(case.name, planted, said)
-        found += right
+    for judged in judge(BY_NAME):
+        case, said = judged.case, judged.said
+        told = ", ".join(f"{key} ({severity.word})" for key, severity in said.items())
+        table.add(case.name, " or ".join(case.faults) or "–", told or "–")
+        found += judged.found
         if not case.faults:
-            severe, notices = severe + alarm, notices + (said != "–")
+            severe, notices = severe + (wc.Severity.SEVERE in said.values()), notices + bool(said)
     verdict = (
         f"{found} of {len(FAULTY)} planted faults are found; of {len(HEALTHY)} healthy runs {severe} have a severe "
         f"finding and {notices} a notice."

@@ -14,10 +14,11 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 Action = Callable[[], object]
+Clock = Callable[[], float]
 
 
-def rounds(actions: dict[str, Action], count: int) -> dict[str, list[float]]:
-    """Seconds that each action took in each round.
+def rounds(actions: dict[str, Action], count: int, clock: Clock = time.perf_counter) -> dict[str, list[float]]:
+    """Seconds that each action took in each round, by the clock.
 
     Every round runs all actions once, in an order of its own, so that what else the machine does falls on all alike.
     Each runs once before, untimed.
@@ -29,7 +30,7 @@ def rounds(actions: dict[str, Action], count: int) -> dict[str, list[float]]:
     for _ in range(count):
         shuffle(order)
         for name in order:
-            taken[name].append(seconds(actions[name]))
+            taken[name].append(seconds(actions[name], clock))
     return taken
 
 
@@ -46,13 +47,13 @@ def wins(taken: dict[str, list[float]], name: str, other: str) -> str:
     return f"faster in {faster} of {count} rounds" if faster >= count / 2 + math.sqrt(count) else ""
 
 
-def seconds(action: Action) -> float:
+def seconds(action: Action, clock: Clock = time.perf_counter) -> float:
     """Of one run, to the end of what it left to a GPU."""
     _wait()
-    started = time.perf_counter()
+    started = clock()
     action()
     _wait()
-    return time.perf_counter() - started
+    return clock() - started
 
 
 def memory(action: Action) -> tuple[int, int]:

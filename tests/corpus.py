@@ -6,17 +6,19 @@ run with one thing changed, which its finding must see; where it is changed befo
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
+from multiprocessing import get_context
 from typing import Any
 
 import torch
-from sklearn import datasets
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import wellcond as wc
+from tests.runs import NETWORKS, data, followed, mlp, train
 
 BATCH = 32
 EXAMPLES = 320
@@ -82,107 +84,71 @@ class Case:
         """Make the data and train; the same every time."""
         r = self.recipe
         torch.manual_seed(0)
-        X, y, loss_fn = _data(r.data)
-        if r.standardized:
-            spread = X.std(0)
-            X = (X - X.mean(0)) / torch.where(spread > 0, spread, 1.0)
+        X, y, loss_fn = data(r.data, standardized=r.standardized, most=EXAMPLES)
         X = r.inputs(X)
         outputs = 1 if y.is_floating_point() else int(y.max()) + 1
         model = r.model(NETWORKS[r.network](X.shape[1], outputs))
         loader = DataLoader(TensorDataset(X, y), batch_size=r.batch, shuffle=True)
         run = wc.TrainingRun(model, None if r.loss else loss_fn, loader, r.optimizer(r.parameters(model)), r.loss)
-        for _ in range(EPOCHS[r.data] if r.epochs is None else r.epochs):
-            for batch in loader:
-                run.optimizer.zero_grad()
-                loss = r.loss(model, batch) if r.loss else loss_fn(model(batch[0]), batch[1])
-                loss.backward()
-                run.optimizer.step()
+        train(run, EPOCHS[r.data] if r.epochs is None else r.epochs)
         r.after(run)
         return run
 
-    def examined(self) -> wc.Examination:
-        """What an examination says of it."""
+    def judged(self) -> Judged:
+        """Examine it, and run the code that is advised."""
         run = self.run()
-        return wc.examine(run.model, run.loss_fn, run.data, run.optimizer, loss=run.loss)
+        told = wc.examine(run.model, run.loss_fn, run.data, run.optimizer, loss=run.loss).findings
+        said = [f for f in told if f.severity > wc.Severity.GOOD]
+        lacking = [f"{f.key}: {what}" for f in said if (what := _lacking(f, run))]
+        return Judged(self, {f.key: f.severity for f in said}, lacking)
 
-    def found(self, examination: wc.Examination) -> bool:
+
+@dataclass
+class Judged:
+    """What an examination says of a run, at least “notice”.
+
+    Attributes:
+        case: the run.
+        said: severities by finding.
+        lacking: what a finding has not that it should have: evidence, code that runs, an effect or why there is none.
+    """
+
+    case: Case
+    said: dict[str, wc.Severity]
+    lacking: list[str]
+
+    @property
+    def found(self) -> bool:
         """Whether the fault was seen."""
-        return any(f.key in self.faults and f.severity > wc.Severity.GOOD for f in examination.findings)
+        return any(key in self.said for key in self.case.faults)
 
 
-def _data(name: str) -> tuple[Tensor, Tensor, nn.Module]:
-    load = getattr(datasets, f"load_{name.replace(' ', '_')}")
-    X, y = load(return_X_y=True)
-    X, y = torch.tensor(X, dtype=torch.float32), torch.tensor(y)
-    if name == "diabetes":
-        y = ((y - y.mean()) / y.std()).float()[:, None]
-        return X[:EXAMPLES], y[:EXAMPLES], nn.MSELoss()
-    keep = torch.randperm(len(X), generator=torch.Generator().manual_seed(0))[:EXAMPLES]
-    return X[keep], y[keep], nn.CrossEntropyLoss()
+def judge(names: Iterable[str]) -> list[Judged]:
+    """Examine runs of these names, in a process a core."""
+    with ProcessPoolExecutor(mp_context=get_context("spawn"), initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        judged = list(pool.map(_judged, names))
+    return [Judged(BY_NAME[name], said, lacking) for name, said, lacking in judged]
 
 
-class Convolution(nn.Module):
-    """Two convolutions along the features, and a readout of the channels' means and of the first features."""
-
-    def __init__(self, inputs: int, outputs: int, channels: int = 8):
-        super().__init__()
-        self.conv1 = nn.Conv1d(1, channels, 3, padding=1)
-        self.conv2 = nn.Conv1d(channels, channels, 3, padding=1)
-        self.pool = nn.AdaptiveAvgPool1d(4)
-        self.readout = nn.Linear(4 * channels, outputs)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = torch.relu(self.conv1(x[:, None]))
-        return self.readout(self.pool(torch.relu(self.conv2(x))).flatten(1))
+def _judged(name: str) -> tuple[str, dict[str, wc.Severity], list[str]]:
+    judged = BY_NAME[name].judged()  # without its recipe, whose functions don't travel
+    return name, judged.said, judged.lacking
 
 
-class Transformer(nn.Module):
-    """One attention layer over four or more tokens, each a piece of the features."""
+def _lacking(f: wc.Finding, run: wc.TrainingRun) -> str:
+    if not f.evidence or not all(e.how for e in f.evidence.values()):
+        return "evidence, and how it was got"
+    if f.effect is None and not any(
+        why in f.text for why in ("not tried", "nothing to try", "no trial", "can't be told")
+    ):
+        return "an effect, or why there is none"
+    if f.remedy:
+        try:
+            followed(f.remedy, run)
+        except Exception as error:
+            return f"code that runs: {type(error).__name__} {error}"
+    return ""
 
-    def __init__(self, inputs: int, outputs: int, width: int = 8):
-        super().__init__()
-        self.piece = max(1, inputs // 8)
-        tokens = inputs // self.piece
-        self.embed = nn.Linear(self.piece, width)
-        self.position = nn.Parameter(0.1 * torch.randn(tokens, width))
-        self.layer = nn.TransformerEncoderLayer(width, 2, 16, dropout=0.0, batch_first=True, norm_first=True)
-        self.readout = nn.Linear(width, outputs)
-
-    def forward(self, x: Tensor) -> Tensor:
-        tokens = self.embed(x[:, : len(self.position) * self.piece].unflatten(1, (-1, self.piece)))
-        return self.readout(self.layer(tokens + self.position).mean(1))
-
-
-class Residual(nn.Module):
-    """Two residual blocks with layer norm."""
-
-    def __init__(self, inputs: int, outputs: int, width: int = 12):
-        super().__init__()
-        self.embed = nn.Linear(inputs, width)
-        self.blocks = nn.ModuleList(
-            nn.Sequential(nn.LayerNorm(width), nn.Linear(width, width), nn.GELU(), nn.Linear(width, width))
-            for _ in range(2)
-        )
-        self.readout = nn.Linear(width, outputs)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.embed(x)
-        for block in self.blocks:
-            x = x + block(x)
-        return self.readout(x)
-
-
-def mlp(inputs: int, outputs: int) -> nn.Module:
-    """Two hidden layers."""
-    return nn.Sequential(nn.Linear(inputs, 16), nn.ReLU(), nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, outputs))
-
-
-NETWORKS: dict[str, Callable[[int, int], nn.Module]] = {
-    "MLP": mlp,
-    "convolution": Convolution,
-    "transformer": Transformer,
-    "residual": Residual,
-}
 
 _HEALTHY = {
     "digits": {"MLP": ADAM, "convolution": ADAMW, "transformer": ADAMW, "residual": MOMENTUM},
@@ -237,20 +203,7 @@ def _left_over(model: nn.Module) -> nn.Module:
 
 def _deep_sigmoids(model: nn.Module) -> nn.Module:
     """Six layers of sigmoids, whose means add up."""
-    width = 12
-    inputs, outputs = model[0].in_features, model[4].out_features  # type: ignore[index]
-    layers: list[nn.Module] = [nn.Linear(inputs, width), nn.Sigmoid()]
-    for _ in range(5):
-        layers += [nn.Linear(width, width), nn.Sigmoid()]
-    return nn.Sequential(*layers, nn.Linear(width, outputs))
-
-
-def _saddle(model: nn.Module) -> nn.Module:
-    """Small weights in every layer of a network without biases: near the saddle at zero."""
-    with torch.no_grad():
-        for p in model.parameters():
-            p.mul_(0.03 if p.ndim > 1 else 0.0)
-    return model
+    return mlp(model[0].in_features, model[4].out_features, depth=6, width=12, act=nn.Sigmoid)  # type: ignore[index]
 
 
 def _one_layer_slower(model: nn.Module) -> list[dict[str, Any]]:
@@ -332,3 +285,5 @@ FAULTY = [
     ),
     Case("steps lost in bfloat16", Recipe("digits", "residual", MOMENTUM, after=_half), ("precision",)),
 ]
+
+BY_NAME = {case.name: case for case in FAULTY + HEALTHY}

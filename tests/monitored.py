@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import random
+import signal
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -96,6 +99,58 @@ def plain_step(model: nn.Module, optimizer: torch.optim.Optimizer, x: Tensor, y:
     loss.backward()
     optimizer.step()
     return loss
+
+
+def adversarial(monitored: bool) -> tuple[list[Any], list[wc.Monitor]]:
+    """All that two networks leave behind that train against each other, each with its optimizer and monitor."""
+    torch.manual_seed(0)
+    G = nn.Sequential(nn.Linear(3, 6), nn.BatchNorm1d(6), nn.Tanh(), nn.Linear(6, 2))
+    D = nn.Sequential(nn.Linear(2, 6), nn.BatchNorm1d(6), nn.LeakyReLU(), nn.Dropout(0.2), nn.Linear(6, 1))
+    noise, real, softplus = torch.randn(16, 3), torch.randn(16, 2), nn.functional.softplus
+
+    def fools(model: nn.Module, z: Tensor) -> Tensor:
+        return softplus(-D(model(z))).mean()
+
+    def tells(model: nn.Module, x: Tensor) -> Tensor:
+        return softplus(-model(x)).mean() + softplus(model(G(noise).detach())).mean()
+
+    players = [(G, fools, noise, torch.optim.Adam(G.parameters(), lr=1e-2))]
+    players += [(D, tells, real, torch.optim.SGD(D.parameters(), lr=1e-2, momentum=0.5))]
+    options = {"every": 1, "overhead": None}
+    monitors = [wc.Monitor(m, loss=f, data=[x], optimizer=o, **options) for m, f, x, o in players if monitored]
+    losses = []
+    for _ in range(4):
+        for model, loss_of, x, optimizer in players:
+            optimizer.zero_grad()
+            loss = loss_of(model, x)
+            loss.backward()
+            optimizer.step()
+            losses.append(loss.detach().clone())
+    state = [*losses, *(x for m, *_ in players for x in (m.state_dict(), m.training, [p.grad for p in m.parameters()]))]
+    return [*state, *(o.state_dict() for *_, o in players), torch.get_rng_state()], monitors
+
+
+def dies_in_a_line(path: str) -> None:
+    """Train and be killed, by a signal that nothing can catch, when half a line is written."""
+    model, x = nn.Linear(3, 1), torch.randn(9, 3)
+    optimizer = torch.optim.Adam(model.parameters())
+    monitor = wc.Monitor(model, nn.MSELoss(), (x, x[:, :1]), optimizer, every=1, overhead=None, path=Path(path))
+    for step in range(4):
+        if step == 3:
+            monitor._writer._file = _Half(monitor._writer._file)
+        optimizer.zero_grad()
+        nn.functional.mse_loss(model(x), x[:, :1]).backward()
+        optimizer.step()
+
+
+class _Half:
+    def __init__(self, file: Any):
+        self.file = file
+
+    def write(self, line: bytes) -> None:
+        self.file.write(line[: len(line) // 2])
+        self.file.flush()
+        os.kill(os.getpid(), signal.SIGKILL)
 
 
 def same(a: Any, b: Any) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import itertools
 from pathlib import Path
@@ -12,6 +13,7 @@ from torch import nn
 
 import wellcond as wc
 from tests.browser import Page
+from tests.problems import train
 from tests.test_monitor import followed
 from tests.test_report import EXAMINATIONS, INJECTION, examined, hostile
 
@@ -41,8 +43,37 @@ def deep(layers: int, name: str = "block_{}") -> wc.Examination:
     return wc.examine(model, nn.MSELoss(), (X, X), optimizer, quick=True)
 
 
+def monitored() -> wc.Monitor:
+    """Every chart, findings that came and went, a jump and a failure."""
+    case, optimizer, monitor = followed(optimizer=torch.optim.Adam, every=1, steps=1)
+    for loss in (1.0, 2.0, 30.0, 1.0):
+        monitor.observe(loss)
+        train(case, optimizer, 1)
+    step = monitor.step
+    title = "A finding of several words: its figure is 1,234 (1,200 to 1,300)."
+    for i, (now, before) in enumerate([("notice", None), ("severe", "notice"), (None, "severe"), ("severe", None)]):
+        change = wc.monitor.Change("planted", now, before, title)
+        record = dataclasses.replace(monitor.history[-1], step=step + i + 1, changes=[change], jumps=[step + i])
+        monitor.history.records.append(record)
+    failed = wc.Record(step + 5, 1.0, "every", failed="out of memory: tried to allocate 3 GiB", notes=["A note."])
+    monitor.history.records.append(failed)
+    return monitor
+
+
+def long_run() -> wc.Monitor:
+    """Many thousand measurements."""
+    _, _, monitor = followed(every=1, steps=1)
+    first = monitor.history[0]
+    monitor.history.records += [dataclasses.replace(first, step=100_000 * i, changes=[]) for i in range(1, 5_000)]
+    return monitor
+
+
 CASES = {
     **EXAMINATIONS,
+    "monitor": monitored,
+    "monitor, not measured": lambda: followed(every=10**6, overhead=1e-4, steps=2)[-1],
+    "monitor, one measurement": lambda: followed(every=10**6, steps=1)[-1],
+    "monitor, long": long_run,
     "200 layers": lambda: deep(200),
     "one layer": lambda: deep(1),
     "very long names": lambda: deep(3, "a_module_with_a_name_that_goes_on_and_on_" * 6 + "{}"),
@@ -93,7 +124,7 @@ def test_a_hostile_name_stays_text_wherever_it_is_shown(tmp_path):
     figure = m.figures["hessian"].largest
     effect = wc.examination.trial.Effect(INJECTION, figure, figure)
     told = [wc.Finding(INJECTION, wc.Severity.SEVERE, INJECTION, INJECTION, {INJECTION: figure}, INJECTION, effect)] * 5
-    for i, shown in enumerate((wc.Examination(m, told), wc.Examination(planted, told))):
+    for i, shown in enumerate((wc.Examination(m, told), wc.Examination(planted, told), hostile_monitor())):
         with Page(shown.save(tmp_path / f"{i}.html")) as page:
             assert page.run("document.images.length + document.querySelectorAll('b, a:not(.skip)').length") == 0
             assert page.run("document.title").startswith("wellcond: ")
@@ -103,8 +134,20 @@ def test_a_hostile_name_stays_text_wherever_it_is_shown(tmp_path):
             assert page.requests == []
 
 
-def test_it_can_be_used_by_keyboard_and_by_a_screen_reader(page_of):
-    with Page(page_of("whole"), 1440) as page:
+def hostile_monitor() -> wc.Monitor:
+    """Whose model, optimizer, findings, failures and notes are an attacker's words."""
+    monitor = monitored()
+    monitor.history.run |= {"model": INJECTION, "optimizer": INJECTION, "torch": INJECTION}
+    told = [wc.monitor.Change(INJECTION + word, word, None, INJECTION) for word in ("severe", "good")]
+    monitor.history.records.append(
+        wc.Record(99, 1.0, INJECTION, failed=INJECTION, notes=[INJECTION], changes=told, jumps=[98])
+    )
+    return monitor
+
+
+@pytest.mark.parametrize("name", ["whole", "monitor"])
+def test_it_can_be_used_by_keyboard_and_by_a_screen_reader(name, page_of):
+    with Page(page_of(name), 1440) as page:
         page.press("Tab")
         assert page.run("document.activeElement.className") == "skip"
         assert page.run("document.activeElement.getBoundingClientRect().top >= 0")
@@ -138,7 +181,8 @@ def test_it_can_be_used_by_keyboard_and_by_a_screen_reader(page_of):
 
 
 @pytest.mark.parametrize("theme", ["light", "dark", "paper"])
-def test_text_stands_out_in_every_theme(theme, page_of):
+@pytest.mark.parametrize("name", ["whole", "monitor"])
+def test_text_stands_out_in_every_theme(name, theme, page_of):
     """WCAG AA: a contrast of 4.5 between a text and what is behind it."""
     contrast = """(() => {
       const parsed = (c) => c.match(/[\\d.]+/g).map(Number);
@@ -149,13 +193,14 @@ def test_text_stands_out_in_every_theme(theme, page_of):
       return [...document.querySelectorAll("p, h1, h2, h3, dt, dd, td, th, code, summary, .label")].map((e) => {
         const [a, b] = [light(getComputedStyle(e).color), light(behind(e))].sort((x, y) => y - x);
         return [(a + 0.05) / (b + 0.05), e.outerHTML.slice(0, 60)]; }).sort((x, y) => x[0] - y[0])[0]; })()"""
-    with Page(page_of("whole"), dark=theme == "dark", paper=theme == "paper") as page:
+    with Page(page_of(name), dark=theme == "dark", paper=theme == "paper") as page:
         least, where = page.run(contrast)
         assert least >= 4.5, where
 
 
-def test_it_prints_in_light_colors_with_every_finding_open(page_of):
-    with Page(page_of("whole"), dark=True) as page:
+@pytest.mark.parametrize("name", ["whole", "monitor"])
+def test_it_prints_in_light_colors_with_every_finding_open(name, page_of):
+    with Page(page_of(name), dark=True) as page:
         page.run("dispatchEvent(new Event('beforeprint'))")
         page.send("Emulation.setEmulatedMedia", media="print", features=[])
         assert page.run("document.querySelectorAll('details.prints:not([open])').length") == 0
@@ -168,20 +213,10 @@ def test_it_prints_in_light_colors_with_every_finding_open(page_of):
         assert page.console == []
 
 
-@pytest.mark.parametrize("width", [1440, 360])
-def test_the_page_of_a_monitor_is_drawn_whole(width, tmp_path):
-    _, optimizer, monitor = followed(every=1, steps=1)
-    for _ in range(5):
-        monitor.observe(1.0)
-        optimizer.step()
-    monitor.history.run["model"] = INJECTION
-    evil = wc.monitor.Change(INJECTION, "severe", None, INJECTION)
-    monitor.history.records.append(wc.Record(9, 1.0, "jump", failed=INJECTION, notes=[INJECTION], changes=[evil]))
-    with Page(monitor.save(tmp_path / "monitor.html"), width) as page:
-        charts = page.run(MARKS)
-        assert len(charts) == 5
-        assert all(c["drawn"] > 0 and c["inside"] for c in charts), charts
-        assert page.run("document.documentElement.scrollWidth <= innerWidth")
-        assert page.run("document.images.length") == 0
-        assert page.console == []
-        assert page.requests == []
+def test_the_page_of_a_monitor_has_every_chart_and_draws_every_series(page_of):
+    with Page(page_of("monitor")) as page:
+        keys = page.run("[...document.querySelectorAll('.chart')].map((c) => c.id)")
+        assert keys == ["chart-edge", "chart-curvature", "chart-kappa", "chart-loss", "chart-rate"]
+        drawn = page.run("[...document.querySelectorAll('.chart')].map((c) => c.querySelectorAll('.trace').length)")
+        traces = "JSON.parse(document.getElementById('charts').textContent).map((c) => c.figure.data.length)"
+        assert drawn == page.run(traces)

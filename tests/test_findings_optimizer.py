@@ -13,6 +13,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import wellcond as wc
+from tests.runs import copied, followed
 from wellcond.examination.finding import Finding
 from wellcond.examination.findings import (
     epsilon,
@@ -96,11 +97,6 @@ def train(run, steps, batches_a_step=1):
         return sum(float(value(b)) for b in batches) / len(batches)
 
 
-def copied(run: wc.TrainingRun) -> wc.TrainingRun:
-    model, optimizer = copy.deepcopy((run.model, run.optimizer))
-    return wc.TrainingRun(model, run.loss_fn, run.data, optimizer, run.loss)
-
-
 def find(module: ModuleType, run: wc.TrainingRun, **settings) -> Finding | None:
     """What one finding says of a run; the run is bit for bit what it was."""
     before = copy.deepcopy(states(run))
@@ -118,14 +114,6 @@ def states(run):
 
 def quiet(found: Finding | None) -> bool:
     return found is None or found.severity is GOOD
-
-
-def follow(remedy: str, run: wc.TrainingRun) -> wc.TrainingRun:
-    """Run the code that a finding advises, on a copy."""
-    run = copied(run)
-    names = {"model": run.model, "optimizer": run.optimizer, "torch": torch, "wc": wc}
-    exec(remedy, names)
-    return wc.TrainingRun(run.model, run.loss_fn, run.data, names["optimizer"], run.loss)
 
 
 HEALTHY = {
@@ -156,7 +144,7 @@ def test_healthy_runs_are_quiet(name):
     ):
         assert quiet(module.find(m, subject)), module.__name__
     assert learning_rate.find(m, subject).severity is not SEVERE
-    assert not subject.trials.notes
+    assert not subject.failures.causes()
 
 
 # -- learning rate
@@ -167,7 +155,7 @@ def test_a_rate_far_below_its_bound_is_noticed_with_what_a_larger_one_does(optim
     run = trained(optimizer, batch_size=120)
     found = find(learning_rate, run)
     assert found.severity is NOTICE
-    other = follow(found.remedy, run)
+    other = followed(found.remedy, run)
     factor = other.optimizer.param_groups[0]["lr"] / run.optimizer.param_groups[0]["lr"]
     assert round(factor) in (10, 100, 1000)
     assert factor * found.evidence["edge_ratio"].high <= 0.5
@@ -209,7 +197,7 @@ def test_missing_momentum_is_noticed_where_the_conditioning_asks_for_it():
     assert found.evidence["suggested_momentum"].value == pytest.approx(
         ((math.sqrt(kappa) - 1) / (math.sqrt(kappa) + 1)) ** 2
     )
-    other = follow(found.remedy, run)
+    other = followed(found.remedy, run)
     assert other.optimizer.param_groups[0]["momentum"] == pytest.approx(
         found.evidence["suggested_momentum"].value, abs=0.006
     )
@@ -240,7 +228,7 @@ def test_momentum_that_oscillates_is_noticed(optimizer):
     found = find(momentum, run)
     assert found.severity is NOTICE
     assert found.evidence["momentum"].value == 0.995
-    assert found.effect.with_remedy.value == pytest.approx(train(follow(found.remedy, run), 50), rel=0.3)
+    assert found.effect.with_remedy.value == pytest.approx(train(followed(found.remedy, run), 50), rel=0.3)
 
 
 # -- epsilon
@@ -263,7 +251,7 @@ def test_an_epsilon_that_swallows_is_found(name):
     assert found.effect is None or found.effect.better
     if name in ("Adam", "AdamW", "NAdam", "RMSprop"):
         assert found.severity is SEVERE
-        assert follow(found.remedy, run).optimizer.param_groups[0]["eps"] == 1e-8
+        assert followed(found.remedy, run).optimizer.param_groups[0]["eps"] == 1e-8
         assert "now 3" in found.remedy
 
 
@@ -303,7 +291,7 @@ def test_the_spread_of_weight_decay_through_the_preconditioner(name):
         assert found.effect.without.value == pytest.approx(spread)
     if found.severity is NOTICE and name not in ("Adadelta",):
         # The trial goes on with the state; from new state code and trial agree.
-        other = follow(found.remedy, run)
+        other = followed(found.remedy, run)
         decay = {float(g["weight_decay"]) for g in other.optimizer.param_groups}
         assert decay == ({0.03} if name in ("Adam", "NAdam", "RAdam") else {0.0})
         assert found.evidence["loss_decoupled"].value == pytest.approx(train(decoupled(run), 50), rel=1e-5)
@@ -358,7 +346,7 @@ def test_l1_in_the_loss_is_found_with_its_strength(act, only):
     assert found.evidence["exact_zeros"].value == 0
     assert found.effect.without.value == 1
     assert found.effect.with_remedy.value < 1
-    other = follow(found.remedy, run)
+    other = followed(found.remedy, run)
     other.loss, other.loss_fn = None, nn.CrossEntropyLoss()
     train(other, 50)
     held = [p for name, p in other.model.named_parameters() if only in name]
@@ -428,7 +416,7 @@ def test_noise_that_keeps_the_loss_up_is_noticed():
     found = find(gradient_noise, run)
     assert found.severity is NOTICE
     assert found.effect.better
-    assert "batch_size=8" in found.remedy
+    assert followed(found.remedy, run).data.batch_size == 8
     assert "now 2" in found.remedy
     # The signal is that of the last steps, in another order.
     assert found.effect.with_remedy.value == pytest.approx(train(copied(run), 50, batches_a_step=4), rel=0.3)
@@ -462,9 +450,9 @@ def test_a_layer_that_moves_at_another_pace_is_found():
     assert found.evidence["update ratio of 2.weight"].value == pytest.approx(by_hand["2.weight"], rel=1e-2)
     assert found.evidence["others"].value == pytest.approx((by_hand["0.weight"] + by_hand["4.weight"]) / 2, rel=1e-5)
     assert found.effect.better
-    followed = follow(found.remedy, run)
-    assert len(followed.optimizer.param_groups) == 4
-    assert train(followed, 50) == pytest.approx(found.effect.with_remedy.value, rel=0.05)  # the code is rounded
+    other = followed(found.remedy, run)
+    assert len(other.optimizer.param_groups) == 4
+    assert train(other, 50) == pytest.approx(found.effect.with_remedy.value, rel=0.05)  # the code is rounded
     assert "now 3e-06" in found.remedy
 
 
@@ -547,7 +535,7 @@ def test_a_preconditioner_that_hurts_is_tried_against_sgd():
     state["square_avg"].copy_(torch.tensor([[1.0, 1e2, 1e4, 1e6]]))
     found = find(preconditioner, run)
     assert found.severity is NOTICE
-    other = follow(found.remedy, run)
+    other = followed(found.remedy, run)
     assert isinstance(other.optimizer, torch.optim.SGD)
     assert found.effect.with_remedy.value == pytest.approx(train(other, 50), rel=0.1, abs=1e-6)
 

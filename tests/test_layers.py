@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import math
+import re
+import subprocess
+import sys
 
 import pytest
 import torch
 from torch import nn
 
 from tests.problems import make
-from wellcond.normalization import NoLayersError, layer_conditioning
+from wellcond.normalization import NoLayersError, covariance, layer_conditioning, sketch
 from wellcond.problem import Problem
 
 
@@ -139,6 +142,12 @@ def test_inputs_that_are_not_finite_name_the_layer():
     problem = Problem(Overflow(), nn.MSELoss(), (torch.ones(3, 1), torch.ones(3, 1)))
     with pytest.raises(ValueError, match="layer second are not finite"):
         layer_conditioning(problem)
+    # Also where the loss is not finite either.
+    negative = nn.Sequential(nn.Linear(1, 1), nn.LogSigmoid(), nn.Linear(1, 1))
+    with torch.no_grad():
+        negative[0].bias.fill_(torch.nan)
+    with pytest.raises(ValueError, match="layer 2 are not finite"):
+        layer_conditioning(Problem(negative, nn.MSELoss(), (torch.ones(3, 1), torch.ones(3, 1))))
 
 
 def test_a_column_of_times_does_not_hide_its_conditioning():
@@ -227,6 +236,19 @@ def test_a_sketch_bounds_what_it_does_not_see():
     torch.testing.assert_close(sketched.deviation, exact.deviation)
 
 
+@pytest.mark.parametrize("N", [320, 340, 600])
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("mean", [0.0, 5.0])
+def test_bounds_of_a_sketch_hold_where_the_mean_may_lie_in_what_it_misses(N, bias, mean):
+    """All singular values are alike: there is little room under the bounds."""
+    X = torch.randn(N, 320, dtype=torch.float64, generator=torch.Generator().manual_seed(N)) + mean
+    problem = Problem(nn.Linear(320, 1, bias=bias).double(), nn.MSELoss(), (X, torch.zeros(N, 1).double()))
+    (exact,), (sketched,) = layer_conditioning(problem), layer_conditioning(problem, widest=280)
+    for figure in ("kappa", "centered", "scaled", "standardized", "row_normalized"):
+        assert getattr(sketched, figure).low <= getattr(exact, figure).value
+    assert 256 < sketched.rank <= exact.rank
+
+
 @pytest.mark.parametrize("rank", [5, 100])
 def test_a_sketch_that_sees_everything_is_exact(rank):
     X = wide(rank)
@@ -237,6 +259,17 @@ def test_a_sketch_that_sees_everything_is_exact(rank):
         true, found = getattr(exact, figure), getattr(sketched, figure)
         assert found.value == pytest.approx(true.value, rel=1e-4)
         assert true.value in found
+
+
+def test_a_sketch_does_not_call_exact_what_is_too_small_for_it_to_see():
+    """Rounded to float32 the rows have full rank, with singular values 1e-7 of the largest."""
+    X = wide(100).float().double()
+    problem = Problem(nn.Linear(500, 1).double(), nn.MSELoss(), (X, torch.zeros(600, 1, dtype=torch.float64)))
+    (exact,), (sketched,) = layer_conditioning(problem), layer_conditioning(problem, widest=499)
+    assert (sketched.rank, exact.rank) == (101, 501)
+    for figure in ("kappa", "centered", "scaled", "standardized", "row_normalized"):
+        assert getattr(exact, figure).value in getattr(sketched, figure)
+        assert getattr(exact, figure).value > 100 * getattr(sketched, figure).low
 
 
 def test_a_sketch_of_fewer_rows_than_directions():
@@ -277,6 +310,8 @@ def test_bad_input_is_named():
     problem = Problem(nn.Embedding(4, 1), nn.MSELoss(), (torch.tensor([0, 1]), torch.zeros(2, 1)))
     with pytest.raises(NoLayersError, match=r"Embedding has none of the layers .* nn\.MultiheadAttention"):
         layer_conditioning(problem)
+    with pytest.raises(TypeError, match=r"got a Linear; give a wc\.Problem"):
+        layer_conditioning(nn.Linear(2, 1))
     problem = Problem(nn.Linear(2, 1), nn.MSELoss(), (torch.ones(3, 2), torch.ones(3, 1)))
     with pytest.raises(ValueError, match="widest=0"):
         layer_conditioning(problem, widest=0)
@@ -295,6 +330,42 @@ def test_bad_input_is_named():
     problem = Problem(Complex(), nn.MSELoss(), (torch.ones(3, 2), torch.ones(3, 1)))
     with pytest.raises(ValueError, match="layer frozen sees complex inputs"):
         layer_conditioning(problem)
+
+
+def test_more_columns_than_memory_allows_are_seen_along_fewer_directions(monkeypatch):
+    """Ten rows and ten directions of 3,000 columns fit."""
+    monkeypatch.setattr(covariance, "NUMBERS", 2**15)
+    monkeypatch.setattr(sketch, "NUMBERS", 2**15)
+    X = inputs(N=60, width=3000)
+    layer = layer_of(X)
+    assert layer.kappa.how == "bound: 10 random directions"
+    s = torch.linalg.svdvals(torch.cat([torch.ones(60, 1, dtype=torch.float64), X], 1))
+    assert 1 <= layer.kappa.low <= float(s[0] / s[-1])
+    assert layer.kappa.unresolved
+    assert float(torch.linalg.matrix_norm(X, 2) ** 2 / 60) in layer.largest
+    torch.testing.assert_close(layer.deviation, X.std(0, correction=0))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="takes a limit on memory")
+def test_inputs_that_memory_does_not_suffice_for_name_the_layer():
+    code = """
+import resource, torch
+from torch import nn
+import wellcond as wc
+
+torch.set_num_threads(1)
+x = torch.zeros(40, 1_000_000)
+problem = wc.Problem(nn.Sequential(nn.Linear(1_000_000, 1)), nn.MSELoss(), (x, torch.zeros(40, 1)))
+problem.loss()
+taken = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (taken + 2**28,) * 2)
+try:
+    wc.layer_conditioning(problem)
+except ValueError as error:
+    print(error)
+"""
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert re.match(r"memory does not suffice for layer '0': for its inputs of shape \(40, 1000000\); give", run.stdout)
 
 
 def test_initialized_lazy_layers_are_layers():

@@ -8,9 +8,14 @@ import importlib.util
 import json
 import math
 import random
+import signal
+import subprocess
+import sys
+import time
 import warnings
 import weakref
 from importlib.resources import files
+from pathlib import Path
 
 import jsonschema
 import pytest
@@ -19,8 +24,8 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import wellcond as wc
-from tests.monitored import Augmented, network, same, trained
-from tests.problems import make, train
+from tests.monitored import Augmented, adversarial, network, plain_step, same, trained
+from tests.problems import batches_of, make, train
 from wellcond.examination import Finding, Severity
 from wellcond.linalg import Estimate
 from wellcond.monitor import changes as changes_module
@@ -128,7 +133,25 @@ def with_closure(model, optimizer, x, y, number):
     return optimizer.step(closure)
 
 
+def clipped(model, optimizer, x, y, number):
+    optimizer.zero_grad()
+    loss = nn.functional.cross_entropy(model(x), y)
+    loss.backward()
+    nn.utils.clip_grad_norm_(model.parameters(), 0.1)
+    optimizer.step()
+    return loss
+
+
+def all_in_autocast(*arguments):
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        return plain_step(*arguments)
+
+
 LOOPS = {
+    "clipping": (BUILD["SGD, momentum, decay"], {"step": clipped}),
+    "all in autocast": (BUILD["Adam"], {"step": all_in_autocast}),
+    "compiled": (BUILD["Adam"], {"prepare": lambda m: m.compile(backend="eager")}),
+    "rate as a tensor": (lambda m: torch.optim.Adam(m.parameters(), lr=torch.tensor(0.01)), {}),
     "accumulation": (BUILD["Adam"], {"step": accumulating}),
     "scaler": (BUILD["Adam"], {"step": scaled}),
     "closure": (BUILD["AdamW, groups"], {"step": with_closure}),
@@ -151,6 +174,24 @@ def test_other_loops_are_the_same_too(name):
         assert all(r.largest is not None and r.edge_ratio is None for r in monitor.history)
     if name == "frozen":
         assert monitor.history.run["parameters"] == sum(p.numel() for p in network()[1:].parameters())
+
+
+def test_two_networks_that_train_against_each_other():
+    """What the loss of one uses of the other, its batch norm and dropout, is left as it was too."""
+    alone, _ = adversarial(monitored=False)
+    watched, monitors = adversarial(monitored=True)
+    assert same(alone, watched)
+    for monitor in monitors:
+        assert [r.failed for r in monitor.history] == [None] * 4
+        assert all(r.edge_ratio is not None for r in monitor.history)
+
+
+def test_the_loader_is_iterated_by_training_alone(monkeypatch):
+    iterated, iterate = [], DataLoader.__iter__
+    monkeypatch.setattr(DataLoader, "__iter__", lambda loader: (iterated.append(loader), iterate(loader))[1])
+    _, monitor = trained(BUILD["Adam"], EVERY_STEP, epochs=2)
+    assert len(iterated) == 2
+    assert len(monitor.history) == 10
 
 
 def test_the_mode_measured_is_the_mode_trained_in():
@@ -370,6 +411,39 @@ def test_a_killed_run_reads_back_wherever_it_was_torn(tmp_path):
         assert not read.finished
 
 
+def test_a_process_killed_in_the_middle_of_a_line_leaves_the_lines_before(tmp_path):
+    path = tmp_path / "run.jsonl"
+    dies = "import sys; from tests.monitored import dies_in_a_line; dies_in_a_line(sys.argv[1])"
+    process = subprocess.run([sys.executable, "-c", dies, str(path)], stderr=subprocess.PIPE, text=True)
+    assert process.returncode == -signal.SIGKILL, process.stderr
+    assert not path.read_bytes().endswith(b"\n")
+    history = wc.read_history(path)
+    assert [r.step for r in history] == [1, 2, 3]
+    assert not history.finished
+    assert "Over the steps" in history.save(tmp_path / "monitor.html").read_text(encoding="utf-8")
+
+
+def test_a_file_whose_first_line_is_torn_is_said_to_be_and_continued(tmp_path):
+    path = tmp_path / "run.jsonl"
+    followed(path=path)
+    first = path.read_bytes().splitlines()[0]
+    for end in (5, 40, len(first) - 1):
+        path.write_bytes(first[:end])
+        with pytest.raises(ValueError, match="holds half a line"):
+            wc.read_history(path)
+    _, _, second = followed(path=path)
+    assert wc.read_history(path).records == second.history.records
+
+
+def test_a_history_of_an_older_version_is_read_and_shown(tmp_path):
+    """Written before findings had a part of the budget of their own."""
+    history = wc.read_history(Path(__file__).parent / "data" / "monitor-1.jsonl")
+    assert history.finished
+    assert [r.step for r in history] == [1, 21, 41]
+    assert history.findings()
+    assert str(history[-1].edge_ratio) in history.save(tmp_path / "monitor.html").read_text(encoding="utf-8")
+
+
 def test_a_file_is_continued_after_a_torn_line(tmp_path):
     path = tmp_path / "run.jsonl"
     followed(path=path)
@@ -378,7 +452,20 @@ def test_a_file_is_continued_after_a_torn_line(tmp_path):
     assert wc.read_history(path).records == second.history.records
 
 
-@pytest.mark.parametrize("content", ["", "hello\n", '{"kind": "record"}\n', "[1]\n", "\x00\xff\n"])
+@pytest.mark.parametrize(
+    "content",
+    [
+        "",
+        "hello\n",
+        '{"kind": "record"}\n',
+        "[1]\n",
+        "7\n",
+        "\x00\xff\n",
+        '{"schema": "wellcond.examination/1"}\n',
+        '{"kind": "run", "schema": 1, "run": {}}\n',
+        "[" * 100_000,
+    ],
+)
 def test_what_is_no_history_is_refused(tmp_path, content):
     path = tmp_path / "other.txt"
     path.write_text(content, encoding="latin-1")
@@ -393,7 +480,7 @@ def test_what_is_no_history_is_refused(tmp_path, content):
 def test_another_schema_is_named(tmp_path):
     path = tmp_path / "later.jsonl"
     path.write_text('{"kind": "run", "schema": "wellcond.monitor/9", "run": {}}\n')
-    with pytest.raises(ValueError, match=r"wellcond\.monitor/9"):
+    with pytest.raises(ValueError, match=r"wellcond\.monitor/9.*update wellcond"):
         wc.read_history(path)
 
 
@@ -662,6 +749,41 @@ def test_findings_are_told_when_they_change(monkeypatch):
     assert changes("edge", "layers") == [Change("scale", None, "severe", "scale!")]
 
 
+def test_dear_findings_are_left_for_when_they_are_affordable_and_stand_meanwhile(monkeypatch):
+    called = []
+
+    def dear(m, s):
+        called.append("dear")
+        time.sleep(0.002)
+        return Finding("dear", Severity.NOTICE, "dear!", "") if len(called) < 9 else None
+
+    def cheap(m, s):
+        called.append("cheap")
+
+    monkeypatch.setattr(changes_module, "FINDINGS", [dear, cheap])
+    standing, look = Findings(), Look(None, None, {"edge": 0.02})
+    assert standing.changes(look, whole=False) == ([], [])
+    assert called == []  # what they cost is not known yet
+    assert [c.key for c in standing.changes(look)[0]] == ["dear"]
+    for _ in range(6):
+        assert standing.changes(look, whole=False) == ([], [])
+    assert called == ["dear", "cheap", *["cheap"] * 6]
+    called.append("one more")
+    assert standing.changes(look)[0] == [Change("dear", None, "notice", "dear!")]
+
+
+@pytest.mark.parametrize("name", ["tanh MLP", "batch norm", "dropout", "convolution", "linear regression"])
+@pytest.mark.parametrize("optimizer", [torch.optim.Adam, torch.optim.SGD, torch.optim.LBFGS])
+def test_every_finding_can_be_looked_for(name, optimizer):
+    """On inputs far from standardized, so that more of them have something to say."""
+    case = make(name)
+    case.data = [(100 * x, y) for x, y in batches_of(case)]
+    made = optimizer(case.model.parameters(), lr=1e-4)
+    monitor = wc.Monitor(case.model, case.loss_fn, case.data, made, every=1, overhead=None)
+    monitor.measure()
+    assert not [note for record in monitor.history for note in record.notes if "could not be looked for" in note]
+
+
 def test_an_unstable_rate_is_a_finding_when_it_comes():
     case, optimizer, monitor = followed(optimizer=torch.optim.SGD, lr=1e-3, every=1, steps=2)
     assert monitor.history.findings()["learning_rate"][0] == "good"
@@ -739,7 +861,7 @@ def test_a_record_survives_its_json():
         0.1,
         Estimate(2.0, 1.0, math.inf, "x", 0.9),
         jumps=[6],
-        changes=[Change("a", None, "b", "c")],
+        changes=[Change("a", None, "notice", "c")],
     )
     with warnings.catch_warnings():
         warnings.simplefilter("error")

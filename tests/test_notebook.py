@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 import wellcond as wc
+from tests.test_monitor import followed
 from tests.test_report import INJECTION, examined, hostile
 from wellcond.examination.trial import Effect
 from wellcond.linalg import MatrixOperator
@@ -55,6 +56,7 @@ def objects():
         "eigenvalues": wc.eigenvalues(operator, k=2),
         "density": wc.spectral_density(operator, scale="log"),
         "layers": examination.measurements.layers,
+        "history": followed()[-1].history,
         "comparison": wc.compare(examination, examined(quick=True)),
     }
 
@@ -71,6 +73,7 @@ def test_representations_are_tables_of_the_figures(objects):
     assert all(layer.name in shown["layers"].text for layer in objects["layers"])
     assert all(name in shown["forecast"].text for name in objects["forecast"].curves)
     assert "29" in shown["eigenvalues"].text
+    assert all(text in shown["history"].text for text in objects["history"].latest().values())
     assert str(objects["estimate"]) in shown["estimate"].text
 
 

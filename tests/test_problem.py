@@ -78,6 +78,27 @@ def by_hand_in_train_mode(case) -> float:
 # -- no trace --------------------------------------------------------------------------------------------------------
 
 
+def test_a_network_that_the_loss_uses_is_left_as_it_was_and_not_copied():
+    torch.manual_seed(0)
+    critic = nn.Sequential(nn.Linear(1, 4), nn.BatchNorm1d(4), nn.Tanh(), nn.Dropout(0.5), nn.Linear(4, 1))
+    critic[3].eval()
+    model, x, before = nn.Linear(3, 1), torch.randn(8, 3), copy.deepcopy(critic.state_dict())
+    flags, weight = [m.training for m in critic.modules()], critic[0].weight.data_ptr()
+    problem = Problem(model, loss=lambda m, x: critic(m(x)).square().mean(), data=[x])
+    with problem.evaluating():
+        problem.batch_loss(0)
+        assert critic[0].weight.data_ptr() == weight
+        assert not torch.equal(critic[1].running_mean, before["1.running_mean"])
+    Hessian(problem).dense()
+    assert all(torch.equal(y, before[name]) for name, y in critic.state_dict().items())
+    assert [m.training for m in critic.modules()] == flags
+    assert all(p.grad is None and p.requires_grad for p in critic.parameters())
+    double = Problem(model, loss=problem.whole_loss, data=[x], dtype=torch.float64)
+    assert double.loss() == pytest.approx(problem.loss(), rel=1e-5)
+    assert double.loss_dtype == torch.float64
+    assert critic[0].weight.dtype == torch.float32
+
+
 class Everything(nn.Module):
     """What a network can keep: running statistics, power iterations old and new, a counter, a tensor attribute."""
 
@@ -270,6 +291,17 @@ def test_iterable_data_sets_collate_functions_and_single_examples():
 
     problem = Problem(nn.Linear(3, 1), nn.MSELoss(), DataLoader(Stream(), batch_size=3))
     assert [len(x) for x, _ in problem.batches] == [3, 3, 1]
+
+    class Once(Stream):
+        rows = iter([(torch.ones(3), torch.ones(1))] * 7)
+
+        def __iter__(self):
+            return self.rows
+
+    once = Once()
+    with pytest.raises(ValueError, match="Once is a stream that can be read once"):
+        Problem(nn.Linear(3, 1), nn.MSELoss(), DataLoader(once, batch_size=3))
+    assert len(list(once)) == 7
 
     def doubled(rows):
         x, y = torch.utils.data.default_collate(rows)

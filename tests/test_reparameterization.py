@@ -392,6 +392,27 @@ def test_a_scaled_loss_changes_nothing(attach, form):
     assert difference(*results) < 1e-5
 
 
+@pytest.mark.parametrize("kind", [torch.optim.SGD, torch.optim.AdamW])
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("attach", [wc.precondition, wc.reparameterize])
+def test_a_step_that_a_scaler_skips_moves_nothing(attach, form, kind):
+    """Where the optimizer is fused it is its own kernel that skips, and its step runs all the same."""
+    model = network(torch.float32)
+    optimizer = kind(model.parameters(), lr=0.02, weight_decay=0.1, **FORMS[form])
+    attach(optimizer, standardizing(model))
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10)
+    for overflows in (False, True, False):
+        optimizer.zero_grad()
+        x, y = batches(torch.float32)[0]
+        scaler.scale(nn.functional.cross_entropy(model(x), y)).backward()
+        before = [p.detach().clone() for p in model.parameters()]
+        if overflows:
+            next(model.parameters()).grad.view(-1)[0] = torch.inf
+        scaler.step(optimizer)
+        scaler.update()
+        assert all(map(torch.equal, model.parameters(), before)) == overflows
+
+
 COPIES = {
     "deepcopy": copy.deepcopy,
     "a copy of a copy": lambda both: copy.deepcopy(copy.deepcopy(both)),

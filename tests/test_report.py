@@ -83,6 +83,8 @@ def test_json_holds_the_figures(examination):
     assert written["run"]["optimizer"]["name"] == "Adam"
     assert written["run"]["optimizer"]["groups"][0]["betas"] == [0.9, 0.999]
     assert written["edge_ratio"]["ratio"]["value"] == m.edge.ratio.value
+    assert [x["largest_eigenvalue"]["value"] for x in written["layers"]] == [x.largest.value for x in m.layers]
+    assert [(x["group"], x["groups"]) for x in written["layers"]] == [(0, 1)] * len(m.layers)
     assert [f["key"] for f in written["findings"]] == [f.key for f in examination.findings]
     assert all(e["how"] for e in _estimates(written))
 

@@ -56,6 +56,18 @@ def test_a_trial_is_plain_training_from_the_runs_own_state():
     assert "7 steps on a copy" in effect.without.how
 
 
+def test_what_the_loss_uses_beside_the_model_is_left_as_it_was():
+    run = small_run(examples=20)
+    critic = nn.Sequential(nn.Linear(2, 4), nn.BatchNorm1d(4), nn.Linear(4, 1))
+    run = wc.TrainingRun(run.model, None, run.data, run.optimizer, lambda m, batch: critic(m(batch[0])).square().mean())
+    before = copy.deepcopy(critic.state_dict())
+    trials = trials_of(run)
+    assert trials.effect(times_ten) is not None
+    assert trials.first_steps()
+    assert all(torch.equal(x, before[name]) for name, x in critic.state_dict().items())
+    assert all(p.grad is None for p in critic.parameters())
+
+
 def test_trials_leave_no_trace_and_repeat():
     run = small_run(dropout=0.5)
     before = copy.deepcopy(
@@ -81,6 +93,21 @@ def _tensors(x):
     elif isinstance(x, tuple | list):
         for value in x:
             yield from _tensors(value)
+
+
+def test_what_would_go_beyond_the_budget_is_not_tried():
+    """Three orders of three batches: 7 steps and a loss are 7/3 + 1/2 gradients, as it is and changed."""
+    run = small_run()
+    subject = Subject.of(run, Settings())
+    trials = Trials(run, subject.problem, 7, budget=18)
+    assert trials.effect(times_ten) is not None
+    assert trials.spent == pytest.approx(2 * 3 * (7 / 3 + 0.5))
+    assert trials.effect(times_ten) is None  # as it is costs nothing more, and changed too much
+    assert trials.from_new_weights("standardize inputs") is None
+    assert trials.normalized("standardize inputs") is None
+    assert trials.notes == ["Trials may cost 18 gradients here; what would have cost more was not tried."]
+    assert Settings().trial_budget(2000) == math.inf
+    assert Settings(quick=True).trial_budget(2001) < Settings().trial_budget(2001) < 3000
 
 
 def test_what_is_attached_to_the_optimizer_is_on_the_copies_too():
@@ -109,14 +136,17 @@ def test_a_diverging_trial_is_infinite():
     assert effect.better is False
 
 
-def test_a_run_that_cannot_be_copied_gives_no_effect_and_a_note():
+def test_a_run_that_cannot_be_copied_gives_no_effect_and_says_why():
     run = small_run()
     run.model.not_a_leaf = torch.ones(3, requires_grad=True) * 2
     trials = trials_of(run)
     assert trials.effect(times_ten) is None
     assert trials.effect(times_ten) is None
-    assert len(trials.notes) == 1
-    assert "could not be tried on a copy" in trials.notes[0]
+    ((why, where), parts), *others = trials.failures.causes().items()
+    assert not others
+    assert parts == ["what a remedy does to a copy of the run"]
+    assert why.startswith("of RuntimeError: Only Tensors created explicitly by the user")
+    assert "in __deepcopy__" in where
 
 
 def test_a_loss_that_does_not_use_the_model_it_is_given_is_noted():
@@ -128,7 +158,7 @@ def test_a_loss_that_does_not_use_the_model_it_is_given_is_noted():
     trials = trials_of(run)
     with random_state(0, torch.device("cpu")):
         assert trials.effect(times_ten) is None
-    assert "does not depend on the copy" in trials.notes[0]
+    assert "does not depend on the copy" in next(iter(trials.failures.causes()))[0]
     assert all(p.grad is None or torch.isfinite(p.grad).all() for p in given.parameters())
 
 

@@ -47,6 +47,18 @@ def test_a_finished_run_is_shown_once(tmp_path):
             assert "".join(title.split()) in "".join(result.stdout.split())
 
 
+def test_the_page_of_a_run_is_written_while_it_runs(tmp_path):
+    path, page = tmp_path / "run.jsonl", tmp_path / "page.html"
+    _, _, monitor = followed(path=path, steps=3)
+    result = invoke(str(path), "--output", str(page))
+    assert result.exit_code == 0, result.output
+    assert "running, or killed" in result.stdout
+    assert str(monitor.history[-1].edge_ratio) in page.read_text(encoding="utf-8")
+    result = invoke(str(path), "--output", str(tmp_path / "no" / "page.html"))
+    assert result.exit_code == 2
+    assert len(result.stderr.strip().splitlines()) == 1
+
+
 @pytest.mark.parametrize("width", [40, 60, 80, 200])
 def test_nothing_is_wider_than_the_terminal(width):
     _, _, monitor = followed(steps=12)
@@ -72,12 +84,21 @@ def test_the_worst_findings_come_first_and_names_are_no_markup():
 
 @pytest.mark.parametrize(
     ("content", "words"),
-    [(None, "can't read"), ("", "is empty"), ("epoch,loss\n1,2\n", "is not a history"), ("{}\n", "is not a history")],
+    [
+        (None, "can't read"),
+        (b"", "is empty"),
+        (b'{"kind": "run", "sch', "holds half a line"),
+        (b"epoch,loss\n1,2\n", "is not a history"),
+        (b"{}\n", "is not a history"),
+        (b'{\n  "schema": "wellcond.examination/1"\n}\n', "is not a history"),
+        (b'{"kind": "run", "schema": "wellcond.monitor/2", "run": {"new": 1}}\n', "update wellcond"),
+        (bytes(range(256)), "is not a history"),
+    ],
 )
 def test_what_is_no_history_is_one_line(tmp_path, content, words):
     path = tmp_path / "run.jsonl"
     if content is not None:
-        path.write_text(content)
+        path.write_bytes(content)
     result = invoke(str(path))
     assert result.exit_code == 2
     assert len(result.stderr.strip().splitlines()) == 1

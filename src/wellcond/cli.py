@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import sys
 import traceback
 from collections.abc import Iterator
@@ -28,15 +29,14 @@ from rich.text import Text
 
 from wellcond import __version__
 from wellcond.examination import Examination, Severity, examine
+from wellcond.examination.failures import first_line, raised_by_us
 from wellcond.monitor.terminal import watch
 from wellcond.report import compare, page, print_summary, read_examination
 from wellcond.target import (
     TargetError,
-    first_line,
     load_checkpoint,
     load_target,
     move_run,
-    raised_by_us,
     user_traceback,
 )
 
@@ -153,17 +153,12 @@ def examine_command(
                 dtype=getattr(torch, dtype.value) if dtype else None,
                 quick=quick,
                 seed=seed,
+                partial=True,
             )
-        console = errors if piped else Console()
-        print_summary(examination, console)
-        if json_file is not None:
-            text = json.dumps(examination.to_json(), indent=2, ensure_ascii=False, allow_nan=False)
-            if piped:
-                print(text)
-            else:
-                _write(json_file, text + "\n")
-        _write(output, page(examination))
-        _say(console, f"Page: {output}", prefix="")
+        _deliver(examination, errors if piped else _Terminal(), output, json_file)
+    if examination.interrupted:
+        _say(errors, "interrupted: the report is partial; the run is as it was")
+        raise typer.Exit(INTERRUPTED)
     if fail_on is not None and examination.severity >= Severity[fail_on.name]:
         raise typer.Exit(FOUND)
 
@@ -172,6 +167,7 @@ def examine_command(
 def watch_command(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="What wc.Monitor(path=FILE) writes.")],
     once: Annotated[bool, typer.Option("--once", help="Show what there is and exit.")] = False,
+    output: Annotated[Path | None, typer.Option(help="Also write the page of what there is, and exit.")] = None,
     show_traceback: Annotated[
         bool, typer.Option("--traceback", help="On a mistake, show the whole traceback.")
     ] = False,
@@ -182,12 +178,18 @@ def watch_command(
     """
     errors = Console(stderr=True)
     with _one_line_for_mistakes(errors, show_traceback):
+        _check_writable(output)
         try:
-            watch(file, Console(), once=once)
+            history = watch(file, Console(), once=once or output is not None)
         except KeyboardInterrupt:
             return
         except OSError as error:
             raise TargetError(f"can't read {file}: {error.strerror}") from error
+        if output is not None:
+            from wellcond.monitor.page import page as page_of  # plotly takes half a second to import
+
+            _write(output, page_of(history))
+            _say(Console(), f"Page: {output}", prefix="")
 
 
 _STYLES = {"head": "bold", "warning": "yellow", "bad": "red", "good": "green", "": ""}
@@ -311,6 +313,58 @@ def _write(path: Path, text: str) -> None:
         path.write_text(text, encoding="utf-8")
     except OSError as error:
         raise TargetError(f"can't write {path}: {error.strerror}") from error
+
+
+def _deliver(examination: Examination, console: Console, output: Path, json_file: Path | None) -> None:
+    """The summary, the JSON and the page, each whatever becomes of the others.
+
+    Raises:
+        TargetError: for all that could not be written.
+    """
+
+    def as_json() -> None:
+        text = json.dumps(examination.to_json(), indent=2, ensure_ascii=False, allow_nan=False)
+        if str(json_file) == "-":
+            print(text, flush=True)
+        elif json_file is not None:
+            json_file.write_text(text + "\n", encoding="utf-8")
+
+    def as_page() -> None:
+        output.write_text(page(examination), encoding="utf-8")
+
+    failed: dict[str, str] = {}
+    summary, named = "the summary", "the JSON" if str(json_file) == "-" else str(json_file)
+    parts = {
+        summary: lambda: print_summary(examination, console),
+        named: as_json,
+        str(output): as_page,
+    }
+    for what, write in parts.items():
+        try:
+            write()
+        except OSError as error:
+            failed[what] = f"can't write {what}: {error.strerror}"
+            if what == summary or str(json_file) == "-":
+                _abandon(sys.stdout)
+    if summary not in failed and str(output) not in failed:
+        _say(console, f"Page: {output}", prefix="")
+    if failed:
+        raise TargetError("; ".join(failed.values()))
+
+
+def _abandon(stream: Any) -> None:
+    """Let a stream that takes nothing more swallow what is left in its buffer, which Python would complain about at its
+    end."""
+    with contextlib.suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
+class _Terminal(Console):
+    """Falls silent when its reader has gone (`| head`), where rich would end the program."""
+
+    def on_broken_pipe(self) -> None:
+        self.quiet = True
+        _abandon(self.file)
 
 
 @contextlib.contextmanager

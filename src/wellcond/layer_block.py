@@ -8,7 +8,7 @@ from torch import nn
 from wellcond.curvature import GaussNewton
 from wellcond.linalg import SymmetricOperator
 from wellcond.normalization import LayerConditioning, LayerNormalization, layer_conditioning
-from wellcond.problem import Problem
+from wellcond.problem import Problem, check_problem
 
 NORMALIZATIONS = ("centered", "scaled", "standardized")
 
@@ -49,6 +49,7 @@ def layer_block(
     >>> print(conditioning(layer_block(problem, "", "standardized")).kappa_star)
     1
     """
+    check_problem(problem)
     if normalization is not None and normalization not in NORMALIZATIONS:
         raise ValueError(f"got normalization={normalization!r}; it is None, {', '.join(map(repr, NORMALIZATIONS))}")
     name = layer.name if isinstance(layer, LayerConditioning) else layer

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from wellcond.examination import TrainingRun
+from wellcond.examination.failures import first_line
 
 DEFAULT_FUNCTION = "setup"
 _PACKAGE = str(Path(__file__).parent)
@@ -126,14 +127,6 @@ def user_traceback(error: BaseException) -> str:
     return "".join(traceback.format_exception(type(error), error.with_traceback(tb), tb, chain=False))
 
 
-def raised_by_us(error: BaseException) -> bool:
-    """Whether an exception comes from a `raise` of this package: then its message is meant for the user."""
-    tb = error.__traceback__
-    while tb is not None and tb.tb_next is not None:
-        tb = tb.tb_next
-    return tb is not None and tb.tb_frame.f_code.co_filename.startswith(_PACKAGE)
-
-
 def _is_ours(tb: TracebackType) -> bool:
     name = tb.tb_frame.f_code.co_filename
     return name.startswith((_PACKAGE, "<frozen importlib")) or name in (importlib.__file__, contextlib.__file__)
@@ -172,12 +165,3 @@ def _call(what: str, function: Callable[[], Any]) -> Any:
         raise
     except BaseException as error:
         raise TargetError(f"{what} raised {first_line(error)}", user_traceback(error)) from error
-
-
-def first_line(error: BaseException) -> str:
-    """An exception's kind and the first line of its message that says something."""
-    try:
-        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    except Exception:  # an exception class of theirs with a broken __str__
-        lines = []
-    return ": ".join([type(error).__name__, *lines[:1]])

@@ -19,7 +19,7 @@ from wellcond.curvature.preconditioned import Preconditioned
 from wellcond.linalg import SymmetricOperator
 from wellcond.parameters import flatten, unflatten
 from wellcond.preconditioners import Preconditioner
-from wellcond.problem import Problem
+from wellcond.problem import Problem, check_problem
 
 WORTH_KEEPING = 2
 """Products from which on a kept graph pays: it costs a third of a gradient to size, one to make and about 1.5 for each
@@ -43,8 +43,7 @@ class CurvatureOperator(SymmetricOperator):
     """
 
     def __init__(self, problem: Problem):
-        if not isinstance(problem, Problem):
-            raise TypeError(f"got a {type(problem).__name__}; give a wc.Problem(model, loss_fn, data)")
+        check_problem(problem)
         super().__init__(problem.size, problem.dtype, problem.device)
         self.problem = problem
         self.positions = tuple(range(len(problem.parameters)))

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
+from wellcond.examination.failures import Failures
 from wellcond.examination.finding import Finding, Severity
-from wellcond.examination.findings import FINDINGS
+from wellcond.examination.findings import FINDINGS, Find
 from wellcond.examination.measurements import Measurements, measure
+from wellcond.examination.memory import on_fewer
 from wellcond.examination.progress import Progress
 from wellcond.examination.run import TrainingRun
 from wellcond.examination.subject import Settings, Subject
 from wellcond.linalg.notebook import table
+from wellcond.problem.memory import out_of_memory
 
 
 @dataclass(frozen=True)
@@ -26,10 +29,12 @@ class Examination:
     Attributes:
         measurements: every figure.
         findings: what follows from them, the most severe first; of equal ones that whose remedy helped most.
+        interrupted: the part that Ctrl-C ended, in an examination that is partial; else empty.
     """
 
     measurements: Measurements
     findings: list[Finding]
+    interrupted: str = ""
 
     @property
     def severity(self) -> Severity:
@@ -65,10 +70,11 @@ class Examination:
         return plot(self.measurements, which, ax)
 
     def _repr_html_(self) -> str:
-        from wellcond.report.figures import headline
+        from wellcond.report.figures import headline, interruption
 
+        title = " ".join([headline(self.measurements), interruption(self)]).strip()
         rows = [(f.severity.word, f.title, str(f.effect or "")) for f in self.findings]
-        return table(["severity", "finding", "its remedy, tried"], rows, headline(self.measurements))
+        return table(["severity", "finding", "its remedy, tried"], rows, title)
 
     def to_json(self) -> dict[str, Any]:
         """Every figure with its interval and origin, ready for `json.dump`; the schema is in docs/json.md."""
@@ -91,12 +97,16 @@ def examine(
     quick: bool = False,
     seed: int = 0,
     progress: Progress | None = None,
+    partial: bool = False,
 ) -> Examination:
     """Measure how well conditioned a training run is and say what makes it so. Leaves no trace in the run.
 
     Up to 2,000 parameters the curvature is computed whole, in float64 where the model allows; above, every figure
     comes with an interval. With 100,000 parameters the cost is below 3,000 gradients of the loss, `quick` below 300.
     What a finding advises is tried, where it can be, in a short training of a copy of the run.
+
+    A figure that can't be measured costs no other: the finding `not_measured` says why. Where memory ends, every second
+    example is left out, as often as that takes, and a note says so.
 
     Args:
         model: the network.
@@ -111,6 +121,8 @@ def examine(
         quick: fewer products, wider intervals.
         seed: of everything random.
         progress: called with (stage, products done, products planned), both over the whole examination.
+        partial: on Ctrl-C after the first gradient, return what was measured until then instead of raising
+            KeyboardInterrupt; once more, and it is raised.
 
     Raises:
         TypeError, ValueError: for what can't be examined, with the remedy.
@@ -124,11 +136,50 @@ def examine(
     >>> [f.key for f in examination.findings]
     ['inputs', 'negative_curvature']
     """
-    settings = Settings(curvature, mode, batches, dtype, quick, seed)
-    subject = Subject.of(TrainingRun(model, loss_fn, data, optimizer, loss), settings)
-    measurements = measure(subject, settings, progress)
+    settings, failures = Settings(curvature, mode, batches, dtype, quick, seed), Failures(partial)
+    subject = Subject.of(TrainingRun(model, loss_fn, data, optimizer, loss), settings, failures)
+    try:
+        m, subject = on_fewer(subject, lambda given: measure(given, settings, progress), "all figures are")
+    except Exception as error:
+        if not out_of_memory(error):
+            raise
+        raise ValueError("memory ends at the loss of one example and its gradient: nothing can be measured") from error
     started = time.perf_counter()
-    found = [f for find in FINDINGS if (f := find(measurements, subject)) is not None]
-    measurements.notes += subject.trials.notes
-    measurements.seconds += time.perf_counter() - started
-    return Examination(measurements, sorted(found, key=lambda f: (-f.severity, -f.gain)))
+    found = [finding for find in FINDINGS if (finding := _looked_for(find, m, subject)) is not None]
+    m.notes += subject.trials.notes
+    m.seconds += time.perf_counter() - started
+    return Examination(m, sorted(found, key=lambda f: (-f.severity, -f.gain)), failures.interrupted)
+
+
+def _looked_for(find: Find, m: Measurements, subject: Subject) -> Finding | None:
+    """A finding; after Ctrl-C what follows from the figures alone."""
+    failures = subject.failures
+    subject.problem.closed = bool(failures.interrupted)
+    what = f"the finding “{find.__module__.rpartition('.')[2]}”"
+
+    def on_what_fits() -> Finding | None:
+        finding, seen = on_fewer(subject, lambda given: _found(find, m, given), f"{what} is")
+        m.notes.extend(note for note in seen.notes if note not in m.notes)
+        return finding
+
+    return failures.attempt(what, on_what_fits, always=True)
+
+
+def _found(find: Find, m: Measurements, subject: Subject) -> Finding | None:
+    """One finding, which says so if its remedy was not tried."""
+    trials, failures = subject.trials, subject.failures
+    before, failed = len(trials.notes), failures.count()
+    found = find(m, subject)
+    if found is None or not found.remedy or found.effect is not None:
+        return found
+    if trials.run.optimizer is None:
+        reason = "without an optimizer the remedy was not tried"
+    elif failures.interrupted:
+        reason = "the remedy was not tried before the interruption"
+    elif failures.count() > failed:
+        reason = "the remedy could not be tried"
+    elif len(trials.notes) > before:
+        reason = f"the remedy was not tried: {trials.notes[-1].rstrip('.')}"
+    else:
+        return found
+    return replace(found, text=f"{found.text} {reason[0].upper()}{reason[1:]}.")

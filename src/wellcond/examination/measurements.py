@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import torch
 
 from wellcond.conditioning import Conditioning, Effort, conditioning
 from wellcond.curvature import CurvatureOperator, GaussNewton, Hessian, OutputUnknownError
+from wellcond.examination.failures import raised_by_us
 from wellcond.examination.progress import Course, Progress
 from wellcond.examination.prospects import products_planned, prospects, scaled_rows
 from wellcond.examination.row_norms import RowNormCorrelation, row_norm_correlation
@@ -20,7 +22,7 @@ from wellcond.forecast import Forecast
 from wellcond.linalg import norm
 from wellcond.normalization import LayerConditioning, NoLayersError, layer_conditioning
 from wellcond.parameters import flatten
-from wellcond.preconditioners import Preconditioner, steps_of
+from wellcond.preconditioners import steps_of
 from wellcond.problem import Problem
 from wellcond.stability import EdgeRatio, edge_ratio, takes_products
 
@@ -82,33 +84,19 @@ class Measurements:
 
     def of(self, curvature: str) -> Conditioning | None:
         """The figures of a curvature under the optimizer's P, which are the plain ones where P is the identity."""
-        return self.figures.get(f"{curvature}_preconditioned") or self.figures.get(curvature)
+        return self.figures.get(f"{curvature}_preconditioned" if self.preconditioned else curvature)
 
 
 def measure(subject: Subject, settings: Settings, progress: Progress | None = None) -> Measurements:
-    """Measure a training run.
+    """Measure a training run, each figure as far as it can be.
 
     Raises:
-        TypeError, ValueError: for what can't be measured, with the remedy.
-        FloatingPointError: where the curvature is not finite, or wrong.
+        TypeError, ValueError: for what can't be measured at all, with the remedy.
+        Exception: whatever the user's code raises in the loss and its first gradient.
     """
     started = time.perf_counter()
-    problem, optimizer, P, notes = subject.problem, subject.optimizer, subject.P, subject.notes
-    gradient = problem.gradient()
-    m = Measurements(
-        model=type(problem.model).__name__,
-        parameters=problem.size,
-        examples=problem.examples,
-        batches=len(problem.batches),
-        loss=problem.loss(),
-        gradient_norm=norm(gradient),
-        dtype=str(problem.dtype).removeprefix("torch."),
-        settings=settings,
-        optimizer=None if optimizer is None else _facts(optimizer),
-        preconditioned=P is not None and not P.is_identity,
-        unreached=problem.unreached,
-        notes=notes,
-    )
+    problem, optimizer, attempt = subject.problem, subject.optimizer, subject.failures.attempt
+    m = first_order(subject, settings)
     # The Hessian where it is asked for, and Gauss-Newton, of which κ̄ and κ_eff are made; beside a Hessian only a
     # trace of it is wanted, one product a direction.
     effort = settings.effort
@@ -119,38 +107,48 @@ def measure(subject: Subject, settings: Settings, progress: Progress | None = No
     course = Course(_plan(m, efforts, optimizer), progress)
     for kind, spent in efforts:
         try:
-            _measure_curvature(m, kind(problem), optimizer, P, spent, course)
+            _measure_curvature(m, kind(problem), subject, spent, course)
         except OutputUnknownError as error:
             if settings.curvature == "gauss-newton":
                 raise
-            notes.append(f"κ̄ of Gauss-Newton and κ_eff are missing: {error}.")
-    _look_ahead(m, problem, optimizer, P, course)
+            m.notes.append(f"κ̄ of Gauss-Newton and κ_eff are missing: {error}.")
+    attempt("the forecast", partial(_look_ahead, m, subject, course))
     course.finish()
-    if optimizer is not None:
-        try:
-            m.step_sizes = step_sizes(problem, optimizer)
-        except (TypeError, ValueError) as error:
-            notes.append(f"Effective learning rates are missing: {error}.")
-    with contextlib.suppress(NoLayersError):
-        m.layers = layer_conditioning(problem)
-    before = time.perf_counter()
-    problem.gradient()
-    m.gradient_seconds = time.perf_counter() - before
+    m.step_sizes = attempt("effective learning rates", partial(_step_sizes, m, subject))
+    m.layers = attempt("the conditioning of layers", partial(_layers, problem)) or []
+    m.gradient_seconds = attempt("the time of a gradient", partial(_seconds, problem.gradient)) or m.gradient_seconds
     m.seconds = time.perf_counter() - started
     return m
 
 
+def first_order(subject: Subject, settings: Settings) -> Measurements:
+    """Sizes, loss and gradient: all but curvature and layers."""
+    problem, P, started = subject.problem, subject.P, time.perf_counter()
+    gradient = problem.gradient()
+    return Measurements(
+        model=type(problem.model).__name__,
+        parameters=problem.size,
+        examples=problem.examples,
+        batches=len(problem.batches),
+        loss=problem.loss(),
+        gradient_norm=norm(gradient),
+        dtype=str(problem.dtype).removeprefix("torch."),
+        settings=settings,
+        optimizer=None if subject.optimizer is None else _facts(subject.optimizer),
+        preconditioned=P is not None and not P.is_identity,
+        unreached=problem.unreached,
+        notes=[*subject.notes],
+        gradient_seconds=time.perf_counter() - started,
+    )
+
+
 def _measure_curvature(
-    m: Measurements,
-    operator: CurvatureOperator,
-    optimizer: Any,
-    P: Preconditioner | None,
-    effort: Effort,
-    course: Course,
+    m: Measurements, operator: CurvatureOperator, subject: Subject, effort: Effort, course: Course
 ) -> None:
     """One kind of curvature, plain and preconditioned; the first kind measured also gives the edge ratio and the
     correlation with its row norms."""
-    problem, settings, first = operator.problem, m.settings, not m.figures
+    problem, optimizer, P = subject.problem, subject.optimizer, subject.P
+    settings, attempt = m.settings, subject.failures.attempt
     hessian, name = isinstance(operator, Hessian), _NAMES[type(operator)]
     variants: dict[str, Any] = {name: operator}
     if m.preconditioned and P is not None:
@@ -158,54 +156,101 @@ def _measure_curvature(
     with problem:
         for key, variant in variants.items():
             course.enter(key.replace("_", " "), operator)
-            m.figures[key] = conditioning(
-                variant, effort=effort, dense_limit=settings.dense_limit, effective=not hessian, seed=settings.seed
+            measured = attempt(
+                f"the spectrum of {_CALLED[key]}",
+                partial(
+                    conditioning,
+                    variant,
+                    effort=effort,
+                    dense_limit=settings.dense_limit,
+                    effective=not hessian,
+                    seed=settings.seed,
+                ),
+                let=(OutputUnknownError,),
             )
-        figures = m.figures[key]
-        if operator.positive_semidefinite and figures.smallest.value < -1e-3 * abs(figures.largest.value):
+            if measured is not None:
+                m.figures[key] = measured
+        own = m.figures.get(key)
+        if operator.positive_semidefinite and own and own.smallest.value < -1e-3 * abs(own.largest.value):
             m.notes.append(
                 "The loss is not convex in the network's output: Gauss-Newton has negative eigenvalues here, and κ̄ and "
                 "κ_eff lose their meaning."
             )
-        if first and optimizer is not None:
+        if m.edge is None and own and optimizer is not None:
             course.enter("edge ratio", operator)
-            m.edge = edge_ratio(
-                problem,
-                optimizer,
-                largest=figures.largest,
-                curvature=operator,
-                max_products=effort.extremes,
-                seed=settings.seed,
+            m.edge = attempt(
+                "the edge ratio",
+                partial(
+                    edge_ratio,
+                    problem,
+                    optimizer,
+                    largest=own.largest,
+                    curvature=operator,
+                    max_products=effort.extremes,
+                    seed=settings.seed,
+                ),
             )
-    if hessian and m.preconditioned:
-        plain = m.figures[name]
-        m.row_norms = row_norm_correlation(
-            plain.squared_row_norms(),
-            _root_v(problem, optimizer),
-            exact=plain.spectrum is not None,
-            rounding=plain.rounding,
-            seed=settings.seed,
-        )
+    plain = m.figures.get(name)
+    if hessian and m.preconditioned and plain is not None:
+        m.row_norms = attempt("the correlation of √v with row norms", partial(_row_norms, plain, subject, settings))
     m.products += operator.products
 
 
-def _look_ahead(m: Measurements, problem: Problem, optimizer: Any, P: Preconditioner | None, course: Course) -> None:
+def _row_norms(plain: Conditioning, subject: Subject, settings: Settings) -> RowNormCorrelation:
+    return row_norm_correlation(
+        plain.squared_row_norms(),
+        _root_v(subject.problem, subject.optimizer),
+        exact=plain.spectrum is not None,
+        rounding=plain.rounding,
+        seed=settings.seed,
+    )
+
+
+def _look_ahead(m: Measurements, subject: Subject, course: Course) -> None:
     """A forecast on Gauss-Newton, or on the Hessian where that is all there is; too much for a quick examination."""
-    if m.settings.quick:
-        return
     measured = "hessian" if "hessian" in m.figures else "gauss_newton"
     variants = {"plain": measured, "preconditioned": f"{measured}_preconditioned"}
     figures = {variant: m.figures[name] for variant, name in variants.items() if name in m.figures}
-    H = (Hessian if measured == "hessian" else GaussNewton)(problem)
-    curvature = (GaussNewton if "gauss_newton" in m.figures else Hessian)(problem)
+    if m.settings.quick or "plain" not in figures:
+        return
+    H = (Hessian if measured == "hessian" else GaussNewton)(subject.problem)
+    curvature = (GaussNewton if "gauss_newton" in m.figures else Hessian)(subject.problem)
     try:
         course.enter("scaled rows", H)
         scaled = scaled_rows(H, figures["plain"], m.settings.seed)
         course.enter("forecast", curvature)
-        m.forecast = prospects(curvature, optimizer, P, figures, scaled, m.edge)
+        m.forecast = prospects(curvature, subject.optimizer, subject.P, figures, scaled, m.edge)
     except (TypeError, ValueError) as error:
+        if not raised_by_us(error):
+            raise
         m.notes.append(f"There is no forecast: {error}.")
-    m.products += H.products + curvature.products
+    finally:
+        m.products += H.products + curvature.products
+
+
+def _step_sizes(m: Measurements, subject: Subject) -> StepSizes | None:
+    if subject.optimizer is None:
+        return None
+    try:
+        return step_sizes(subject.problem, subject.optimizer)
+    except (TypeError, ValueError) as error:
+        if not raised_by_us(error):
+            raise
+        m.notes.append(f"Effective learning rates are missing: {error}.")
+        return None
+
+
+def _layers(problem: Problem) -> list[LayerConditioning]:
+    try:
+        return layer_conditioning(problem)
+    except NoLayersError:
+        return []
+
+
+def _seconds(call: Callable[[], Any]) -> float:
+    before = time.perf_counter()
+    call()
+    return time.perf_counter() - before
 
 
 def _root_v(problem: Problem, optimizer: Any) -> torch.Tensor:
@@ -215,6 +260,12 @@ def _root_v(problem: Problem, optimizer: Any) -> torch.Tensor:
     return flatten([torch.full(p.shape, torch.nan, device=p.device) if v is None else v for v, p in pieces])
 
 
+_CALLED = {
+    "hessian": "the Hessian",
+    "hessian_preconditioned": "PᵀHP",
+    "gauss_newton": "Gauss-Newton",
+    "gauss_newton_preconditioned": "PᵀGP",
+}
 _NAMES: dict[type[CurvatureOperator], str] = {Hessian: "hessian", GaussNewton: "gauss_newton"}
 
 

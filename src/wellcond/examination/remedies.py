@@ -1,4 +1,8 @@
-"""What findings advise about an optimizer: as code in the user's own terms, and the same done to a copy of the run."""
+"""What findings advise: as code in the user's own terms, and the same done to a copy of the run.
+
+The code runs as it is where `torch`, `nn` (torch.nn) and `wc` (wellcond) are imported and `model`, `loss_fn` or `loss`,
+`data` and `optimizer` are what `wellcond.examine` was given.
+"""
 
 from __future__ import annotations
 
@@ -40,7 +44,10 @@ def set_code(optimizer: Optimizer, factor: float = 1.0, **values: Any) -> str:
 
 
 def built_code(
-    optimizer: Optimizer, kind: type[Optimizer] | None = None, new: Callable[[Settings], Settings] = lambda _: {}
+    optimizer: Optimizer,
+    kind: type[Optimizer] | None = None,
+    new: Callable[[Settings], Settings] = lambda _: {},
+    one_group: bool = False,
 ) -> str:
     """The line that builds this optimizer, or one of another kind with the settings that both have, with changes.
 
@@ -48,11 +55,13 @@ def built_code(
         optimizer: whose groups and settings.
         kind: of the optimizer to build.
         new: changed settings of a group.
+        one_group: of all parameters, with the first one's settings.
     """
     kind = kind or type(optimizer)
     known = inspect.signature(kind).parameters
     defaults = {key: known[key].default for key in known if key != "params"}
     groups = [{k: v for k, v in {**group, **new(group)}.items() if k in defaults} for group in optimizer.param_groups]
+    groups = groups[:1] if one_group else groups
     shared = {k: v for k, v in groups[0].items() if all(_same(group.get(k), v) for group in groups)}
     told = "".join(f", {k}={shown(v)}" for k, v in shared.items() if _told(k, v, defaults[k]))
     module = "torch.optim." if kind.__module__.startswith("torch.optim") else ""
@@ -65,6 +74,41 @@ def built_code(
         for i, group in enumerate(groups)
     ]
     return f"optimizer = {module}{kind.__name__}([\n" + "\n".join(lines) + f"\n]{told})"
+
+
+def examined_code(run: TrainingRun) -> str:
+    """The arguments that say what a run trains, as `wellcond.Problem` and `wellcond.examine` take them."""
+    return "model, loss_fn, data" if run.loss is None else "model, data=data, loss=loss"
+
+
+def loss_code(run: TrainingRun) -> str:
+    """The loss of one `batch`."""
+    return "loss_fn(model(batch[0]), batch[1])" if run.loss is None else "loss(model, batch)"
+
+
+def what_if_code(run: TrainingRun, change: str) -> list[str]:
+    """The lines that make a change that `wellcond.what_if` knows."""
+    held = "optimizer" if run.optimizer is not None else "torch.optim.SGD(model.parameters(), lr=0.1)"
+    return [
+        f"problem = wc.Problem({examined_code(run)})",
+        f'changed = wc.what_if(problem, {held}, "{change}", warm_up=0, steps=1, figures=False)',
+        f'model = changed["{change}"].model',
+    ]
+
+
+def anew_code(optimizer: Optimizer | None, factor: float = 1.0) -> list[str]:
+    """The lines that draw new weights, and an optimizer of them at the given rate times a factor."""
+    lines = [
+        "for module in model.modules():   # new weights",
+        '    if hasattr(module, "reset_parameters"):',
+        "        module.reset_parameters()",
+    ]
+    if optimizer is None:
+        return lines
+    groups = len(optimizer.param_groups)
+    told = f"   # the first of {groups} groups' settings, for all" if groups > 1 else ""
+    rate = float(f"{float(optimizer.param_groups[0]['lr']) * factor:.2g}")
+    return [*lines, built_code(optimizer, new=lambda _: {"lr": rate}, one_group=True) + told]
 
 
 def shown(value: Any) -> str:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import math
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -10,10 +11,12 @@ import torch
 from torch.optim import Optimizer
 
 from wellcond.conditioning import DENSE_LIMIT, Effort
+from wellcond.examination.failures import Failures
 from wellcond.examination.run import TrainingRun
 from wellcond.examination.trial import Trials
 from wellcond.preconditioners import NotPreconditionedError, Preconditioner, preconditioner_of, reading_of
 from wellcond.problem import Problem, optimized_parameters
+from wellcond.problem.memory import out_of_memory
 
 
 @dataclass(frozen=True)
@@ -35,7 +38,7 @@ class Settings:
     def effort(self) -> Effort:
         """Products to spend where the spectrum is not computed whole: a thorough examination, or a tenth of it."""
         if self.quick:
-            return Effort(extremes=20, count=1, probes=3, probe_steps=1, trace_probes=2, gradient_steps=6)
+            return Effort(extremes=20, count=1, probes=3, probe_steps=1, trace_probes=2, gradient_steps=4)
         return Effort()
 
     @property
@@ -47,6 +50,13 @@ class Settings:
     def trial_steps(self) -> int:
         """Steps of each trial of a remedy."""
         return 10 if self.quick else 50
+
+    def trial_budget(self, size: int) -> float:
+        """Gradients of the whole loss that all trials may cost, with so many parameters: together with what is measured
+        they stay under 3,000, or 300. Up to the size of a whole spectrum they take a few seconds, and any number."""
+        if size <= DENSE_LIMIT:
+            return math.inf
+        return 12.0 if self.quick else 650.0
 
 
 @dataclass
@@ -61,6 +71,7 @@ class Subject:
         trials: what tries remedies on copies.
         notes: what the reader should know about the measuring.
         left_out: names of trainable parameters that the optimizer does not have.
+        failures: what makes the parts of the examination.
     """
 
     run: TrainingRun
@@ -70,9 +81,10 @@ class Subject:
     trials: Trials
     notes: list[str] = field(default_factory=list)
     left_out: list[str] = field(default_factory=list)
+    failures: Failures = field(default_factory=Failures)
 
     @classmethod
-    def of(cls, run: TrainingRun, settings: Settings) -> Subject:
+    def of(cls, run: TrainingRun, settings: Settings, failures: Failures | None = None) -> Subject:
         """Read the run's data and its optimizer.
 
         Raises:
@@ -92,28 +104,41 @@ class Subject:
                 optimizer = None
                 notes.append(f"Measured without the optimizer: {error}.")
         problem = _problem(run, settings, chosen, notes)
-        trials = Trials(run, problem, settings.trial_steps, settings.seed)
-        return cls(run, problem, optimizer, P, trials, notes, left_out)
+        failures = failures or Failures()
+        budget = settings.trial_budget(problem.size)
+        trials = Trials(run, problem, settings.trial_steps, settings.seed, failures, budget)
+        return cls(run, problem, optimizer, P, trials, notes, left_out, failures)
+
+    def over(self, batches: list[Any], note: str) -> Subject:
+        """The same run over other batches, with a note more."""
+        problem = _like(self.problem, batches, self.problem.dtype)
+        trials = Trials(self.run, problem, self.trials.steps, self.trials.seed, self.failures, self.trials.budget)
+        return replace(self, problem=problem, trials=trials, notes=[*self.notes, note])
 
     @cached_property
     def double(self) -> Problem | None:
         """The problem in float64, over its first batch; None where the model or the loss won't have it."""
-        whole = self.problem
+        if self.problem.closed:
+            return None
         try:
-            problem = Problem(
-                whole.model,
-                whole.loss_fn,
-                whole.batches[:1],
-                loss=whole.whole_loss,
-                mode=whole.mode,
-                parameters=whole.parameters,
-                seed=whole.seed,
-                dtype=torch.float64,
-            )
+            problem = _like(self.problem, self.problem.batches[:1], torch.float64)
             problem.loss()
         except Exception:  # whatever their code raises about a dtype
             return None
         return problem if problem.loss_dtype == torch.float64 else None
+
+
+def _like(problem: Problem, batches: list[Any], dtype: torch.dtype) -> Problem:
+    return Problem(
+        problem.model,
+        problem.loss_fn,
+        batches,
+        loss=problem.whole_loss,
+        mode=problem.mode,
+        parameters=problem.parameters,
+        seed=problem.seed,
+        dtype=dtype,
+    )
 
 
 def _problem(run: TrainingRun, settings: Settings, chosen: Any, notes: list[str]) -> Problem:
@@ -135,13 +160,15 @@ def _problem(run: TrainingRun, settings: Settings, chosen: Any, notes: list[str]
 
     problem = build(run.data, settings.dtype)
     if settings.dtype is None and problem.size <= DENSE_LIMIT and problem.dtype == torch.float32:
+        double = build(problem.batches, torch.float64)
         try:
-            double = build(problem.batches, torch.float64)
             double.gradient()
             if double.loss_dtype == torch.float64:
                 return double
             why = f"asked for float64 the loss is {double.loss_dtype}"
         except Exception as error:  # whatever their code raises about a dtype; what is wrong in float32 too comes again
+            if out_of_memory(error):
+                return double
             why = f"in float64 the model raises {type(error).__name__} {str(error)[:120]}"
         notes.append(f"Measured in float32: {' '.join(why.split())}.")
     return problem

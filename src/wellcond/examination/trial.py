@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import math
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
+from wellcond.examination.failures import Failures
 from wellcond.examination.run import TrainingRun
 from wellcond.linalg import Estimate
 from wellcond.preconditioners.reading import unwrapped_optimizer
 from wellcond.problem import LossNotFiniteError, Problem, random_state
 from wellcond.problem.batches import move
+from wellcond.problem.generators import modules_of
+from wellcond.problem.isolation import Isolation
 from wellcond.what_if import Variant, what_if
 from wellcond.what_if.changes import CHANGES
 from wellcond.what_if.networks import Network
+from wellcond.what_if.warm_up import WarmedUp, WarmUp
 
 K = TypeVar("K")
 
@@ -36,7 +41,13 @@ REPEATS = 3
 its error."""
 
 QUICK = 30
-"""With fewer steps than this a trial from new weights looks at three learning rates, else at nine or more."""
+"""With fewer steps than this a trial from new weights looks at three learning rates, else further while they help."""
+
+RATES = 4
+"""Learning rates that a trial from new weights takes, mostly: its cost is told from it beforehand."""
+
+WHAT_IF_RATES = 10
+"""The same of each variant of `wellcond.what_if`."""
 
 
 @dataclass(frozen=True)
@@ -79,22 +90,36 @@ class Trials:
 
     The copies take the given optimizer's state with them, and what wellcond attached to it; the given run stays bit
     for bit as it was. A trial that the user's code can't do (a model that can't be copied, say) gives no effect, and
-    `notes` says why.
+    `failures` knows why.
 
     Args:
         run: the training run.
         problem: of it, with the batches.
         steps: of each trial, one a batch; with 0 nothing is tried.
         seed: of dropout and of the order of the batches.
+        failures: what makes the parts of the examination.
+        budget: what trials may cost in all, in gradients of the loss over all batches; what would go beyond is not
+            tried, and `notes` says so.
     """
 
-    def __init__(self, run: TrainingRun, problem: Problem, steps: int, seed: int = 0):
-        self.run, self.problem, self.steps, self.seed = run, problem, steps, seed
+    def __init__(
+        self,
+        run: TrainingRun,
+        problem: Problem,
+        steps: int,
+        seed: int = 0,
+        failures: Failures | None = None,
+        budget: float = math.inf,
+    ):
+        self.run, self.problem, self.steps, self.seed, self.budget = run, problem, steps, seed, budget
+        self.failures = failures or Failures()
+        self.spent = 0.0
         self.notes: list[str] = []
         self._as_it_is: dict[tuple[Figure, int], list[float]] = {}
         self._steps: list[list[TensorStep]] | None = None
-        self._from_new_weights: dict[Any, list[float]] = {}
+        self._from_new_weights: dict[Any, tuple[list[float], float]] = {}
         self._variants: dict[str, Variant] = {}
+        self._beside = Isolation([], [], "train", None, modules_of(run.loss_fn, run.loss))
 
     @property
     def possible(self) -> bool:
@@ -117,18 +142,19 @@ class Trials:
             read: reads it off the trained copy, the lower the better.
             batches_a_step: gradients that a step with the remedy is the mean of.
         """
-        if not self.possible:
-            return None
         read = read or self._loss_over_all
-        try:
-            if (read, 1) not in self._as_it_is:
+        known = (read, 1) in self._as_it_is
+        if not self.possible or not self.affords(self._repeats * self._cost(batches_a_step + (not known))):
+            return None
+
+        def tried() -> Effect:
+            if not known:
                 self._as_it_is[read, 1] = self._figures(lambda run: run, read, 1)
             without, changed = self._as_it_is[read, 1], self._figures(change, read, batches_a_step)
-        except Exception as error:  # whatever the user's code raises when it is copied, or stepped in another way
-            self._note("A remedy could not be tried on a copy of the run", error)
-            return None
-        figure = figure or f"loss after {self.steps} more steps"
-        return Effect(figure, self._estimate(without), self._estimate(changed))
+            name = figure or f"loss after {self.steps} more steps"
+            return Effect(name, self._estimate(without), self._estimate(changed))
+
+        return self.failures.attempt("what a remedy does to a copy of the run", tried)
 
     def best(self, changes: Mapping[K, Change]) -> tuple[K, Effect] | None:
         """Which of some changes ends at the lowest loss, and its effect; None where none could be tried."""
@@ -141,42 +167,43 @@ class Trials:
     def first_steps(self) -> list[list[TensorStep]]:
         """What one step of a copy does to each tensor, once for each of a few batches; empty where it can't be done."""
         if self._steps is None:
-            self._steps = []
-            try:
+
+            def taken() -> list[list[TensorStep]]:
+                found = []
                 for i in range(min(REPEATS, len(self.problem.batches)) if self.run.optimizer is not None else 0):
-                    with random_state(self.seed + i, self.problem.device):
-                        self._steps.append(first_step(self.copy(), self.problem.batches[i], self.problem))
-            except Exception as error:  # as above
-                self._steps = []
-                self._note("A step of a copy of the run could not be taken", error)
+                    with self._alone(self.seed + i):
+                        found.append(first_step(self.copy(), self.problem.batches[i], self.problem))
+                return found
+
+            self._steps = self.failures.attempt("a step of a copy of the run", taken) or []
         return self._steps
 
     def normalized(self, change: str) -> Effect | None:
         """The same for a change that `wellcond.what_if` knows: each from new state of the optimizer and at the best of
         some learning rates, after its warm-up."""
-        if not self.possible:
+        known = change in self._variants
+        if not self.possible or not (known or self.affords(self._cost(2 * WHAT_IF_RATES))):
             return None
-        try:
-            for name in ("as it is", change):
-                if name not in self._variants:
-                    found = what_if(
-                        self.problem,
-                        self.run.optimizer,
-                        change,
-                        warm_up=self.steps,
-                        steps=1,
-                        figures=False,
-                        seed=self.seed,
-                    )
-                    self._variants |= found.variants
-        except Exception as error:  # as above
-            self._note(f"“{change}” could not be tried", error)
-            return None
-        how = f"{self.steps} steps from new state of the optimizer, at the best of some learning rates"
-        before, after = (
-            Estimate(v.loss, v.loss, v.loss, how) for v in (self._variants["as it is"], self._variants[change])
-        )
-        return Effect(f"loss after {self.steps} steps at the best learning rate", before, after)
+
+        def tried() -> Effect:
+            if not known:
+                found = what_if(
+                    self.problem,
+                    self.run.optimizer,
+                    change,
+                    warm_up=self.steps,
+                    steps=1,
+                    figures=False,
+                    seed=self.seed,
+                )
+                self._variants |= found.variants
+            how = f"{self.steps} steps from new state of the optimizer, at the best of some learning rates"
+            before, after = (
+                Estimate(v.loss, v.loss, v.loss, how) for v in (self._variants["as it is"], self._variants[change])
+            )
+            return Effect(f"loss after {self.steps} steps at the best learning rate", before, after)
+
+        return self.failures.attempt(f"what “{change}” does to a copy of the run", tried)
 
     def from_new_weights(self, change: str | Callable[[Problem], Network]) -> Effect | None:
         """The loss after the steps from weights that the modules draw anew, as `reset_parameters` does: what a change
@@ -188,51 +215,88 @@ class Trials:
         """
         if not self.possible or fresh_share(self.problem) < 0.5:
             return None
-        try:
-            build = CHANGES[change] if isinstance(change, str) else change
-            for key, made in ((None, lambda given: Network.copy_of(given.model)), (change, build)):
-                if key not in self._from_new_weights:
-                    self._from_new_weights[key] = self._losses_from_new(made)
-        except Exception as error:  # as above
-            self._note("A change could not be tried from new weights", error)
+        build = CHANGES[change] if isinstance(change, str) else change
+        made = {None: lambda given: Network.copy_of(given.model), change: build}
+        missing = [key for key in made if key not in self._from_new_weights]
+        if not self.affords(self._cost(len(missing) * (RATES + REPEATS - 1))):
             return None
-        how = f"{self.steps} steps from new weights on copies of the run, at the best of some learning rates"
-        before, after = (self._estimate(self._from_new_weights[key], how) for key in (None, change))
-        return Effect(f"loss after {self.steps} steps from new weights, at the best learning rate", before, after)
 
-    def _losses_from_new(self, build: Callable[[Problem], Network]) -> list[float]:
-        """Once a draw of the weights; at the rate that is the best for the first."""
-        network, losses, factor = build(self.problem), [], None
+        def tried() -> Effect:
+            for key in missing:
+                self._from_new_weights[key] = self._losses_from_new(made[key])
+            how = f"{self.steps} steps from new weights on copies of the run, at the best of some learning rates"
+            before, after = (self._estimate(self._from_new_weights[key][0], how) for key in made)
+            return Effect(f"loss after {self.steps} steps from new weights, at the best learning rate", before, after)
+
+        return self.failures.attempt("what a change does to training from new weights", tried)
+
+    def _cost(self, runs: float) -> float:
+        """Of so many runs, in gradients of the whole loss: their steps, and the loss at their end, half a gradient."""
+        return runs * (self.steps / len(self.problem.batches) + 0.5)
+
+    def affords(self, cost: float) -> bool:
+        """Whether so many gradients of the whole loss are within the budget; then they are spent."""
+        if self.spent + cost > self.budget:
+            note = f"Trials may cost {self.budget:g} gradients here; what would have cost more was not tried."
+            self.notes += [] if note in self.notes else [note]
+            return False
+        self.spent += cost
+        return True
+
+    def best_rate(self, change: str | Callable[[Problem], Network]) -> float:
+        """The learning rate that was the best from new weights with a change that was tried, over the given one."""
+        return self._from_new_weights[change][1]
+
+    def loss_of_new_weights(self) -> float | None:
+        """The loss over all data before any step, of the network as it is; None where weights can't be drawn anew."""
+        if not self.possible or fresh_share(self.problem) < 0.5:
+            return None
+        return self.failures.attempt(
+            "the loss of new weights", lambda: self._renewed(Network.copy_of(self.problem.model), self.seed).loss()
+        )
+
+    def _renewed(self, network: Network, seed: int) -> Problem:
         own = {id(network.twins[id(p)]) for p in self.problem.parameters} | {id(p) for p in network.added()}
+        with random_state(seed, self.problem.device):
+            renew(network.model, own)
+        return network.problem(self.problem)
+
+    def _losses_from_new(self, build: Callable[[Problem], Network]) -> tuple[list[float], float]:
+        """Once a draw of the weights, at the rate that is the best for the first; and that rate over the given one."""
+        network, losses, factor = build(self.problem), [], math.nan
         for k in range(REPEATS):
-            with random_state(self.seed + k, self.problem.device):
-                renew(network.model, own)
-            problem = network.problem(self.problem)
+            problem = self._renewed(network, self.seed + k)
             runs = network.warm_up(problem, self.run.optimizer, network.twins, network.P)
-            if factor is None:
-                try:
-                    if self.steps < QUICK:
-                        tried = [found for f in (0.1, 1.0, 10.0) if (found := runs.run(f, self.steps))]
-                        best = min(tried, key=lambda found: found.loss, default=None)
-                    else:
-                        best = runs.best(self.steps)
-                except ValueError:  # finite at no rate
-                    best = None
-                if best is None:
-                    return [math.inf]
-                factor = best.factor
-            else:
+            if k:
                 best = runs.run(factor, self.steps)
+            else:
+                try:
+                    best = self._at_its_best_rate(runs)
+                except ValueError:  # finite at no rate
+                    return [math.inf], factor
+                factor = best.factor
             losses.append(math.inf if best is None else best.loss)
-        return losses
+        return losses, factor
+
+    def _at_its_best_rate(self, runs: WarmUp) -> WarmedUp:
+        if self.steps >= QUICK:
+            return runs.best(self.steps, decades=1, halves=False)
+        tried = [found for f in (0.1, 1.0, 10.0) if (found := runs.run(f, self.steps))]
+        if not tried:
+            raise ValueError("the loss is finite at none of three learning rates")
+        return min(tried, key=lambda found: found.loss)
+
+    @property
+    def _repeats(self) -> int:
+        """Orders of the batches."""
+        return REPEATS if len(self.problem.batches) > 1 else 1
 
     def _figures(self, change: Change, read: Figure, batches_a_step: int) -> list[float]:
         """After the steps, once an order of the batches."""
-        repeats = REPEATS if len(self.problem.batches) > 1 else 1
-        return [self._figure(change, read, batches_a_step, self.seed + k) for k in range(repeats)]
+        return [self._figure(change, read, batches_a_step, self.seed + k) for k in range(self._repeats)]
 
     def _figure(self, change: Change, read: Figure, batches_a_step: int, seed: int) -> float:
-        with random_state(seed, self.problem.device):
+        with self._alone(seed):
             run = self.copy()
             run = change(run) or run
             batches, wanted = len(run.data), self.steps * batches_a_step
@@ -242,6 +306,15 @@ class Trials:
                 if not step(run, *chosen):
                     return math.inf
             return read(run)
+
+    @contextlib.contextmanager
+    def _alone(self, seed: int) -> Iterator[None]:
+        """Inside, there is a random state, and stand-ins for the networks that the loss uses beside the copy."""
+        with random_state(seed, self.problem.device), contextlib.ExitStack() as stack:
+            if self._beside.modules:
+                stack.enter_context(self._beside.entered(self.problem.device))
+                self._beside.renew()
+            yield
 
     def _loss_over_all(self, run: TrainingRun) -> float:
         try:
@@ -270,12 +343,6 @@ class Trials:
             how += f", in {len(losses)} {several}"
         return Estimate(sorted(losses)[len(losses) // 2], min(losses), max(losses), how)
 
-    def _note(self, what: str, error: Exception) -> None:
-        words = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
-        note = f"{what}: {words}."
-        if note not in self.notes:
-            self.notes.append(note)
-
 
 def step(run: TrainingRun, *batches: Any) -> bool:
     """One step of plain training on the mean gradient of some batches; whether the loss was finite.
@@ -289,7 +356,8 @@ def step(run: TrainingRun, *batches: Any) -> bool:
         loss = loss_of(run, batch)
         if not math.isfinite(float(loss.detach())):
             return False
-        (loss / len(batches)).backward()
+        if loss.requires_grad:
+            (loss / len(batches)).backward()
     if all(p.grad is None for p in run.model.parameters()):
         raise RuntimeError(
             "the loss of a copy of the model does not depend on the copy; let it use the model it is given"

@@ -2,45 +2,70 @@
 
 from __future__ import annotations
 
-from wellcond.examination import Finding
+import math
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
 from wellcond.examination.findings import FINDINGS
 from wellcond.monitor.measuring import Look
 from wellcond.monitor.record import Change
+
+LITTLE = 0.02
+"""A finding that takes less than this of a look's time is looked for every time."""
+
+Find = Callable[..., Any]
+
+
+class Standing(NamedTuple):
+    """A finding that was made: by what, and from which parts of a look."""
+
+    severity: str
+    title: str
+    find: Find
+    parts: frozenset[str]
 
 
 class Findings:
     """The findings that stand, and on what they rest."""
 
     def __init__(self) -> None:
-        self._standing: dict[str, tuple[str, str, frozenset[str]]] = {}  # severity, title, parts measured then
+        self._standing: dict[str, Standing] = {}
+        self._seconds: dict[Find, float] = {}  # as last looked for
 
-    def changes(self, look: Look) -> tuple[list[Change], list[str]]:
-        """What is new, has another severity, or is gone although all parts were measured that it was found by; and
-        notes on what could not be looked for."""
-        found, notes = _findings(look)
+    def changes(self, look: Look, whole: bool = True) -> tuple[list[Change], list[str]]:
+        """What is new, has another severity, or is gone although it was looked for and all parts were measured that it
+        was found by; and notes on what could not be looked for.
+
+        Args:
+            look: what was measured.
+            whole: whether to look for all, and not only for those that cost next to nothing.
+        """
+        found, looked_for, notes = {}, set(), []
+        little = LITTLE * sum(look.seconds.values())
+        for find in FINDINGS:
+            if not whole and self._seconds.get(find, math.inf) > little:
+                continue
+            started = time.perf_counter()
+            try:
+                finding = find(look.measurements, look.subject)
+            except Exception as error:  # costs no other finding
+                words = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+                notes.append(f"{find.__module__.rpartition('.')[2]} could not be looked for: {words}.")
+            else:
+                looked_for.add(find)
+                if finding is not None:
+                    found[finding.key] = finding, find
+            self._seconds[find] = time.perf_counter() - started
         measured, changes = frozenset(look.seconds), []
-        for key, finding in found.items():
+        for key, (finding, find) in found.items():
             severity, before = finding.severity.word, self._standing.get(key)
-            if before is None or before[0] != severity:
-                changes.append(Change(key, severity, before and before[0], finding.title))
-            self._standing[key] = severity, finding.title, measured & before[2] if before else measured
-        if not notes:  # else one that is missing may stand
-            for key in [k for k, (*_, basis) in self._standing.items() if k not in found and basis <= measured]:
-                severity, title, _ = self._standing.pop(key)
-                changes.append(Change(key, None, severity, title))
+            if before is None or before.severity != severity:
+                changes.append(Change(key, severity, before and before.severity, finding.title))
+            parts = measured & before.parts if before else measured
+            self._standing[key] = Standing(severity, finding.title, find, parts)
+        for key, was in list(self._standing.items()):
+            if key not in found and was.find in looked_for and was.parts <= measured:
+                del self._standing[key]
+                changes.append(Change(key, None, was.severity, was.title))
         return changes, notes
-
-
-def _findings(look: Look) -> tuple[dict[str, Finding], list[str]]:
-    """By key; whatever one of them raises costs no other."""
-    found, notes = {}, []
-    for find in FINDINGS:
-        try:
-            finding = find(look.measurements, look.subject)
-        except Exception as error:
-            words = " ".join(f"{type(error).__name__}: {error}".split())[:200]
-            notes.append(f"{find.__module__.rpartition('.')[2]} could not be looked for: {words}.")
-        else:
-            if finding is not None:
-                found[finding.key] = finding
-    return found, notes

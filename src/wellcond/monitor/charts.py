@@ -52,9 +52,9 @@ def charts(history: History) -> list[Chart]:
     for key, title, names, description in _CHARTS:
         known = [name for name in names if any(map(math.isfinite, history.series(name)[1]))]
         if known:
-            last = "; ".join(f"{LABELS[name]} last {number(history.series(name)[1][-1])}" for name in known)
+            last = "; ".join(f"{LABELS[name]} {number(history.series(name)[1][-1])}" for name in known)
             figure = plain(_figure(key, known, history))
-            drawn.append(Chart(key, title, f"{description} {last}.", [figure], _table(known, history)))
+            drawn.append(Chart(key, title, f"{description} Last: {last}.", [figure], _table(known, history)))
     return drawn
 
 

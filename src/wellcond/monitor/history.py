@@ -50,6 +50,13 @@ class History:
         return f"{run['model']}, {run['parameters']:,} parameters, {run['optimizer']}: {state}"
 
     @property
+    def unmeasured(self) -> str:
+        """What is to be said while nothing was measured."""
+        if not self.finished or self.records or self.run["overhead"] is None:
+            return "Nothing was measured yet."
+        return f"Nothing was measured: the run was too short for overhead={self.run['overhead']:g}."
+
+    @property
     def severity(self) -> Severity:
         """Of the most severe finding that stands at the end."""
         return max((Severity.of(word) for word, _ in self.findings().values()), default=Severity.GOOD)
@@ -132,8 +139,17 @@ def read_history(path: str | Path) -> History:
         ValueError: for a file that is no history, or that a newer wellcond wrote.
         OSError: if it can't be read.
     """
+    history = _last_run(Path(path))
+    if history is None:
+        state = "holds half a line" if Path(path).stat().st_size else "is empty"
+        raise ValueError(f"{path} {state}; a monitor writes to it once it is made")
+    return history
+
+
+def _last_run(path: Path) -> History | None:
+    """As `read_history`; None where no run has begun, be it that the first line is torn."""
     history: History | None = None
-    with Path(path).open("rb") as file:
+    with path.open("rb") as file:
         for raw in file:
             line: dict[str, Any] = {}
             with contextlib.suppress(*_TORN):
@@ -149,8 +165,6 @@ def read_history(path: str | Path) -> History:
                     history.records.append(Record.from_json(line["record"]))
                 elif kind == "end" and history is not None:
                     history.finished = True
-    if history is None:
-        raise ValueError(f"{path} is empty; a monitor writes to it once it is made")
     return history
 
 
@@ -180,7 +194,7 @@ class Writer:
         with self._giving_up():
             torn = False
             if path.exists() and path.stat().st_size:
-                read_history(path)
+                _last_run(path)
                 with path.open("rb") as file:
                     file.seek(-1, os.SEEK_END)
                     torn = file.read(1) != b"\n"

@@ -16,10 +16,10 @@ from torch.optim import Optimizer
 from wellcond.conditioning import Conditioning, Effort, conditioning
 from wellcond.curvature import GaussNewton, Hessian, OutputUnknownError
 from wellcond.examination import Measurements, TrainingRun
-from wellcond.examination.measurements import OptimizerFacts
+from wellcond.examination.measurements import first_order
 from wellcond.examination.subject import Settings, Subject
 from wellcond.examination.trial import Trials
-from wellcond.linalg import SymmetricOperator, eigenvalues, norm
+from wellcond.linalg import SymmetricOperator, eigenvalues
 from wellcond.normalization import NoLayersError, layer_conditioning
 from wellcond.preconditioners import NotPreconditionedError, Preconditioner, preconditioner_of
 from wellcond.problem import Problem, generators_of, optimized_parameters, states_kept
@@ -64,7 +64,7 @@ class Looking:
 
     Attributes:
         possible: the parts that this run has.
-        product_seconds: of a product with the Hessian, as last measured; None before.
+        product_seconds: of a product and what goes with it, as last measured; None before.
     """
 
     def __init__(self, model: nn.Module, loss_fn: Any, loss: Any, batches: list[Any], seed: int):
@@ -95,20 +95,13 @@ class Looking:
         return problem, left_out
 
     def probe(self, optimizer: Optimizer, training: bool) -> float:
-        """Find out what a product costs, by one; the seconds that an eigenvalue with the fewest products will take."""
-        problem, _ = self.problem(optimizer, training)
-        with states_kept(self._generators), problem:
-            started = time.perf_counter()
-            problem.loss()
-            v = problem.gradient()
-            H = Hessian(problem)
-            H @ v
-            first = _wait(problem, started)
-            H @ v
-            self.product_seconds = _wait(problem, started) - first
-        return first + 2 * FEWEST * self.product_seconds
+        """Find out what a look costs, by one with two products; the seconds that one with the fewest will take."""
+        took = self.look(optimizer, [EDGE], training, most=2).seconds[EDGE]
+        return took + (FEWEST - 2) * (self.product_seconds or 0.0)
 
-    def look(self, optimizer: Optimizer, parts: list[str], training: bool, seconds: float = math.inf) -> Look:
+    def look(
+        self, optimizer: Optimizer, parts: list[str], training: bool, seconds: float = math.inf, most: int = MOST
+    ) -> Look:
         """Measure some parts.
 
         Args:
@@ -116,41 +109,29 @@ class Looking:
             parts: which; `EDGE` always, and first.
             training: whether in train or eval mode.
             seconds: that it should not exceed.
+            most: products for an eigenvalue.
 
         Raises:
             Exception: whatever the user's code, or a measurement, raises.
         """
         with states_kept(self._generators):
-            return self._look(optimizer, parts, training, seconds)
+            return self._look(optimizer, parts, training, seconds, most)
 
-    def _look(self, optimizer: Optimizer, parts: list[str], training: bool, seconds: float) -> Look:
+    def _look(self, optimizer: Optimizer, parts: list[str], training: bool, seconds: float, most: int) -> Look:
         started = time.perf_counter()
         problem, left_out = self.problem(optimizer, training)
-        gradient = problem.gradient()
         P, notes = self._preconditioner(optimizer)
         if left_out:
             notes.append(
                 f"Not in the optimizer, taken as frozen: {', '.join(left_out[:6])}{' …' * (len(left_out) > 6)}."
             )
-        m = Measurements(
-            model=type(problem.model).__name__,
-            parameters=problem.size,
-            examples=problem.examples,
-            batches=len(problem.batches),
-            loss=problem.loss(),
-            gradient_norm=norm(gradient),
-            dtype=str(problem.dtype).removeprefix("torch."),
-            settings=Settings(mode=problem.mode, quick=True, seed=self.seed),
-            optimizer=None if P is None else OptimizerFacts(type(optimizer).__name__, []),
-            preconditioned=P is not None and not P.is_identity,
-            unreached=problem.unreached,
-            notes=notes,
-        )
         run = TrainingRun(self.model, self.loss_fn, self.batches, optimizer, self.loss)
-        known = optimizer if P is not None else None
-        seen = Look(m, Subject(run, problem, known, P, Trials(run, problem, 0, self.seed), notes))
+        known, no_trials = optimizer if P is not None else None, Trials(run, problem, 0, self.seed)
+        subject = Subject(run, problem, known, P, no_trials, notes, left_out)
+        m = first_order(subject, Settings(mode=problem.mode, quick=True, seed=self.seed))
+        seen = Look(m, subject)
         steps: dict[str, Callable[[], None]] = {
-            EDGE: partial(self._edge, problem, optimizer, P, m, started + seconds),
+            EDGE: partial(self._edge, problem, optimizer, P, m, started + seconds, most),
             PLAIN: partial(self._plain, problem, m),
             CONDITION: partial(self._condition, problem, P, m),
             LAYERS: partial(self._layers, problem, m),
@@ -170,21 +151,27 @@ class Looking:
             return None, [f"Measured without the optimizer's preconditioner: {error}."]
 
     def _edge(
-        self, problem: Problem, optimizer: Optimizer, P: Preconditioner | None, m: Measurements, deadline: float
+        self,
+        problem: Problem,
+        optimizer: Optimizer,
+        P: Preconditioner | None,
+        m: Measurements,
+        deadline: float,
+        most: int,
     ) -> None:
         H = Hessian(problem)
         key, operator = "hessian", H if P is None or not m.preconditioned else H.preconditioned(P)
         if m.preconditioned:
             key = "hessian_preconditioned"
         own_products = P is not None and takes_products(optimizer)
-        m.figures[key] = self._largest(key, operator, self._affordable(deadline, 1 + own_products))
+        m.figures[key] = self._largest(key, operator, min(most, self._affordable(deadline, 1 + own_products)))
         if P is not None:
             m.edge = edge_ratio(
                 problem,
                 optimizer,
                 largest=m.figures[key].largest,
                 curvature=H,
-                max_products=self._affordable(deadline, 1),
+                max_products=min(most, self._affordable(deadline, 1)),
                 start=self._vectors[key],
                 seed=self.seed,
             )

@@ -28,18 +28,21 @@ from wellcond.problem import draw_batches, unwrapped
 EXAMPLES = 128
 """Batches are drawn until there are so many examples, unless given."""
 
-RESERVED = {PLAIN: 0.15, CONDITION: 0.35, LAYERS: 0.1}
+FINDINGS = "findings"
+"""All of them, and not only those that cost next to nothing."""
+
+RESERVED = {FINDINGS: 0.2, PLAIN: 0.1, CONDITION: 0.3, LAYERS: 0.1}
 """What other parts than the edge ratio, which is of every measurement, have of the budget."""
 
-PROBE = 12.0
-"""Steps of the run that a gradient and the first three products are expected to take, before anything was measured: a
-product is about two gradients."""
+PROBE = 16.0
+"""Steps of the run that a look with the first two products is expected to take, before anything was measured: a product
+is about two gradients, and the optimizer's preconditioner is read."""
 
 WARM_UP = 0.05
 """Seconds more that the first of them take: what torch loads when it is first asked for a second derivative."""
 
-KAPPA_PRODUCTS = 80
-"""Products of the Hessian that κ is expected to take before it was measured."""
+KAPPA_PRODUCTS, FINDINGS_PRODUCTS = 80, 30
+"""Products of the Hessian that κ and the findings are expected to take before they were measured."""
 
 
 class Monitor:
@@ -190,7 +193,7 @@ class Monitor:
             raise RuntimeError("the optimizer is gone; a monitor measures the run that it was made for")
         started, booked = time.perf_counter(), self._budget.total
         self._losses.end_step(self.step)
-        record = self._measure(optimizer, "request", list(self._looking.possible), math.inf)
+        record = self._measure(optimizer, "request", [*self._looking.possible, FINDINGS], math.inf)
         self._budget.other += time.perf_counter() - started - (self._budget.total - booked)
         return record
 
@@ -257,7 +260,7 @@ class Monitor:
         budget.other += self._ended_at - started - booked
 
     def _measure_if_affordable(self, optimizer: Optimizer, now: float) -> None:
-        budget, parts, room = self._budget, list(self._looking.possible), math.inf
+        budget, parts, room = self._budget, [*self._looking.possible, FINDINGS], math.inf
         if budget.share is not None:
             if self._probe_cost is None:
                 self._probe_if_affordable(optimizer, now)
@@ -284,7 +287,8 @@ class Monitor:
         self._settle()
         started = time.perf_counter()
         try:
-            self._probe_cost = self._looking.probe(optimizer, self._training)
+            with self._plain():
+                self._probe_cost = self._looking.probe(optimizer, self._training)
         except Exception:  # the measurement fails too, and says why
             self._probe_cost = time.perf_counter() - started
         self._budget.other += time.perf_counter() - started
@@ -292,16 +296,21 @@ class Monitor:
     def _costs(self) -> dict[str, float]:
         """Expected seconds of each part."""
         first = 1.5 * (self._probe_cost or 0.0)
-        kappa = KAPPA_PRODUCTS * (self._looking.product_seconds or first)
-        guesses = {EDGE: first, PLAIN: first, CONDITION: kappa, LAYERS: kappa}
-        return {part: self._budget.expected(part) or guesses[part] for part in self._looking.possible}
+        product = self._looking.product_seconds or first
+        guesses = {EDGE: first, FINDINGS: FINDINGS_PRODUCTS * product, PLAIN: first}
+        guesses |= dict.fromkeys((CONDITION, LAYERS), KAPPA_PRODUCTS * product)
+        edge, *others = self._looking.possible
+        costs = {part: self._budget.expected(part) or guesses[part] for part in (edge, FINDINGS, *others)}
+        # What these see is for findings.
+        return {part: cost + costs[FINDINGS] * (part in (CONDITION, LAYERS)) for part, cost in costs.items()}
 
     def _measure(self, optimizer: Optimizer, why: str, parts: list[str], room: float) -> Record:
         self._settle()  # what training still has to do is not the monitor's
         started = time.perf_counter()
         budget, look, failed = self._budget, None, None
         try:
-            look = self._looking.look(optimizer, parts, self._training, room)
+            with self._plain():
+                look = self._looking.look(optimizer, [p for p in parts if p != FINDINGS], self._training, room)
         except Exception as error:
             failed = " ".join(str(error).split()) or type(error).__name__
         self._losses.flush()
@@ -309,9 +318,12 @@ class Monitor:
         notes = list(look.measurements.notes) if look else []
         if look is not None:
             before = time.perf_counter()
-            changes, missing = self._findings.changes(look)
+            whole = not {FINDINGS, CONDITION, LAYERS}.isdisjoint(parts)
+            with self._plain():
+                changes, missing = self._findings.changes(look, whole)
             notes += missing
-            look.seconds[EDGE] += time.perf_counter() - before  # they are of every measurement too
+            part = FINDINGS if whole else EDGE
+            look.seconds[part] = look.seconds.get(part, 0.0) + time.perf_counter() - before
         now = time.perf_counter()
         for part, seconds in (look.seconds if look else {parts[0]: now - started}).items():
             budget.took(part, seconds)
@@ -336,8 +348,15 @@ class Monitor:
         self._tell(record)
         return record
 
+    def _device(self) -> torch.device:
+        return next(self._model.parameters()).device
+
     def _settle(self) -> None:
-        settle(next(self._model.parameters()).device)
+        settle(self._device())
+
+    def _plain(self) -> torch.autocast:
+        """Inside, there is no autocast, which a loop may step under."""
+        return torch.autocast(self._device().type, enabled=False)
 
     def _tell(self, record: Record) -> None:
         """Everyone who wants to know; no one of them can stop training."""

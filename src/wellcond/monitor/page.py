@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from wellcond.linalg import CONFIDENCE
+from wellcond.linalg import CONFIDENCE, number
 from wellcond.monitor.charts import charts, spread
 from wellcond.monitor.history import History
 from wellcond.monitor.record import LABELS
@@ -24,10 +24,11 @@ def page(history: History) -> str:
         of="monitor",
         package="wellcond.monitor",
         headline=history.headline,
-        verdict=VERDICT[history.severity] if measured else "Nothing was measured yet.",
+        verdict=VERDICT[history.severity] if measured else history.unmeasured,
         severity=history.severity.word if measured else "gone",
         facts=[*_progress(history), *((LABELS[name], text) for name, text in history.latest().items())],
         standing=history.findings(),
+        since={change.key: record.step for record in records for change in record.changes},
         changes=[(record.step, change) for record in records for change in record.changes],
         failures=failures,
         jumps=[step for record in records for step in record.jumps],
@@ -47,5 +48,5 @@ def _progress(history: History) -> list[tuple[str, str]]:
     return [
         ("step", f"{last.step:,}"),
         ("measurements", f"{len(history):,}"),
-        ("share of the time", f"{100 * last.share:.2g} %"),
+        ("share of the time", f"{number(100 * last.share)} %"),
     ]

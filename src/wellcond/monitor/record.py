@@ -148,7 +148,7 @@ class Record:
         parts += [] if self.loss is None else [f"loss {number(self.loss)}"]
         parts += [f"{FIGURES[name]} {e}" for name, e in self.estimates().items()]
         parts += [] if self.learning_rate is None else [f"lr {number(self.learning_rate)}"]
-        return "  ".join([*parts, f"({100 * self.share:.2g} % of the time)"])
+        return "  ".join([*parts, f"({number(100 * self.share)} % of the time)"])
 
 
 def _plain(x: float) -> float | str:

@@ -62,13 +62,13 @@ def view(history: History, width: int) -> RenderableType:
     run, records = history.run, history.records
     parts: list[RenderableType] = [Text(history.headline, style="bold")]
     if not records:
-        return Group(*parts, Text("no measurement yet"))
+        return Group(*parts, Text(history.unmeasured))
     last = records[-1]
     when = "" if history.finished else f", {_ago(run['started'] + last.seconds)}"
     parts.append(
         Text(
             f"step {last.step:,}, {len(records)} measurements in {number(last.seconds)} s{when}; the monitor took "
-            f"{100 * last.share:.2g} % of the time",
+            f"{number(100 * last.share)} % of the time",
             style="dim",
         )
     )
@@ -91,13 +91,16 @@ def view(history: History, width: int) -> RenderableType:
     return Group(*parts)
 
 
-def watch(path: Path, console: Console, *, once: bool = False) -> None:
+def watch(path: Path, console: Console, *, once: bool = False) -> History:
     """Show a history until its run is finished, or once.
 
     Args:
         path: what the monitor writes.
         console: where; without a terminal it is shown once.
         once: show what there is and return.
+
+    Returns:
+        What was shown last.
 
     Raises:
         ValueError: for a file that is no history.
@@ -106,7 +109,7 @@ def watch(path: Path, console: Console, *, once: bool = False) -> None:
     history = read_history(path)
     if once or history.finished or not console.is_terminal:
         console.print(view(history, console.width))
-        return
+        return history
     size = -1
     with Live(view(history, console.width), console=console, auto_refresh=False) as live:
         while not history.finished:
@@ -116,6 +119,7 @@ def watch(path: Path, console: Console, *, once: bool = False) -> None:
             live.update(view(history, console.width), refresh=True)
             if not history.finished:
                 time.sleep(POLL)
+    return history
 
 
 def _ago(at: float) -> str:

@@ -22,6 +22,7 @@ from wellcond.normalization.rows import (
     rows_of_block,
 )
 from wellcond.problem import Problem
+from wellcond.problem.memory import out_of_memory
 
 KINDS = (nn.Linear, *CONVOLUTIONS, nn.MultiheadAttention)
 """What is looked at."""
@@ -129,10 +130,11 @@ class RowsSeen:
 
     def finish(self) -> bool:
         """Make the moments of what was seen; False if some need the same calls once more."""
-        distinct = {id(rows): rows for rows in self._rows.values()}.values()
-        for rows in distinct:
-            rows.finish()
-        return all(rows.resolved for rows in distinct)
+        distinct = {id(rows): (name, rows) for name, rows in self.by_name()}.values()
+        for name, rows in distinct:
+            with memory_for(name):
+                rows.finish()
+        return all(rows.resolved for _, rows in distinct)
 
     def by_name(self) -> list[tuple[str, Rows]]:
         """The rows of every weight that saw any, by the name of the first layer that used it, in order of first use."""
@@ -182,13 +184,13 @@ class RowsSeen:
             if not bool(x.sum().isfinite() or torch.isfinite(x).all()):
                 raise ValueError(f"the inputs of layer {name} are not finite; look for the overflow before it")
             if x.numel() and not (rows.plain and rows.resolved):  # an expert may get no tokens
-                with memory_for(name, x):
+                with memory_for(name, f"its inputs of shape {tuple(x.shape)}"):
                     rows.add(module, x, bias=bias, is_input=self.problem.is_input(x))
 
 
 @contextlib.contextmanager
-def memory_for(name: str, x: Tensor) -> Iterator[None]:
-    """Turn a failure to get memory into one that names the layer and its width.
+def memory_for(name: str, what: str = "the figures of its inputs") -> Iterator[None]:
+    """Turn a failure to get memory into one that names the layer.
 
     Raises:
         ValueError: where memory ends.
@@ -196,11 +198,11 @@ def memory_for(name: str, x: Tensor) -> Iterator[None]:
     try:
         yield
     except (MemoryError, RuntimeError) as error:
-        if not isinstance(error, MemoryError | torch.OutOfMemoryError) and "allocate memory" not in str(error):
+        if not out_of_memory(error):
             raise
         raise ValueError(
-            f"there is no memory for the inputs of layer {name}, which have shape {tuple(x.shape)}: beside them their "
-            "moments take up to about a gigabyte; give smaller batches, or fewer columns to `widest`"
+            f"memory does not suffice for layer {name!r}: for {what}; give smaller batches, or a smaller `widest`, the "
+            "number of columns up to which a layer's covariance is kept whole"
         ) from error
 
 

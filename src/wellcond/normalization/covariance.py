@@ -9,7 +9,10 @@ import torch
 from torch import Tensor
 
 from wellcond.normalization.moments import EPS, Moments, from_gram, from_root
-from wellcond.normalization.sketch import NUMBERS, Sketch
+from wellcond.normalization.sketch import Sketch
+
+NUMBERS = 2**25
+"""In the rows that are kept, at most: 268 MB."""
 
 BLOCK = 1024
 """So many rows are kept at least before they are summed up: of fewer the covariance is not needed."""

@@ -63,8 +63,10 @@ class Figures:
     def rank(self) -> int:
         """Singular values of Ĥ that are not zero to rounding; at least so many where the moments are sketched."""
         centered = self.centered_rank
+        if self.bias or self.moments.missed is not None:  # the mean may lie in the span of what is missed
+            return centered + self.bias
         # Without a column of ones, the mean may add a dimension to the span of the centered rows.
-        return centered + 1 if self.bias else min(max(self._count(self._scaled_values), centered), centered + 1)
+        return min(max(self._count(self._scaled_values), centered), centered + 1)
 
     @cached_property
     def centered_rank(self) -> int:
@@ -144,6 +146,8 @@ class Figures:
     def _kappa(self, scale: Tensor, s: Tensor, rank: int | None = None) -> Estimate:
         """κ with each column multiplied by its scale, (d,), of what has these singular values and this rank."""
         m = self.moments
+        # Without a column of ones the span of what is missed may lose a dimension to the mean.
+        beyond = m.beyond - (rank is None and not self.bias)
         rank = self.rank if rank is None else rank
         if rank == 0 or not float(s[0]) > 0:
             return Estimate.undefined("the inputs are all zero")
@@ -160,9 +164,10 @@ class Figures:
         how = "exact: " + m.how if m.missed is None else f"bound: {len(m.root)} random directions"
         if self.rounding > 1e-10:
             how += " of activations in float32"
-        if missed:
-            # What is missed has rank `beyond` at least, so its smallest eigenvalue is at most this mean.
-            low, high = max(low, (top - error) / math.sqrt(missed / m.beyond)), math.inf
+        if m.missed is not None:
+            high = math.inf
+            if beyond > 0:  # a rank that it has at least: its smallest eigenvalue is at most this mean
+                low = max(low, (top - error) / math.sqrt(missed / beyond))
         low = max(1.0, low)
         return Estimate(max(1.0, top / bottom) if math.isfinite(high) else low, low, high, how)
 

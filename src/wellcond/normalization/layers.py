@@ -9,13 +9,13 @@ from torch import Tensor
 
 from wellcond.linalg import Estimate
 from wellcond.linalg.notebook import table
-from wellcond.normalization.collecting import KINDS, Rows, RowsSeen
+from wellcond.normalization.collecting import KINDS, Rows, RowsSeen, memory_for
 from wellcond.normalization.figures import Figures
-from wellcond.problem import Problem
+from wellcond.problem import Problem, check_problem
 
 WIDEST = 2048
-"""Up to this many columns a layer's covariance is kept whole: 170 MB of it and of its rows on their way, and as much of
-layer-normalized rows."""
+"""Up to this many columns a layer's covariance is kept whole: 34 MB of it, as much of rows on their way, and both again
+of layer-normalized rows."""
 
 
 class NoLayersError(ValueError):
@@ -87,18 +87,21 @@ class Layers(list[LayerConditioning]):
 def layer_conditioning(problem: Problem, *, widest: int = WIDEST) -> list[LayerConditioning]:
     """κ of what every linear layer, convolution and attention projection sees, in the order of the passage.
 
-    One pass over the data, one R factor a layer in float64, whose singular values are those of Ĥ to rounding. All
-    calls of a layer, and of layers that share its weight, give rows to one matrix, which has the first one's name.
-    Layers that no data pass through come last, with no rows and figures that are not defined.
+    One pass over the data, one Gram matrix a layer in float64, or its rows where they are few; layers that a Gram
+    matrix does not resolve get an R factor in a second pass. κ as it is has a relative error of about that of κ
+    standardized times rounding, wherever the mean is; its interval holds that. All calls of a layer, and of layers that
+    share its weight, give rows to one matrix, which has the first one's name. Layers that no data pass through come
+    last, with no rows and figures that are not defined.
 
     Args:
         problem: the network and its data.
-        widest: above this many columns a layer is sketched along 256 random directions: its mean and deviation are
-            exact, its κ is "at least" what the sketch proves.
+        widest: above this many columns, and rows, a layer is sketched along up to 256 random directions: its mean and
+            deviation are exact, its κ is "at least" what the sketch proves. Fewer rows are kept, if they fit 268 MB,
+            and exact.
 
     Raises:
         NoLayersError: if there is no `nn.Linear`, `nn.Conv1d/2d/3d` or `nn.MultiheadAttention` (a ValueError).
-        ValueError: if the inputs of a layer are not finite or complex, naming it.
+        ValueError: if the inputs of a layer are not finite or complex, or memory does not suffice for them, naming it.
 
     Source: theory, sections 5.1 and 5.2.
 
@@ -109,6 +112,7 @@ def layer_conditioning(problem: Problem, *, widest: int = WIDEST) -> list[LayerC
     >>> print(layer.kappa, layer.centered, layer.standardized)
     127 1 1
     """
+    check_problem(problem)
     if not isinstance(widest, int) or widest < 1:
         raise ValueError(f"got widest={widest!r}; it is a number of columns, at least 1")
     seen = RowsSeen(problem, widest)
@@ -126,7 +130,8 @@ def layer_conditioning(problem: Problem, *, widest: int = WIDEST) -> list[LayerC
 
 
 def _figures(name: str, rows: Rows) -> LayerConditioning:
-    groups = [_of_group(name, rows, g) for g in range(rows.groups)]
+    with memory_for(name):
+        groups = [_of_group(name, rows, g) for g in range(rows.groups)]
     if len(groups) == 1:
         return groups[0]
     worst = max(groups, key=lambda layer: layer.kappa.low if layer.kappa.defined else 0.0)

@@ -76,23 +76,25 @@ def from_root(rows: int, mean: Tensor, varies: Tensor, F: Tensor, error: float, 
     """
     deviation = torch.where(varies, torch.linalg.vector_norm(F, dim=0), 0.0)
     varies = deviation > 0
-    F, D = F[:, varies], deviation[varies]
-    if len(F) > len(D):
-        F = torch.linalg.qr(F, mode="r").R
-    B = F / D
-    if sum_to_zero and len(D):
-        B = B - torch.outer(B @ D, D) / (D @ D)
-        F = B * D
+    D = deviation[varies]
+    B = F[:, varies] / D
+    if reflects := sum_to_zero and len(D) > 0:
+        v = _reflector(D)
+        B = _reflected(B.T, v).T[:, 1:]
+    if len(B) > B.shape[1]:
+        B = torch.linalg.qr(B, mode="r").R
     values, known = root_of_squares(B @ B.T)
     if not known:
         # Wide: the triangular factor has the same left singular vectors.
         square = torch.linalg.qr(B.T, mode="r").R.T if len(B) < B.shape[1] else B
         values = torch.linalg.svdvals(square)
         rank = int((values > 4 * error * values[:1]).sum())
-        if rank < len(F):
-            F, values = torch.linalg.svd(square).U[:, :rank].T @ F, values[:rank]
-    full = len(F) == len(D) - (sum_to_zero and len(D) > 0)
-    return _with_columns(Moments(rows, mean, deviation, F, values, error=error, full=full), varies)
+        if rank < len(B):
+            B, values = torch.linalg.svd(square).U[:, :rank].T @ B, values[:rank]
+    full = len(B) == B.shape[1]
+    if reflects:
+        B = _unreflected(B, v)
+    return _with_columns(Moments(rows, mean, deviation, B * D, values, error=error, full=full), varies)
 
 
 def from_gram(rows: int, mean: Tensor, C: Tensor, error: Tensor, rounding: float, *, sum_to_zero: bool) -> Moments:
@@ -132,7 +134,7 @@ def from_gram(rows: int, mean: Tensor, C: Tensor, error: Tensor, rounding: float
         squares, vectors = torch.linalg.eigh(S)
         F = (vectors * squares.clamp_min(0).sqrt()).T.flip(0)[:rank]
     if sum_to_zero:
-        F = _reflected(torch.cat([F.new_zeros(len(F), 1), F], 1).T, v).T
+        F = _unreflected(F, v)
     s, full = values[:rank].sqrt(), rank == len(values)
     return _with_columns(
         Moments(
@@ -180,3 +182,8 @@ def _reflector(x: Tensor) -> Tensor:
 def _reflected(X: Tensor, v: Tensor) -> Tensor:
     """(I − vvᵀ)X."""
     return X - torch.outer(v, v @ X)
+
+
+def _unreflected(F: Tensor, v: Tensor) -> Tensor:
+    """[0 F](I − vvᵀ)."""
+    return _reflected(torch.cat([F.new_zeros(len(F), 1), F], 1).T, v).T

@@ -17,8 +17,8 @@ PROJECTIONS = ("q_proj", "k_proj", "v_proj")
 ROW_EPS = 1e-5
 """ε of `nn.LayerNorm`."""
 
-PIECE = 2**22
-"""Numbers in the rows that are made at once: 32 MB. A convolution's patches take kernel-size times its input."""
+PIECE = 2**20
+"""Numbers in the rows that are made at once: 8 MB. A convolution's patches take kernel-size times its input."""
 
 
 def rows_of(module: nn.Module, x: Tensor, *, normalized: bool = False) -> Iterator[Tensor]:

@@ -7,17 +7,16 @@ import math
 import torch
 from torch import Tensor
 
-from wellcond.normalization.moments import EPS, Moments
+from wellcond.normalization.moments import EPS, Moments, root_of_squares
 
 SKETCH = 256
 """Directions and rows that are kept."""
 
-NUMBERS = 2**25
-"""In the directions, their products, or the rows, at most: 268 MB. Of very many columns fewer directions fit."""
+NUMBERS = 2**23
+"""In the directions, and in their products, at most: 67 MB. Of very many columns fewer directions fit."""
 
 NEGLIGIBLE = 1e-10
-"""What a sketch misses counts as nothing under this part of the whole, and so do its own directions: their roots are
-known to √ of it times rounding."""
+"""A sketch does not see what makes less than this part of the whole: its roots are known to rounding over √ of it."""
 
 
 class Sketch:
@@ -49,12 +48,12 @@ class Sketch:
         if not self.rows:
             self.shift = x[:, :1].clone()
             self.varies = torch.zeros_like(self.shift, dtype=torch.bool)
-        x = x - self.shift
+        x -= self.shift
         self.varies |= (x != 0).any(1, keepdim=True)
         self.rows += x.shape[1]
         self.total += x.sum(1)
-        self.squares += x.square().sum(1)
-        self.products += x.mT @ (x @ self.directions)
+        self.squares += torch.linalg.vector_norm(x, dim=1).square()
+        self.products.baddbmm_(x.mT, x @ self.directions)
         self.sample = torch.cat([self.sample, x[:, : self.k + 1 - self.sample.shape[1]]], 1)
 
     def moments(self, group: int) -> Moments:
@@ -66,8 +65,9 @@ class Sketch:
         kept = eigenvalues > NEGLIGIBLE * eigenvalues[-1].clamp_min(0)
         root = (seen @ vectors[:, kept] / eigenvalues[kept].sqrt()).T
         missed = (variance - root.square().sum(0)).clamp_min(0)
-        if self.rows <= root.shape[0] + 1 or float(missed.sum()) <= NEGLIGIBLE * float(variance.sum()):
-            missed = torch.zeros_like(missed)
+        everything = self.rows <= len(root) + 1
+        if everything or float(missed.sum()) <= NEGLIGIBLE * float(variance.sum()):
+            missed.zero_()
         deviation = torch.where(self.varies[group, 0], (root.square().sum(0) + missed).sqrt(), 0.0)
         scaled = root * torch.where(deviation > 0, 1 / deviation, 0.0)
         return Moments(
@@ -75,8 +75,8 @@ class Sketch:
             self.shift[group, 0] + offset,
             deviation,
             root,
-            torch.linalg.svdvals(scaled),
-            missed if missed.any() else None,
+            root_of_squares(scaled @ scaled.T)[0],
+            None if everything else missed,
             self._rank_outside(group, root) if missed.any() else 0,
             math.sqrt(len(offset)) * EPS / math.sqrt(NEGLIGIBLE),
         )
@@ -85,5 +85,6 @@ class Sketch:
         """At least so many dimensions of the centered rows are not in the span of the root's."""
         centered = self.sample[group] - self.sample[group].mean(0)
         Q = torch.linalg.qr(root.T).Q
-        outside = centered - (centered @ Q) @ Q.T
-        return max(1, int((torch.linalg.svdvals(outside) > 1e-6 * torch.linalg.matrix_norm(centered)).sum()))
+        outside = torch.addmm(centered, centered @ Q, Q.T, alpha=-1)
+        sizes, _ = root_of_squares(outside @ outside.T)
+        return max(1, int((sizes > 1e-6 * torch.linalg.matrix_norm(centered)).sum()))

@@ -8,3 +8,4 @@ from wellcond.problem.parameters import optimized_parameters as optimized_parame
 from wellcond.problem.parameters import unwrapped as unwrapped
 from wellcond.problem.problem import LossNotFiniteError as LossNotFiniteError
 from wellcond.problem.problem import Problem as Problem
+from wellcond.problem.problem import check_problem as check_problem

@@ -179,6 +179,11 @@ def _from_loader(loader: DataLoader[Any], seed: int) -> Iterator[Any]:
 def _collated(loader: DataLoader[Any], dataset: Any, collate: Any, seed: int) -> Iterator[Any]:
     if isinstance(dataset, IterableDataset):
         stream = iter(dataset)
+        if isinstance(dataset, Iterator) or iter(dataset) is stream:
+            raise ValueError(
+                f"{type(dataset).__name__} is a stream that can be read once, and training would miss what is looked "
+                "at; give a list of batches"
+            )
         if loader.batch_size is None:
             yield from map(collate, stream)
             return

@@ -1,4 +1,4 @@
-"""Random generators that the user's data hold themselves, beside the global ones."""
+"""What the user's own code holds: random generators beside the global ones, networks beside the one trained."""
 
 from __future__ import annotations
 
@@ -6,12 +6,13 @@ import contextlib
 import functools
 import random
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from types import CodeType, FunctionType, MethodType, ModuleType
 from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
 from wellcond.problem.isolation import RANDOM
 
@@ -29,13 +30,22 @@ def generators_of(*roots: Any) -> list[Any]:
     In attributes and containers, in what functions close over, and in what the methods of the user's classes refer to
     as a global of their module.
     """
+    return _found(roots, lambda x: isinstance(x, RANDOM) and not isinstance(x, random.SystemRandom))
+
+
+def modules_of(*roots: Any) -> list[nn.Module]:
+    """The modules that can be found from the roots in the same way, without what these hold."""
+    return _found(roots, lambda x: isinstance(x, nn.Module))
+
+
+def _found(roots: Iterable[Any], wanted: Callable[[Any], bool]) -> list[Any]:
     waiting, seen, found = deque(roots), dict[int, Any](), []  # objects themselves, so that no id is used twice
     while waiting and len(seen) < MOST:
         x = waiting.popleft()
         if id(x) in seen or isinstance(x, _OPAQUE):
             continue
         seen[id(x)] = x
-        if isinstance(x, RANDOM) and not isinstance(x, random.SystemRandom):
+        if wanted(x):
             found.append(x)
         else:
             waiting.extend(_inside(x))

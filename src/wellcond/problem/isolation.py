@@ -6,7 +6,7 @@ import contextlib
 import copy
 import random
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -63,13 +63,24 @@ class Isolation:
         mode: "train" or "eval", what is measured. In "train", a model that is in train mode keeps the flags of its
             parts, so that a frozen batch norm stays frozen; one in eval mode is put into train mode whole.
         dtype: floating-point buffers and parameters are converted to it; None leaves them.
+        beside: other modules that the loss may use, such as a discriminator or a teacher. They keep their flags, and
+            their parameters, which no forward pass writes into, are not copied.
     """
 
-    def __init__(self, roots: list[nn.Module], measured: list[nn.Parameter], mode: str, dtype: torch.dtype | None):
-        self.modules = list(dict.fromkeys(m for root in roots for m in root.modules()))
-        self.training = {
-            m: (mode == "train" and (m.training or not root.training)) for root in roots for m in root.modules()
-        }
+    def __init__(
+        self,
+        roots: list[nn.Module],
+        measured: list[nn.Parameter],
+        mode: str,
+        dtype: torch.dtype | None,
+        beside: Sequence[nn.Module] = (),
+    ):
+        self.training = {m: m.training for root in beside for m in root.modules()}
+        own = {m: (mode == "train" and (m.training or not root.training)) for root in roots for m in root.modules()}
+        self.training |= own
+        self.modules = [*own, *(m for m in self.training if m not in own)]
+        held = {id(p) for m in own for p in m._parameters.values()}
+        self._lent = {id(p) for m in self.training for p in m._parameters.values()} - held
         self.measured, self.dtype = measured, dtype
         self._recurrent = any(isinstance(m, nn.RNNBase) for m in self.modules)
         self._saved: list[tuple[nn.Module, dict[str, Any], dict[str, Any], dict[str, Any], dict[str, Any]]] = []
@@ -134,7 +145,10 @@ class Isolation:
             if id(x) not in copies:
                 value = given.get(id(x))
                 value = value if value is not None else x
-                copies[id(x)] = self.convert(value).clone() if isinstance(x, Tensor) else copy.deepcopy(x)
+                if isinstance(x, Tensor):
+                    copies[id(x)] = self.convert(value) if id(x) in self._lent else self.convert(value).clone()
+                else:
+                    copies[id(x)] = copy.deepcopy(x)
                 if shared is not None and isinstance(x, nn.Parameter):
                     shared[id(x)] = copies[id(x)]
             return copies[id(x)]

@@ -21,6 +21,11 @@ def normalizations(model: nn.Module) -> list[nn.Parameter]:
     return _of(model, "Norm", *_NORMS)
 
 
+def normalization_layers(model: nn.Module) -> list[nn.Module]:
+    """Those layers, with parameters or without."""
+    return _modules(model, "Norm", *_NORMS)
+
+
 def biases(model: nn.Module) -> list[nn.Parameter]:
     """Biases, by their names."""
     return [p for name, p in model.named_parameters() if _BIAS.search(name)]
@@ -32,6 +37,9 @@ def normalized(model: nn.Module) -> list[nn.Parameter]:
 
 
 def _of(model: nn.Module, ending: str, *kinds: type[nn.Module]) -> list[nn.Parameter]:
-    """Parameters of modules of these kinds, or of a class whose name ends so."""
-    modules = [m for m in model.modules() if isinstance(m, kinds) or type(m).__name__.endswith(ending)]
-    return [p for m in modules for p in m.parameters(recurse=False)]
+    return [p for m in _modules(model, ending, *kinds) for p in m.parameters(recurse=False)]
+
+
+def _modules(model: nn.Module, ending: str, *kinds: type[nn.Module]) -> list[nn.Module]:
+    """Modules of these kinds, or of a class whose name ends so."""
+    return [m for m in model.modules() if isinstance(m, kinds) or type(m).__name__.endswith(ending)]

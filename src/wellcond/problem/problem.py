@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from wellcond.parameters import flatten, unflatten
 from wellcond.problem.batches import count_examples, move, read_batches, signature, tensors_of, with_tensors
+from wellcond.problem.generators import modules_of
 from wellcond.problem.isolation import Isolation, random_state, seed_all
 from wellcond.problem.kept import Kept, graph_nodes
 from wellcond.problem.parameters import one_device, positions_of, trainable, unwrapped, working_dtype
@@ -44,6 +45,10 @@ _TWICE = {
 
 class LossNotFiniteError(ValueError):
     """The loss is infinite or not a number."""
+
+
+class ClosedError(RuntimeError):
+    """Nothing more is to be evaluated."""
 
 
 class Problem:
@@ -82,6 +87,7 @@ class Problem:
         leaves: while evaluating, the tensors that stand for the parameters.
         programs: what the rooms above have compiled for this problem.
         one_by_one: keys of what the rooms above have seen fail for several products in one backward pass.
+        closed: whether evaluating is over: what is known may be read, and an evaluation raises `ClosedError`.
         loss_dtype: of the loss as the user's code returned it last; float32 from a float64 problem says that
             somewhere on the way digits were lost.
 
@@ -129,7 +135,7 @@ class Problem:
         self.size = sum(p.numel() for p in self.parameters)
         self._conversion = self.dtype if any(p.dtype != self.dtype for p in self.parameters) else None
         roots = [self.model] + ([loss_fn] if isinstance(loss_fn, nn.Module) else [])
-        self._isolation = Isolation(roots, self.parameters, mode, self._conversion)
+        self._isolation = Isolation(roots, self.parameters, mode, self._conversion, modules_of(loss_fn, loss))
         with random_state(seed, self.device):
             found = read_batches(data, pairs=loss is None, batches=batches, seed=seed)
         self.examples = sum(count_examples(b) for b in found)
@@ -141,6 +147,7 @@ class Problem:
         self.unreached: list[str] = []
         self.loss_dtype = self.dtype
         self.one_by_one: set[Any] = set()
+        self.closed = False
         self._tiny: bool | None = None
         self._sizes = Sizes([max(1, count_examples(b)) for b in found])
         self._signatures: dict[int, Any] = {}
@@ -225,6 +232,8 @@ class Problem:
         if self._inside:
             yield
             return
+        if self.closed:
+            raise ClosedError("this problem is closed")
         self._inside = True
         try:
             with (
@@ -260,7 +269,7 @@ class Problem:
                 f"the loss of batch {index} is not a scalar but has shape {tuple(value.shape)}; take its mean over the "
                 "examples"
             )
-        if self._given is None and not math.isfinite(float(value.detach())):
+        if self._given is None and not self._sizes.measuring and not math.isfinite(float(value.detach())):
             raise LossNotFiniteError(
                 f"the loss of batch {index} is {float(value.detach())}; the curvature exists only where the loss is "
                 "finite: check the inputs, or measure at an earlier checkpoint"
@@ -479,6 +488,16 @@ class Problem:
                 "the loss does not depend on the parameters: something in the model or the loss detaches them "
                 "(.detach(), .item(), torch.no_grad, or a checkpoint with use_reentrant=True)"
             )
+
+
+def check_problem(problem: Problem) -> None:
+    """Refuse what is no `Problem`.
+
+    Raises:
+        TypeError: saying what it is.
+    """
+    if not isinstance(problem, Problem):
+        raise TypeError(f"got a {type(problem).__name__}; give a wc.Problem(model, loss_fn, data)")
 
 
 @contextlib.contextmanager

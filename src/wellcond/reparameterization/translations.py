@@ -33,9 +33,10 @@ def decays_of_translations(optimizer: Optimizer, parameters: Sequence[Tensor], P
     if type(optimizer) not in _KINDS:
         return None
     factors: dict[int, float] = {}
+    may_skip = getattr(optimizer, "found_inf", None) is not None  # what a fused step does where a GradScaler overflowed
     for group in optimizer.param_groups:
         decay, rate = group.get("weight_decay", 0.0), group["lr"]
-        if decay and (isinstance(rate, Tensor) or not group.get("decoupled_weight_decay")):
+        if decay and (isinstance(rate, Tensor) or not group.get("decoupled_weight_decay") or may_skip):
             return None
         factors.update(dict.fromkeys(map(id, group["params"]), 1 - rate * decay if decay else 1.0))
     chosen = [factors[id(p)] for p in parameters]

@@ -49,7 +49,7 @@ def plain(figure: go.Figure) -> dict[str, Any]:
         template="none",
         height=figure.layout.height or 400,
         margin={"l": 64, "r": 16, "t": 10, "b": 52},
-        legend={"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0},
+        legend={"traceorder": "normal", "orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0},
         xaxis_automargin=True,
         yaxis_automargin=True,
     )

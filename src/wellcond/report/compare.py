@@ -16,6 +16,9 @@ from wellcond.report.json import to_json
 from wellcond.report.saved import SavedExamination
 
 SCHEMA = "wellcond.comparison/1"
+SAME = 1e-3
+"""Figures that are exact, of data that differ by their rounding, are no change."""
+
 _COMPARABLE = {"model": "models", "parameters": "numbers of parameters", "dtype": "dtypes", "mode": "modes"}
 """Facts of the run that figures can't be compared across without a warning."""
 
@@ -42,6 +45,12 @@ class Change:
         low, high = b.low / a.high, b.high / a.low
         value = b.value / a.value if math.isfinite(a.value) and math.isfinite(b.value) else low
         return Estimate(value, low, high, "ratio of both", max(0.0, a.confidence + b.confidence - 1))
+
+    @property
+    def tells(self) -> bool:
+        """Whether the intervals are apart, and the figures too as far as a person reads them."""
+        a, b = self.before, self.after
+        return (a.low > b.high or b.low > a.high) and not math.isclose(a.value, b.value, rel_tol=SAME)
 
     def __str__(self) -> str:
         factor = self.factor
@@ -156,10 +165,11 @@ def compare(before: SavedExamination | Examination, after: SavedExamination | Ex
     known, present = _by_key(a.findings), _by_key(b.findings)
     both = [(known[key], f) for key, f in present.items() if key in known]
     warnings, incomparable = _warnings(a.data, b.data)
+    warnings += [f"{x.source} is partial: it was interrupted at {x.interrupted}" for x in (a, b) if x.interrupted]
     shared = [name for name in a.figures if name in b.figures and name not in incomparable]
     defined = [name for name in shared if a.figures[name].defined and b.figures[name].defined]
     changes = {name: Change(name, a.figures[name], b.figures[name]) for name in defined}
-    apart = [c for c in changes.values() if c.before.low > c.after.high or c.after.low > c.before.high]
+    apart = [c for c in changes.values() if c.tells]
     moved = {c.figure for c in apart}
     # One that neither examination could give a number for is no difference.
     lacking = [n for n in {**a.figures, **b.figures} if n not in changes and not _undefined_in_both(n, a, b)]

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from wellcond.conditioning import Conditioning
+from wellcond.examination import Examination
 from wellcond.examination.measurements import Measurements
 from wellcond.linalg import Estimate
 
@@ -101,12 +102,10 @@ def rows(m: Measurements) -> Iterator[Row]:
         plan = [("gauss_newton", "G", [row for row in _ROWS if row[2] != "kappa_mean"] + _GAUSS_NEWTON_ROWS)]
     for curvature, matrix, lines in plan:
         plain, own = m.figures.get(curvature), m.figures.get(f"{curvature}_preconditioned")
-        if plain is None:
-            continue
-        before = conditioning_figures(plain)
+        before = conditioning_figures(plain) if plain is not None else {}
         after = conditioning_figures(own) if own is not None else {}
         for symbol, meaning, key in lines:
-            row = Row(f"{symbol} of {matrix}", meaning, before[key], after.get(key))
+            row = Row(f"{symbol} of {matrix}", meaning, before.get(key), after.get(key))
             known = [e for e in (row.plain, row.preconditioned) if e is not None and e.defined]
             # A gradient without a flat share is what one expects, and the rounding of its zero tells nobody anything.
             if known and (key != "outside_range" or any(e.value > 1e-4 for e in known)):
@@ -144,10 +143,19 @@ def candidates(m: Measurements) -> dict[str, str]:
 
 
 def theta(m: Measurements) -> str:
-    """The threshold θ of the figures that have one, as a sentence."""
-    c = next(iter(m.figures.values()))
+    """The threshold θ of the figures that have one, as a sentence; empty where there are none."""
+    c = next(iter(m.figures.values()), None)
+    if c is None:
+        return ""
     how = "all eigenvalues were computed" if c.spectrum is not None else "the spectrum was sampled"
     return f"θ = {c.theta:.0e}, since {how}; compare κ(ρ) and fractions at equal θ only."
+
+
+def interruption(examination: Examination) -> str:
+    """What a reader of a partial report has to know first; empty for a whole one."""
+    if not examination.interrupted:
+        return ""
+    return f"Partial report: interrupted at {examination.interrupted}. What came before is here, the rest is missing."
 
 
 def headline(m: Measurements) -> str:

@@ -37,6 +37,7 @@ def to_json(examination: Examination) -> dict[str, Any]:
             "optimizer": {"name": m.optimizer.name, "groups": m.optimizer.groups} if m.optimizer else None,
             "unreached": m.unreached,
         },
+        "interrupted": examination.interrupted or None,
         "severity": examination.severity.word,
         "findings": [
             {
@@ -79,6 +80,9 @@ def to_json(examination: Examination) -> dict[str, Any]:
                 "rank": layer.rank,
                 "constant_inputs": layer.constant,
                 "sees_the_data": layer.is_input,
+                "group": layer.group,
+                "groups": len(layer.groups) or 1,
+                "largest_eigenvalue": layer.largest.to_json(),
                 "mean_share": layer.mean_share,
                 "kappa": layer.kappa.to_json(),
                 "kappa_centered": layer.centered.to_json(),

@@ -7,7 +7,7 @@ from typing import Any
 from wellcond.examination import Examination, Severity
 from wellcond.examination.measurements import Measurements
 from wellcond.linalg import CONFIDENCE, number
-from wellcond.report.figures import CURVATURES, headline, rows, theta
+from wellcond.report.figures import CURVATURES, headline, interruption, rows, theta
 
 VERDICT = {
     Severity.GOOD: "Nothing stands out.",
@@ -34,6 +34,7 @@ def page(examination: Examination) -> str:
         m=m,
         headline=headline(m),
         verdict=VERDICT[examination.severity],
+        interruption=interruption(examination),
         severity=examination.severity.word,
         first=first,
         more=examination.findings[len(first) :],

@@ -35,6 +35,7 @@ class SavedExamination:
     Attributes:
         source: where it came from.
         data: the JSON as it is (docs/json.md).
+        interrupted: the part that Ctrl-C ended, in a partial examination; else empty.
         severity: of the most severe finding.
         findings: as they were; without evidence or effect where the file is older than these.
         facts: of the run, by a name for people, as "learning rate".
@@ -43,6 +44,7 @@ class SavedExamination:
 
     source: str
     data: dict[str, Any]
+    interrupted: str
     severity: Severity
     findings: list[Finding]
     facts: dict[str, str]
@@ -60,6 +62,7 @@ class SavedExamination:
             return cls(
                 source,
                 data,
+                str(data.get("interrupted") or ""),
                 Severity.of(data["severity"]),
                 [_finding(f) for f in data["findings"]],
                 dict(_facts(data)),
@@ -105,7 +108,8 @@ def check_schema(data: Any, newest: str, source: str, otherwise: str) -> None:
     schema = data.get("schema") if isinstance(data, dict) else None
     found = re.fullmatch(rf"{re.escape(name)}/(\d{{1,9}})", schema) if isinstance(schema, str) else None
     if found is None:
-        raise ValueError(f"{source} is {otherwise}: its schema is {str(schema)[:60]!r}, not {newest!r}")
+        named = "it names no schema" if schema is None else f"its schema is {str(schema)[:60]!r}, not {newest!r}"
+        raise ValueError(f"{source} is {otherwise}: {named}")
     if int(found[1]) > int(version):
         raise ValueError(f"{source} has the schema {schema}, this wellcond reads up to {newest}: update wellcond")
 

@@ -9,7 +9,7 @@ from rich.text import Text
 
 from wellcond.examination import Examination, Severity
 from wellcond.linalg import number
-from wellcond.report.figures import headline, rows, theta
+from wellcond.report.figures import headline, interruption, rows, theta
 
 STYLES = {
     Severity.SEVERE: ("✖", "bold red"),
@@ -26,7 +26,8 @@ def print_summary(examination: Examination, console: Console) -> None:
 def summary(examination: Examination) -> RenderableType:
     """What `print_summary` prints."""
     m = examination.measurements
-    parts: list[RenderableType] = [
+    parts: list[RenderableType] = [Text(text, style="bold yellow") for text in [interruption(examination)] if text]
+    parts += [
         Text(headline(m), style="bold"),
         Text(f"loss {number(m.loss)}, gradient norm {number(m.gradient_norm)}; measured in {m.dtype}"),
         Text(),
@@ -35,7 +36,8 @@ def summary(examination: Examination) -> RenderableType:
         parts.append(item(*STYLES[f.severity], f.title))
         if f.effect is not None:
             parts.append(item(" ", "", f"tried: {f.effect}"))
-    parts += [Text(), _figures(examination), Text(f"H: Hessian, G: Gauss-Newton. {theta(m)}", style="dim")]
+    if m.figures:
+        parts += [Text(), _figures(examination), Text(f"H: Hessian, G: Gauss-Newton. {theta(m)}", style="dim")]
     if m.row_norms is not None:
         parts.append(Text(f"Correlation of log √v with log of the Hessian's row norms: {m.row_norms.correlation}"))
     if m.layers:

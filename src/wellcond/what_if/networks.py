@@ -31,6 +31,7 @@ class Network:
         notes: what to know about it.
         P: beside the optimizer's; None for I.
         warm_up: how it trains.
+        after: name of a layer → the normalization that was put after it; empty unless they stand there one by one.
     """
 
     model: nn.Module
@@ -38,6 +39,7 @@ class Network:
     notes: list[str] = field(default_factory=list)
     P: Preconditioner | None = None
     warm_up: type[WarmUp] = WarmUp
+    after: dict[str, nn.Module] = field(default_factory=dict)
 
     @classmethod
     def copy_of(cls, model: nn.Module) -> Network:
@@ -147,7 +149,7 @@ def batch_normalized(given: Problem) -> Network:
             norm.get_buffer("running_mean").copy_(mean)
             norm.get_buffer("running_var").copy_(variance * n / (n - 1))
         _replace(network, where.name, _LastFeatures(norm) if where.is_last and where.ndim > 2 else norm)
-    return network
+    return _told_after(network, hidden)
 
 
 def layer_normalized(given: Problem) -> Network:
@@ -176,16 +178,17 @@ def layer_normalized(given: Problem) -> Network:
             norm.weight.copy_(gamma)
             norm.bias.copy_(where.moments.mean - gamma * seen.mean)
     network.notes.append("γ and β can't undo layer norm: the function differs")
-    return network
+    return _told_after(network, hidden)
 
 
 @dataclass
 class _Hidden:
-    """A site before a hidden activation, in the order of the forward pass."""
+    """A site before a hidden activation, after a layer, in the order of the forward pass."""
 
     name: str
     moments: Moments
     ndim: int
+    layer: str
 
     @property
     def is_last(self) -> bool:
@@ -224,7 +227,8 @@ def _recorded(network: Network, given: Problem) -> tuple[list[_Hidden], bool]:
             if name not in seen:
                 before = next((call for call in reversed(calls) if isinstance(call[1], LAYERS)), None)
                 producer[name] = before[0] if before else name
-                seen[name] = _Hidden(name, Moments(_dim(before[1] if before else None, x)), x.ndim)
+                dim = _dim(before[1] if before else None, x)
+                seen[name] = _Hidden(name, Moments(dim), x.ndim, before[0] if before else "")
             seen[name].moments.add(f"the output of layer {producer[name]}", x)
         calls.append((name, module))
 
@@ -243,6 +247,21 @@ def _dim(producer: nn.Module | None, x: Tensor) -> int:
     if isinstance(producer, _ConvNd) and x.ndim == 2 + len(producer.kernel_size):
         return 1 - x.ndim
     return 1 - x.ndim if producer is None and x.ndim > 3 else -1
+
+
+def _told_after(network: Network, hidden: list[_Hidden]) -> Network:
+    """With the layers named, where each is followed by one torch module and has as many outputs."""
+    found = {where.layer: network.model.get_submodule(where.name) for where in hidden}
+    own = {name: module for name, module in found.items() if not isinstance(module, _LastFeatures)}
+    if len(own) == len(hidden) and all(_fits(network.model, where) for where in hidden):
+        network.after = own
+    return network
+
+
+def _fits(model: nn.Module, where: _Hidden) -> bool:
+    layer = model.get_submodule(where.layer) if where.layer else model
+    outputs = getattr(layer, "out_features", None) or getattr(layer, "out_channels", None)
+    return outputs == len(where.moments.mean)
 
 
 class _LastFeatures(nn.Module):

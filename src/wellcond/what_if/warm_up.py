@@ -70,10 +70,15 @@ class WarmUp:
         known = {i for group in self.places for i in group}
         self.places[0] += [i for i in range(len(self.start)) if i not in known]  # γ, β: as the first group
 
-    def best(self, steps: int) -> WarmedUp:
+    def best(self, steps: int, *, decades: int = 3, halves: bool = True) -> WarmedUp:
         """The run with the lowest loss: at powers of ten of the given rate, further while they help, then at halves.
 
         With no steps, where the network is, with the P that its gradient makes.
+
+        Args:
+            steps: of each run.
+            decades: up to so many on either side of the given rate at first.
+            halves: whether to look half a decade to either side of the best.
 
         Raises:
             ValueError: if the loss is finite at no rate.
@@ -89,14 +94,14 @@ class WarmUp:
         if not steps:
             found = self.run(0.0, len(self.problem.batches))
         else:
-            best = min(range(-6, 7, 2), key=run)
+            best = min(range(-2 * decades, 2 * decades + 1, 2), key=run)
             while (
                 abs(best) < 2 * DECADES
                 and (following := min((best - 2, best + 2), key=run))
                 and run(following) < run(best)
             ):
                 best = following
-            found = runs[min((best, best - 1, best + 1), key=run)]
+            found = runs[min((best, best - 1, best + 1), key=run) if halves else best]
         if found is None:
             raise ValueError("the loss is finite at no learning rate; start from smaller weights, or scale the inputs")
         return found

@@ -11,7 +11,7 @@ from wellcond.curvature import Hessian
 from wellcond.forecast import Curve, forecast
 from wellcond.linalg import Estimate
 from wellcond.preconditioners import Preconditioner, Step
-from wellcond.problem import Problem, optimized_parameters
+from wellcond.problem import Problem, check_problem, optimized_parameters
 from wellcond.stability import TARGET
 from wellcond.what_if.changes import CHANGES, changes_of
 from wellcond.what_if.networks import Network
@@ -92,6 +92,7 @@ def what_if(
     >>> found.better
     'standardize inputs'
     """
+    check_problem(problem)
     if warm_up < 0 or steps < 1:
         raise ValueError(f"got warm_up={warm_up}, steps={steps}; the first is at least 0, the second at least 1")
     names = changes_of(change)

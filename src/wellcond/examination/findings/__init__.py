@@ -13,6 +13,8 @@ from wellcond.examination.findings import (
     learning_rate,
     momentum,
     negative_curvature,
+    normalization,
+    not_measured,
     precision,
     preconditioner,
     unreached,
@@ -22,7 +24,9 @@ from wellcond.examination.findings import (
 from wellcond.examination.measurements import Measurements
 from wellcond.examination.subject import Subject
 
-FINDINGS: list[Callable[[Measurements, Subject], Finding | None]] = [
+Find = Callable[[Measurements, Subject], Finding | None]
+
+FINDINGS: list[Find] = [
     inputs.find,
     learning_rate.find,
     momentum.find,
@@ -37,4 +41,6 @@ FINDINGS: list[Callable[[Measurements, Subject], Finding | None]] = [
     unreached.find,
     dead_units.find,
     layer_conditioning.find,
+    normalization.find,
+    not_measured.find,  # last: the others may fail
 ]

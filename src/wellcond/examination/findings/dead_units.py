@@ -174,6 +174,7 @@ def _remedy(subject: Subject, units: Units) -> str:
     assert outgoing is not None
     lines = [
         f"units = {units.spare}",
+        "import copy",
         f"layer, after = model.get_submodule({units.layer!r}), model.get_submodule({units.seen_by!r})",
         "fresh = copy.deepcopy(layer)",
         "fresh.reset_parameters()",

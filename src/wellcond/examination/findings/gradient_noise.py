@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, default_collate
 
 from wellcond.examination.finding import Finding, Severity
 from wellcond.examination.measurements import Measurements
 from wellcond.examination.noise import noise_scale
+from wellcond.examination.remedies import loss_code
 from wellcond.examination.subject import Subject
 from wellcond.linalg import number
 
@@ -48,8 +49,13 @@ def find(m: Measurements, subject: Subject) -> Finding | None:
 def _code(subject: Subject) -> str:
     data = subject.run.data
     if isinstance(data, DataLoader) and data.batch_size is not None:
-        larger = f"DataLoader(dataset, batch_size={BATCHES * data.batch_size}, shuffle=True)"
-        loader = f"loader = {larger}  # now {data.batch_size}"
-    else:
-        loader = f"# batches of {BATCHES} times as many examples, or a step after every {BATCHES} backward passes"
-    return f"{loader}\n# or average the weights:\naveraged = torch.optim.swa_utils.AveragedModel(model)"
+        now, collate = data.batch_size, ", collate_fn=data.collate_fn" * (data.collate_fn is not default_collate)
+        larger = f"torch.utils.data.DataLoader(data.dataset, {BATCHES * now}, shuffle=True{collate})"
+        return f"data = {larger}  # batches of {BATCHES * now}, now {now}"
+    return (
+        "for i, batch in enumerate(data):\n"
+        f"    ({loss_code(subject.run)} / {BATCHES}).backward()\n"
+        f"    if i % {BATCHES} == {BATCHES - 1}:   # a step after so many batches\n"
+        "        optimizer.step()\n"
+        "        optimizer.zero_grad()"
+    )

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from wellcond.examination.finding import Finding, Severity
-from wellcond.examination.measurements import Measurements, OptimizerFacts
+from wellcond.examination.measurements import Measurements
+from wellcond.examination.remedies import anew_code, what_if_code
 from wellcond.examination.subject import Subject
 from wellcond.linalg import Estimate, number
 from wellcond.normalization import LayerConditioning, Standardize, standardize
@@ -75,7 +76,7 @@ def find(m: Measurements, subject: Subject) -> Finding | None:
         f"The inputs are {features.cause(layer)}: {figures}",
         text,
         evidence,
-        "" if effect is not None and effect.better is False else _remedy(layer, front, features, m.optimizer),
+        "" if effect is not None and effect.better is False else _remedy(front, features, subject),
         effect,
     )
 
@@ -193,27 +194,13 @@ def _in_front(front: tuple[Standardize, str]) -> Callable[[Problem], Network]:
     return build
 
 
-def _remedy(
-    layer: LayerConditioning,
-    front: tuple[Standardize, str] | None,
-    features: Features,
-    optimizer: OptimizerFacts | None,
-) -> str:
+def _remedy(front: tuple[Standardize, str] | None, features: Features, subject: Subject) -> str:
     if front is None:
-        seen = f"model.get_submodule({layer.name!r})" if layer.name else "model"
-        return (
-            f"# X: what {seen} sees, (…, {len(features.mean)}), over all the data; then train from new weights\n"
-            "mean, std = X.flatten(0, -2).mean(0), X.flatten(0, -2).std(0)\n"
-            "X = (X - mean) / torch.where(std > 0, std, 1.0)   # the same mean and std for every later input"
-        )
-    lines = [
-        f"standardization = wc.standardize(loader{front[1]})   # of its {len(front[0].mean)} {features.unit}s",
-        "model = nn.Sequential(standardization, model)   # with new weights: these have learned from the raw inputs",
-    ]
-    if optimizer is not None:
-        rate = optimizer.groups[0].get("lr")
-        lines.append(
-            f"optimizer = {optimizer.name}(model.parameters(), lr={number(rate) if rate is not None else '…'})"
-            "   # the best rate may be another now"
-        )
-    return "\n".join(lines)
+        lines = what_if_code(subject.run, "standardize inputs")
+    else:
+        lines = [
+            f"standardization = wc.standardize(data{front[1]})   # of its {len(front[0].mean)} {features.unit}s",
+            "model = nn.Sequential(standardization, model)",
+        ]
+    # What has learned from the raw inputs is no start, and the best rate may be another one now.
+    return "\n".join(lines + anew_code(subject.optimizer))

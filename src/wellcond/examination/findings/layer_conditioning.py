@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 
 from wellcond.examination.finding import Finding, Severity
@@ -16,6 +17,9 @@ have at most 4e4."""
 
 WORTH_IT = 10.0
 """Times that standardizing makes it smaller: else normalization is no remedy."""
+
+GONE = 0.1
+"""Of a singular value: what is left of one that centering takes away is rounding."""
 
 DOMINATES = 10.0
 """Times the median of the other hidden layers, which a network without a weak place stays under."""
@@ -57,5 +61,14 @@ def find(m: Measurements, subject: Subject) -> Finding | None:
 
 
 def _low(layer: LayerConditioning) -> float:
-    """κ, or its lower end where that is all that is known."""
-    return layer.kappa.low if layer.kappa.unresolved else layer.kappa.value
+    """κ, or its lower end where that is all that is known; without a direction in which a layer that has no bias sees
+    the mean alone. Behind a layer norm, whose rows sum to nearly nothing, that is a bias which nobody asked for."""
+    kappa, spectra, last = layer.kappa, layer.spectra, layer.rank - 1
+    if kappa.unresolved:
+        return kappa.low
+    if not spectra or last < 1:
+        return kappa.value
+    values, centered = spectra["as it is"], spectra["centered"]
+    if centered[last] < GONE**2 * values[last]:
+        return math.sqrt(float(values[0] / values[last - 1]))
+    return kappa.value

@@ -6,6 +6,7 @@ import torch
 
 from wellcond.examination.finding import Finding, Severity
 from wellcond.examination.measurements import Measurements
+from wellcond.examination.remedies import built_code, examined_code, loss_code
 from wellcond.examination.run import TrainingRun
 from wellcond.examination.subject import Subject
 from wellcond.linalg import Estimate
@@ -78,9 +79,14 @@ def _in_float32(run: TrainingRun) -> TrainingRun:
 def _code(subject: Subject, name: str) -> str:
     kind = type(subject.optimizer).__name__
     return (
-        f"model = model.float()  # now {name}; before the {kind} is built\n"
-        f"with torch.autocast({subject.problem.device.type!r}, dtype=torch.{name}):\n"
-        "    loss = ...  # as in your loop"
+        f"model = model.float()  # now {name}; and with it a {kind} whose state is in float32\n"
+        f"{built_code(unwrapped_optimizer(subject.run.optimizer))}\n"
+        "for batch in data:   # with inputs in float32\n"
+        f"    with torch.autocast({subject.problem.device.type!r}, dtype=torch.{name}):\n"
+        f"        value = {loss_code(subject.run)}\n"
+        "    value.backward()\n"
+        "    optimizer.step()\n"
+        "    optimizer.zero_grad()"
     )
 
 
@@ -99,6 +105,8 @@ def _coarse_gradient(m: Measurements, subject: Subject) -> Finding | None:
         return None
     text = (
         "Rounding is as large as what is measured: κ_eff, the edge of the spectrum near zero and forecasts are about "
-        "the rounding. Near a minimum, or with inputs of very different size, float32 is too coarse."
+        "the rounding. Near a minimum, or with inputs of very different size, float32 is too coarse. "
+        "It is about what is measured here, not about training: there is nothing to try."
     )
-    return Finding("precision", Severity.NOTICE, title, text, evidence, "wc.examine(..., dtype=torch.float64)")
+    given = examined_code(subject.run) + ", optimizer=optimizer" * (subject.run.optimizer is not None)
+    return Finding("precision", Severity.NOTICE, title, text, evidence, f"wc.examine({given}, dtype=torch.float64)")

@@ -8,6 +8,7 @@ from wellcond.examination.finding import Finding, Severity
 from wellcond.examination.measurements import Measurements
 from wellcond.examination.run import TrainingRun
 from wellcond.examination.subject import Subject
+from wellcond.linalg import Estimate
 from wellcond.preconditioners import unwrapped_optimizer
 
 SHOWN = 8
@@ -29,6 +30,14 @@ def find(m: Measurements, subject: Subject) -> Finding | None:
     title = "; ".join(
         f"{what} {len(names)} parameter{'s' * (len(names) > 1)} ({_some(names)})" for names, what, why in told
     )
+    evidence = {
+        what: Estimate(float(n), float(n), float(n), "exact count")
+        for what, n in (
+            ("unreached", len(m.unreached)),
+            ("not in the optimizer", len(subject.left_out)),
+            ("frozen in the optimizer", len(frozen)),
+        )
+    }
     remedy = [f"model.get_parameter({name!r}).requires_grad_(False)" for name in m.unreached[:SHOWN]]
     effect = None
     if subject.left_out:
@@ -46,7 +55,10 @@ def find(m: Measurements, subject: Subject) -> Finding | None:
         Severity.NOTICE,
         f"{title[0].upper()}{title[1:]}.",
         " ".join(why for *_, why in told) + " What the loss does not reach counts in every mean over parameters, with "
-        "no curvature." * bool(m.unreached),
+        "no curvature."
+        * bool(m.unreached)
+        + " What has no gradient trains no better in any trial: there was nothing to try." * (not subject.left_out),
+        evidence,
         remedy="\n".join(remedy),
         effect=effect,
     )

@@ -1,0 +1,27 @@
+"""Is there something that could not be measured?"""
+
+from __future__ import annotations
+
+from wellcond.examination.finding import Finding, Severity
+from wellcond.examination.measurements import Measurements
+from wellcond.examination.subject import Subject
+
+
+def find(m: Measurements, subject: Subject) -> Finding | None:
+    """What failed until now, by its causes."""
+    causes = subject.failures.causes()
+    if not causes:
+        return None
+    title = "; ".join(f"{_listed(parts)} could not be measured, because {why}" for (why, _), parts in causes.items())
+    places = "; ".join(dict.fromkeys(place for _, place in causes))
+    return Finding(
+        "not_measured",
+        Severity.NOTICE,
+        f"{title[0].upper()}{title[1:]}.",
+        f"It happened in {places}. The other figures stand; what rests on those that are missing is missing too.",
+    )
+
+
+def _listed(parts: list[str]) -> str:
+    *others, last = parts
+    return f"{', '.join(others)} and {last}" if others else last
