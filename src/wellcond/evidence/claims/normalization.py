@@ -1,0 +1,133 @@
+"""What input standardization, batch and layer normalization do to conditioning and to the steps that training takes."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, grad_and_value, vmap
+
+import wellcond as wc
+from wellcond.evidence.claim import Claim, Figures, Runs
+from wellcond.evidence.workloads import Workload, workload
+
+RATES = [10 ** (k / 2) for k in range(-12, 4)]
+MARKERS = {"standardized inputs": "o", "batch norm": "s", "layer norm": "^"}
+WORK = ("wine, MLP", "diabetes, MLP", "digits, MLP", "digits, convolution")
+KINDS = ("standardized inputs", "batch norm", "layer norm")
+
+
+class Normalization(Claim):
+    """On raw inputs, standardizing them, batch- or layer-normalizing what every layer sees, lowers κ(Ĥ) of the layers
+    and κ̄ of the Gauss-Newton matrix, and the loss falls in fewer steps.
+    """
+
+    name = "normalization"
+    source = "theory 5.1, 5.2; paper, section on batch normalization"
+    rule = (
+        "for each seed κ(Ĥ), geometric mean of the layers, and κ̄(G) are lower than the plain network's at the start, "
+        "and the loss that full-batch gradient descent brings the plain one to is reached in at most half of the "
+        "steps, each with its best of learning rates half a decade apart (a smaller gain that grid could explain)"
+    )
+    cases = tuple(f"{name}: {kind}" for name in WORK for kind in KINDS)
+    shown = {
+        "steps": "steps to the plain network's loss / its own",
+        "layers": "κ(Ĥ) / the plain network's, geometric mean of the layers",
+        "curvature": "κ̄(G) / the plain network's",
+        "loss": "loss at the end / the plain network's",
+    }
+
+    def measure(self, case: str, seed: int, quick: bool) -> Figures:
+        name, kind = case.split(": ")
+        work = workload(name, standardized=False, examples=60 if quick else 100, seed=seed)
+        networks = [work.model(seed), normalized(work.model(seed), kind, work.train[0])]
+        layers, curvature = [], []
+        for model in networks:
+            problem = work.problem(model)
+            kappas = [layer.kappa.value for layer in wc.layer_conditioning(problem)]
+            layers.append(sum(map(math.log, kappas)) / len(kappas))
+            curvature.append(wc.conditioning(wc.GaussNewton(problem), effective=False).kappa_mean.value)
+        steps = 40 if quick else 200
+        plain, curves = (curves_of(work, model, steps) for model in networks)
+        target = float(plain[:, -1].min())
+        needed = steps_to(target, plain)
+        return {
+            "steps": steps_to(target, curves) / needed,
+            "layers": math.exp(layers[1] - layers[0]),
+            "curvature": curvature[1] / curvature[0],
+            "loss": float(curves[:, -1].min()) / target,
+        }
+
+    def holds(self, runs: Runs) -> bool:
+        limits = {"steps": 0.5, "layers": 1.0, "curvature": 1.0}
+        return all(bool((runs[name] <= limit).all()) for name, limit in limits.items())
+
+    def plot(self, results: Sequence[Runs], ax: Any) -> None:
+        for i, runs in enumerate(results):
+            kind = runs.case.split(": ")[1]
+            style = {"color": f"C{i // len(KINDS)}", "marker": MARKERS[kind], "linestyle": ""}
+            ax.loglog(runs["curvature"], runs["steps"], label=runs.case, **style)
+        ax.axhline(0.5, color="gray", linewidth=0.8)
+        ax.set(xlabel="κ̄(G), over the plain network's", ylabel="steps to its loss, over its own")
+        ax.legend(fontsize=6, loc="center left", bbox_to_anchor=(1.0, 0.5))
+
+
+def normalized(model: nn.Module, kind: str, x: Tensor) -> nn.Sequential:
+    """A sequence of layers with a normalization in front of its first one (standardized inputs), or of each.
+
+    But for layer norm, and for borders padded with zeros, it computes what the given one does: its weights are z of
+    p = Pz (theory, section 5.2).
+
+    Args:
+        model: an `nn.Sequential`, of which linear layers and convolutions are normalized.
+        kind: of KINDS.
+        x: the inputs.
+    """
+    found: list[nn.Module] = []
+    first = True
+    for layer in copy.deepcopy(model).children():
+        after = layer(x).detach()
+        if isinstance(layer, nn.Linear | nn.Conv2d) and (first or kind != "standardized inputs"):
+            first, features = False, x.shape[1]
+            standardize = wc.standardize((x, x))
+            mean, scale = standardize.mean, standardize.scale
+            if kind == "layer norm":
+                found.append(nn.GroupNorm(1, features, affine=False))
+            else:
+                batch_norm = nn.BatchNorm1d if x.ndim == 2 else nn.BatchNorm2d
+                found.append(
+                    batch_norm(features, affine=False, track_running_stats=False)
+                    if kind == "batch norm"
+                    else standardize
+                )
+                layer = wc.Standardize(-mean / scale, 1 / scale, dim=standardize.dim).folded(layer)
+        found.append(layer)
+        x = after
+    return nn.Sequential(*found)
+
+
+def curves_of(work: Workload, model: nn.Module, steps: int) -> Tensor:
+    """Gradient descent at all RATES side by side, (rates, steps + 1): the lowest loss so far after each step."""
+    x, y = work.train
+    descend = vmap(grad_and_value(lambda p: work.loss_fn(functional_call(model, p, (x,)), y)))
+    points = {name: p.detach().expand(len(RATES), *p.shape) for name, p in model.named_parameters()}
+    rates, losses = torch.tensor(RATES, dtype=work.dtype), []
+    for _ in range(steps + 1):
+        gradients, loss = descend(points)
+        losses.append(loss.nan_to_num(math.inf))
+        points = {name: p - rates.view(-1, *(1,) * (p.ndim - 1)) * gradients[name] for name, p in points.items()}
+    return torch.stack(losses, 1).cummin(1).values
+
+
+def steps_to(loss: float, curves: Tensor) -> float:
+    """The first step after which one of some falling curves, (rates, steps), is at a loss; infinite if none ever is.
+
+    >>> steps_to(2.0, torch.tensor([[5.0, 4.0, 3.0], [5.0, 3.0, 2.0]]))
+    2.0
+    """
+    reached = (curves <= loss).any(0)
+    return float(reached.to(torch.uint8).argmax()) if bool(reached.any()) else math.inf
