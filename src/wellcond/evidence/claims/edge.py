@@ -15,9 +15,6 @@ import wellcond as wc
 from wellcond.evidence.claim import Claim, Figures, Runs
 from wellcond.evidence.workloads import Workload, workload
 
-EVERY = 25
-"""Steps between measurements."""
-
 
 @dataclass(frozen=True)
 class Method:
@@ -28,6 +25,7 @@ class Method:
     settings: Mapping[str, float] = field(default_factory=dict)
 
 
+MEASUREMENTS, QUICK_MEASUREMENTS = 20, 7
 DATA = ("diabetes, MLP, squared error", "digits, convolution, squared error", "digits, MLP, cross entropy")
 METHODS = {
     "gradient descent, 2/α": Method(SGD, dict(zip(DATA, (0.2, 1.6, 0.4), strict=True))),
@@ -64,8 +62,8 @@ class Edge(Claim):
         optimizer = method.build(model.parameters(), lr=method.rates[f"{data}, {loss}"], **method.settings)
         problem = work.problem(model)
         ratios = []
-        for _ in range((400 if quick else 1000) // EVERY):
-            losses = work.descend(model, optimizer, EVERY)
+        for _ in range(QUICK_MEASUREMENTS if quick else MEASUREMENTS):
+            losses = work.descend(model, optimizer, 50 if quick else 25)
             ratios.append(wc.edge_ratio(problem, optimizer, max_products=25).ratio.value)
         return {"late ratio": late_mean(ratios), "highest ratio": max(ratios), "loss": losses[-1], "ratios": ratios}
 
@@ -76,7 +74,8 @@ class Edge(Claim):
         styles = dict(zip(DATA, ("-", "--", ":"), strict=True))
         for runs in results:
             method, data = runs.case.split(": ")
-            steps = EVERY * np.arange(1, runs["ratios"].shape[1] + 1)
+            count = runs["ratios"].shape[1]
+            steps = np.arange(1, count + 1) * (50 if count == QUICK_MEASUREMENTS else 25)
             color = f"C{list(METHODS).index(method)}"
             ax.semilogy(steps, runs.mean("ratios"), styles[data], color=color, label=runs.case)
         ax.axhline(1.0, color="gray", linewidth=0.8)
