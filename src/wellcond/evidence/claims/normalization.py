@@ -7,6 +7,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad_and_value, vmap
@@ -18,6 +19,7 @@ from wellcond.evidence.workloads import Workload, workload
 RATES = [10 ** (k / 2) for k in range(-12, 4)]
 MARKERS = {"standardized inputs": "o", "batch norm": "s", "layer norm": "^"}
 WORK = ("wine, MLP", "diabetes, MLP", "digits, MLP", "digits, convolution")
+NEVER = 10.0
 KINDS = ("standardized inputs", "batch norm", "layer norm")
 
 
@@ -70,9 +72,9 @@ class Normalization(Claim):
         for i, runs in enumerate(results):
             kind = runs.case.split(": ")[1]
             style = {"color": f"C{i // len(KINDS)}", "marker": MARKERS[kind], "linestyle": ""}
-            ax.loglog(runs["curvature"], runs["steps"], label=runs.case, **style)
+            ax.loglog(runs["curvature"], np.minimum(runs["steps"], NEVER), label=runs.case, **style)
         ax.axhline(0.5, color="gray", linewidth=0.8)
-        ax.set(xlabel="κ̄(G), over the plain network's", ylabel="steps to its loss, over its own")
+        ax.set(xlabel="κ̄(G), over the plain network's", ylabel=f"steps to its loss, over its own ({NEVER:g}: never)")
         ax.legend(fontsize=6, loc="center left", bbox_to_anchor=(1.0, 0.5))
 
 
