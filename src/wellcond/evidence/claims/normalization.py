@@ -47,19 +47,12 @@ class Normalization(Claim):
         name, kind = case.split(": ")
         work = workload(name, standardized=False, examples=60 if quick else 100, seed=seed)
         networks = [work.model(seed), normalized(work.model(seed), kind, work.train[0])]
-        layers, curvature = [], []
-        for model in networks:
-            problem = work.problem(model)
-            kappas = [layer.kappa.value for layer in wc.layer_conditioning(problem)]
-            layers.append(sum(map(math.log, kappas)) / len(kappas))
-            curvature.append(wc.conditioning(wc.GaussNewton(problem), effective=False).kappa_mean.value)
-        steps = 40 if quick else 200
-        plain, curves = (curves_of(work, model, steps) for model in networks)
+        layers, curvature = zip(*(kappas(work.problem(model)) for model in networks), strict=True)
+        plain, curves = (curves_of(work, model, 40 if quick else 200) for model in networks)
         target = float(plain[:, -1].min())
-        needed = steps_to(target, plain)
         return {
-            "steps": steps_to(target, curves) / needed,
-            "layers": math.exp(layers[1] - layers[0]),
+            "steps": steps_to(target, curves) / steps_to(target, plain),
+            "layers": layers[1] / layers[0],
             "curvature": curvature[1] / curvature[0],
             "loss": float(curves[:, -1].min()) / target,
         }
@@ -78,34 +71,32 @@ class Normalization(Claim):
         ax.legend(fontsize=6, loc="center left", bbox_to_anchor=(1.0, 0.5))
 
 
+def kappas(problem: wc.Problem) -> tuple[float, float]:
+    """κ(Ĥ), geometric mean of the layers, and κ̄ of the Gauss-Newton matrix."""
+    layers = [layer.kappa.value for layer in wc.layer_conditioning(problem)]
+    return float(np.exp(np.log(layers).mean())), wc.conditioning(wc.GaussNewton(problem)).kappa_mean.value
+
+
 def normalized(model: nn.Module, kind: str, x: Tensor) -> nn.Sequential:
-    """A sequence of layers with a normalization in front of its first one (standardized inputs), or of each.
+    """A sequence of layers with a normalization in front of the first layer that has weights, or of each.
 
-    But for layer norm, and for borders padded with zeros, it computes what the given one does: its weights are z of
-    p = Pz (theory, section 5.2).
-
-    Args:
-        model: an `nn.Sequential`, of which linear layers and convolutions are normalized.
-        kind: of KINDS.
-        x: the inputs.
+    But for layer norm, and where zeros are padded, it computes what the given one does: its weights are the z of p = Pz
+    (theory, section 5.2).
     """
     found: list[nn.Module] = []
-    first = True
+    fronts = 1 if kind == "standardized inputs" else math.inf
     for layer in copy.deepcopy(model).children():
         after = layer(x).detach()
-        if isinstance(layer, nn.Linear | nn.Conv2d) and (first or kind != "standardized inputs"):
-            first, features = False, x.shape[1]
+        if isinstance(layer, nn.Linear | nn.Conv2d) and fronts > 0:
+            fronts -= 1
             standardize = wc.standardize((x, x))
-            mean, scale = standardize.mean, standardize.scale
             if kind == "layer norm":
-                found.append(nn.GroupNorm(1, features, affine=False))
+                found.append(nn.GroupNorm(1, x.shape[1], affine=False))
             else:
-                batch_norm = nn.BatchNorm1d if x.ndim == 2 else nn.BatchNorm2d
-                found.append(
-                    batch_norm(features, affine=False, track_running_stats=False)
-                    if kind == "batch norm"
-                    else standardize
-                )
+                kinds = nn.BatchNorm1d if x.ndim == 2 else nn.BatchNorm2d
+                batch_norm = kinds(x.shape[1], affine=False, track_running_stats=False)
+                found.append(standardize if kind == "standardized inputs" else batch_norm)
+                mean, scale = standardize.mean, standardize.scale
                 layer = wc.Standardize(-mean / scale, 1 / scale, dim=standardize.dim).folded(layer)
         found.append(layer)
         x = after
