@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -114,8 +114,11 @@ def test_a_normalization_applied_twice_breaks_the_bound(monkeypatch: pytest.Monk
     right = wc.layer_block
 
     def twice(problem: wc.Problem, layer: Any, normalization: str | None = None) -> Any:
-        block: Any = right(problem, layer, normalization)
-        return block if normalization is None else block.preconditioned(block.P)
+        plain: Any = right(problem, layer)
+        if normalization is None:
+            return plain
+        P = cast(Any, right(problem, layer, normalization)).P
+        return plain.preconditioned(P @ P)
 
     monkeypatch.setattr(wc, "layer_block", twice)
     assert not claim.holds(measured(claim, case))

@@ -53,7 +53,7 @@ class BlockBound(Claim):
         return figures(work, model)
 
     def holds(self, runs: Runs) -> bool:
-        return bool((runs["tightest"] <= 1.01).all()) and runs.mean("ranked") >= 0.75
+        return bool((runs["tightest"] <= 1.01).all() and runs.mean("ranked") >= 0.75)
 
     def plot(self, results: Sequence[Runs], ax: Any) -> None:
         for i, runs in enumerate(results):
