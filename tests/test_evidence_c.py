@@ -190,3 +190,26 @@ def test_forecast_is_right_on_a_quadratic() -> None:
         loss = forecast.trained(work, model, candidate, predicted[name].learning_rate)
         assert loss == pytest.approx(float(predicted[name].losses[-1]), rel=1e-6)
     assert all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
+
+
+def test_training_with_p_squared_breaks_the_forecast(monkeypatch: pytest.MonkeyPatch) -> None:
+    scales = torch.logspace(-1, 1, 8, dtype=torch.float64)
+
+    def quadratic(name: str, *, seed: int, **_: Any) -> Workload:
+        x = torch.randn(80, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(seed)) * scales
+        return regression(x, (x / scales).sum(1, keepdim=True), lambda: nn.Linear(8, 1))
+
+    monkeypatch.setattr(forecast, "workload", quadratic)
+    claim, case = forecast.Forecast(), forecast.Forecast.cases[0]
+    assert measured(claim, case).mean("right") == 1
+    right = wc.precondition
+    monkeypatch.setattr(wc, "precondition", lambda optimizer, P: right(optimizer, P @ P))
+    assert not claim.holds(measured(claim, case))
+
+
+def test_preconditioning_twice_breaks_bnp(monkeypatch: pytest.MonkeyPatch) -> None:
+    claim, case = bnp.BNP(), "digits as they are, MLP, batches of 1"
+    assert claim.holds(measured(claim, case))
+    right = wc.precondition
+    monkeypatch.setattr(wc, "precondition", lambda optimizer, P: right(optimizer, P @ P))
+    assert not claim.holds(measured(claim, case))
