@@ -76,7 +76,7 @@ class Forecast(Claim):
         ax.axvline(50, color="gray", linewidth=0.8)
         ax.axvline(75, color="gray", linewidth=0.8, linestyle="--")
         ax.invert_yaxis()
-        ax.set(xlabel="pairs in the right order, % (a coin: 50; the rule: 75)", xlim=(0, 100))
+        ax.set(xlabel="pairs in the right order, %", xlim=(0, 100))
 
 
 def point_of_training(work: Workload, seed: int, steps: int) -> tuple[nn.Module, dict[str, wc.Preconditioner | None]]:
