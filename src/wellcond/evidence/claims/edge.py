@@ -71,16 +71,20 @@ class Edge(Claim):
         return bool((abs(np.log(runs["late ratio"])) <= np.log(1.25)).all())
 
     def plot(self, results: Sequence[Runs], ax: Any) -> None:
+        colors = {method: f"C{i}" for i, method in enumerate(METHODS)}
         styles = dict(zip(DATA, ("-", "--", ":"), strict=True))
         for runs in results:
             method, data = runs.case.split(": ")
             count = runs["ratios"].shape[1]
             steps = np.arange(1, count + 1) * (50 if count == QUICK_MEASUREMENTS else 25)
-            color = f"C{list(METHODS).index(method)}"
-            ax.semilogy(steps, runs.mean("ratios"), styles[data], color=color, label=runs.case)
+            ax.semilogy(steps, np.median(runs["ratios"], axis=0), styles[data], color=colors[method])
+        for method, color in colors.items():
+            ax.plot([], [], color=color, label=method)
+        for data, style in styles.items():
+            ax.plot([], [], style, color="gray", label=data)
         ax.axhline(1.0, color="gray", linewidth=0.8)
-        ax.set(xlabel="step", ylabel="edge ratio, mean over seeds")
-        ax.legend(fontsize=6, loc="center left", bbox_to_anchor=(1.0, 0.5))
+        ax.set(xlabel="step", ylabel="edge ratio, median of seeds", ylim=(1e-2, 3))
+        ax.legend(fontsize=6, loc="lower left")
 
 
 def case_of(case: str) -> tuple[Method, str, str]:
