@@ -64,7 +64,7 @@ class Edge(Claim):
         ratios = []
         for _ in range(QUICK_MEASUREMENTS if quick else MEASUREMENTS):
             losses = work.descend(model, optimizer, 50 if quick else 25)
-            ratios.append(wc.edge_ratio(problem, optimizer, max_products=25).ratio.value)
+            ratios.append(wc.edge_ratio(problem, optimizer, max_products=15 if quick else 25).ratio.value)
         return {"late ratio": late_mean(ratios), "highest ratio": max(ratios), "loss": losses[-1], "ratios": ratios}
 
     def holds(self, runs: Runs) -> bool:

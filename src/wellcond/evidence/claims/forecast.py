@@ -43,7 +43,7 @@ class Forecast(Claim):
 
     def measure(self, case: str, seed: int, quick: bool) -> Figures:
         name, point = case.split(": ")
-        work = workload(name, width=WIDTHS[name], examples=100 if quick else 400, seed=seed)
+        work = workload(name, width=WIDTHS[name], examples=60 if quick else 400, seed=seed)
         model, P = point_of_training(work, seed, int(point.split()[1]))
         predicted = wc.forecast(work.problem(model), P, steps=STEPS)
         losses = {key: trained(work, model, P[key], predicted[key].learning_rate) for key in P}

@@ -45,7 +45,8 @@ class Normalization(Claim):
 
     def measure(self, case: str, seed: int, quick: bool) -> Figures:
         name, kind = case.split(": ")
-        work = workload(name, standardized=False, examples=60 if quick else 100, seed=seed)
+        width, examples = (8, 60) if quick else (16, 100)
+        work = workload(name, width=width, standardized=False, examples=examples, seed=seed)
         networks = [work.model(seed), normalized(work.model(seed), kind, work.train[0])]
         layers, curvature = zip(*(kappas(work.problem(model)) for model in networks), strict=True)
         plain, curves = (curves_of(work, model, 40 if quick else 200) for model in networks)
