@@ -3,6 +3,10 @@
 from collections.abc import Sequence
 
 from wellcond.evidence.claim import Claim
+from wellcond.evidence.claims.adamw import AdamWIsIntrinsic
+from wellcond.evidence.claims.l2_generalization import L2Generalization
+from wellcond.evidence.claims.l2_spectrum import L2Spectrum
 from wellcond.evidence.claims.rate import Rate
+from wellcond.evidence.claims.weighted_lasso import WeightedLasso
 
-CLAIMS: Sequence[Claim] = (Rate(),)
+CLAIMS: Sequence[Claim] = (Rate(), AdamWIsIntrinsic(), L2Spectrum(), L2Generalization(), WeightedLasso())
