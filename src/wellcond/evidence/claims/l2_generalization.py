@@ -27,7 +27,7 @@ class L2Generalization(Claim):
     """
 
     name = "l2-generalization"
-    source = "theory 4.2; paper, section 3"
+    source = "theory 4.2; paper, on regularization"
     rule = (
         "ln of intrinsic / original test loss, each the least over its strengths with the same seed, has a mean over "
         "seeds that is at most two standard errors above zero"

@@ -19,7 +19,7 @@ class L2Spectrum(Claim):
     """
 
     name = "l2-spectrum"
-    source = "theory 4.2; paper, section 3"
+    source = "theory 4.2; paper, on regularization"
     rule = (
         "for each seed every intrinsic lift is τ within 1e-6 of it, the original space's largest lift is at least "
         "twice its smallest, and κ of the Gauss-Newton matrix with the penalty is larger in the original space"
@@ -33,7 +33,7 @@ class L2Spectrum(Claim):
     }
 
     def measure(self, case: str, seed: int, quick: bool) -> Figures:
-        work = workload(case, width=4 if quick else 8, examples=200, seed=seed)
+        work = workload(case, width=4 if quick else 8, examples=100 if quick else 200, seed=seed)
         model = work.model(seed)
         optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
         work.descend(model, optimizer, 100)

@@ -40,7 +40,8 @@ class WeightedLasso(Claim):
         work.descend(model, optimizer, 200, batch=32, seed=seed)
         optimizer.param_groups[0]["alpha"] = 1.0  # from here on v, and with it P, stands still
         scale = wc.preconditioner_of(optimizer).scales[0][0]
-        nn.init.zeros_(model.weight)
+        weight = next(model.parameters())
+        nn.init.zeros_(weight)
         problem = work.problem(model)
         curvature = wc.Hessian(problem).preconditioned(wc.preconditioner_of(optimizer)).dense()
         optimizer.param_groups[0]["lr"] = 2 / float(torch.linalg.eigvalsh(curvature)[-1])
@@ -51,7 +52,7 @@ class WeightedLasso(Claim):
         for share in (0.5, 0.2) if quick else (0.5, 0.2, 0.1):
             penalty.strength = share * strongest
             work.descend(model, optimizer, 2000)
-            ours.append(model.weight.detach()[0].numpy().copy())
+            ours.append(weight.detach()[0].numpy().copy())
             weights = 1 / scale.numpy()
             weighted.append(lasso(x, y[:, 0], penalty.strength * weights))
             equal.append(lasso(x, y[:, 0], penalty.strength * np.full_like(weights, weights.mean())))
