@@ -30,8 +30,8 @@ class AdamWIsIntrinsic(Claim):
     source = "theory 4.2; paper, on regularization"
     rule = (
         "the weights of the two are within 1e-9 (relative) at every step of each seed; and for AdaGrad and RMSProp "
-        "each ln of intrinsic / original test loss, both the least over their strengths, has a mean over seeds that is at "
-        "most two standard errors above zero"
+        "each ln of intrinsic / original test loss, both the least over their strengths, has a mean over seeds that is "
+        "at most two standard errors above zero"
     )
     cases = ("digits, MLP", "digits, convolution", "breast cancer, MLP")
     shown = {

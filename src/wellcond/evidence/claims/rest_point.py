@@ -68,7 +68,8 @@ class RestPoint(Claim):
         weights = wc.regularize(optimizer, penalty(setting.strength), model=model).parameters()
         for part in range(20):
             optimizer.param_groups[0]["lr"] = setting.lr * (setting.last / setting.lr) ** (part / 19)
-            work.descend(model, optimizer, setting.steps // (50 if quick else 20), batch=setting.batch, seed=seed + 100 * part)
+            steps = setting.steps // (50 if quick else 20)
+            work.descend(model, optimizer, steps, batch=setting.batch, seed=seed + 100 * part)
         p, g, inverse = averages(work, model, optimizer, weights, setting.batch, seed, 100 if quick else 400)
         top = float(wc.eigenvalues(wc.Hessian(work.problem(model))).values[0])
         zero, lasso = p == 0, g.abs() / setting.strength**2
@@ -78,7 +79,6 @@ class RestPoint(Claim):
         else:
             ratios = lasso if "small" in how else g.abs() / (setting.strength * inverse)
             ratio, kept = ratios[~zero], ratios[zero] <= 1.1
-        drawn = torch.linspace(0, len(ratio) - 1, min(len(ratio), 150)).round().long()
         return {
             "ratio": float(ratio.median()),
             "near": float(((ratio - 1).abs() <= 0.1).double().mean()),
@@ -86,7 +86,7 @@ class RestPoint(Claim):
             "zeros": float(zero.double().mean()),
             "kept": float(kept.double().mean()) if len(kept) else 1.0,
             "edge": setting.last * top / (38 * setting.strength**2),
-            "ratios": ratio.sort().values[drawn].tolist(),
+            "quantiles": ratio.quantile(torch.linspace(0, 1, 101, dtype=ratio.dtype)).tolist(),
         }
 
     def holds(self, runs: Runs) -> bool:
@@ -94,8 +94,7 @@ class RestPoint(Claim):
 
     def plot(self, results: Sequence[Runs], ax: Any) -> None:
         for runs in results:
-            ratios = list(runs.figures[0]["ratios"])  # type: ignore[arg-type]  # as many as the run has
-            ax.semilogy([100 * i / max(len(ratios) - 1, 1) for i in range(len(ratios))], ratios, label=runs.case)
+            ax.semilogy(range(101), runs["quantiles"][0], label=runs.case)
         ax.axhline(1, color="gray", lw=0.5)
         ax.set(xlabel="weights below, %, first seed", ylabel="measured / predicted", ylim=(0.1, 10))
         ax.legend(fontsize=5)

@@ -31,8 +31,8 @@ class SparsityOfL1(Claim):
     source = "theory 4.3, 4.5; paper, on regularization"
     rule = (
         "no weight is zero with L1 in the loss, at any strength and seed; and the share of zeros that costs at most "
-        "one point of test accuracy (between strengths by straight lines) is at least 30 % in intrinsic space, with a mean "
-        "over seeds that is at most two standard errors below that of euclidean and of original space"
+        "one point of test accuracy (between strengths by straight lines) is at least 30 % in intrinsic space, with a "
+        "mean over seeds that is at most two standard errors below that of euclidean and of original space"
     )
     cases = ("digits, MLP", "digits, convolution", "breast cancer, MLP")
     shown = {

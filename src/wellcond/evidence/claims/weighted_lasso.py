@@ -36,14 +36,15 @@ class WeightedLasso(Claim):
 
     def measure(self, case: str, seed: int, quick: bool) -> Figures:
         work, model = one_layer(case.split(",")[0], seed)
+        weight = next(model.parameters())
         optimizer = torch.optim.RMSprop(model.parameters(), lr=1e-3, momentum=0.97)
         work.descend(model, optimizer, 200, batch=32, seed=seed)
         optimizer.param_groups[0]["alpha"] = 1.0  # from here on v, and with it P, stands still
-        scale = wc.preconditioner_of(optimizer).scales[0][0]
-        weight = next(model.parameters())
+        P = wc.preconditioner_of(optimizer)
+        scale = P.apply([torch.ones_like(weight)])[0][0]
         nn.init.zeros_(weight)
         problem = work.problem(model)
-        curvature = wc.Hessian(problem).preconditioned(wc.preconditioner_of(optimizer)).dense()
+        curvature = wc.Hessian(problem).preconditioned(P).dense()
         optimizer.param_groups[0]["lr"] = 2 / float(torch.linalg.eigvalsh(curvature)[-1])
         strongest = float((scale * problem.gradient()).abs().max())  # from here on all weights are zero
         penalty = wc.regularize(optimizer, wc.penalties.L1(strongest))
