@@ -110,20 +110,21 @@ class TestGeneralization:
 class TestAdamW:
     def test_distances(self) -> None:
         work = workload("wine, MLP")
-        assert max(adamw.distances(work, "intrinsic", 0, 20)) <= 1e-12
-        assert min(adamw.distances(work, "original", 0, 20)) > 1e-6
+        assert max(adamw.distances(work, "Adam", "intrinsic", 0, 20)) <= 1e-12
+        assert max(adamw.distances(work, "RMSprop", "intrinsic", 0, 20)) <= 1e-12
+        assert min(adamw.distances(work, "Adam", "original", 0, 20)) > 1e-6
 
     def test_a_wrong_step_of_the_penalty_is_noticed(self, monkeypatch: pytest.MonkeyPatch) -> None:
         wrong = lambda self, group, step: group["lr"] * (1 + 1e-5)  # noqa: E731
         monkeypatch.setattr(torch_optimizers._Adam, "penalty_rate", wrong)
-        assert max(adamw.distances(workload("wine, MLP"), "intrinsic", 0, 20)) > 1e-9
+        assert max(adamw.distances(workload("wine, MLP"), "Adam", "intrinsic", 0, 20)) > 1e-9
 
     def test_the_rule(self) -> None:
-        good = {"distance": 0.0, "Adagrad": -0.1, "RMSprop": 0.0}
+        good = {"Adam": 0.0, "Adagrad": 1e-12, "RMSprop": 0.0, "original": 0.5}
         claim = adamw.AdamWIsIntrinsic()
         assert claim.holds(Runs("", [good, good]))
-        assert not claim.holds(Runs("", [good, good | {"distance": 1e-8}]))
-        assert not claim.holds(Runs("", [good | {"RMSprop": 0.1}, good | {"RMSprop": 0.1}]))
+        for broken in ({"Adam": 1e-8}, {"RMSprop": 1e-8}, {"original": 0.0}):
+            assert not claim.holds(Runs("", [good, good | broken]))
 
 
 class TestSparsity:
