@@ -15,23 +15,27 @@ from wellcond.evidence.workloads import Workload, workload
 
 
 class Setting(NamedTuple):
-    """How a case is trained: strength, learning rate and what is left of it at the end, steps, batch size."""
+    """How a case is trained: strength, learning rate at the start and at the end, steps, batch size, β₂.
+
+    v̂ has to follow a gradient that settles (β₂ = 0.99), or to average over one that goes on moving (0.999).
+    """
 
     strength: float
     lr: float
     last: float
     steps: int
     batch: int | None = None
+    beta2: float = 0.99
 
 
 CASES = {
     "full batch, small steps: diabetes, linear model": Setting(0.3, 1e-2, 1e-4, 2000),
     "full batch, small steps: breast cancer, logistic model": Setting(0.2, 1e-2, 1e-4, 2000),
     "full batch, small steps: digits, MLP": Setting(0.1, 1e-2, 1e-4, 3000),
-    "full batch, large steps: diabetes, linear model": Setting(0.03, 5e-2, 5e-2, 2000),
-    "batches: breast cancer, logistic model": Setting(0.1, 1e-2, 1e-3, 2000, batch=32),
-    "batches: digits, MLP": Setting(0.1, 3e-3, 3e-4, 3000, batch=32),
-    "batches: digits, convolution": Setting(0.04, 3e-3, 3e-4, 3000, batch=32),
+    "full batch, large steps: diabetes, linear model": Setting(0.03, 5e-2, 5e-2, 2000, beta2=0.999),
+    "batches: breast cancer, logistic model": Setting(0.1, 1e-2, 1e-3, 2000, batch=32, beta2=0.999),
+    "batches: digits, MLP": Setting(0.05, 3e-3, 3e-4, 3000, batch=32, beta2=0.999),
+    "batches: digits, convolution": Setting(0.04, 3e-3, 3e-4, 3000, batch=32, beta2=0.999),
     "AdamW, full batch: diabetes, linear model": Setting(5.0, 1e-2, 1e-3, 2000),
     "AdamW, full batch: digits, MLP": Setting(5.0, 1e-2, 1e-3, 3000),
 }
@@ -50,6 +54,7 @@ class RestPoint(Claim):
         "thousandth of the largest) over what is predicted has a median within 10 % of 1, and for at least 95 % of the "
         "weights at zero |E g| is at most 1.1 times the prediction"
     )
+    size = (6.4, 4.4)
     cases = tuple(CASES)
     shown = {
         "ratio": "measured / predicted, median over weights",
@@ -63,7 +68,7 @@ class RestPoint(Claim):
     def measure(self, case: str, seed: int, quick: bool) -> Figures:
         how, setting = case.split(": ")[0], CASES[case]
         work, model = _task(case.split(": ")[1], seed)
-        optimizer = torch.optim.Adam(model.parameters(), lr=setting.lr, betas=(0.9, 0.99), fused=True)
+        optimizer = torch.optim.Adam(model.parameters(), lr=setting.lr, betas=(0.9, setting.beta2), fused=True)
         penalty = wc.penalties.L2 if how.startswith("AdamW") else wc.penalties.L1
         weights = wc.regularize(optimizer, penalty(setting.strength), model=model).parameters()
         for part in range(20):
@@ -75,14 +80,14 @@ class RestPoint(Claim):
         zero, lasso = p == 0, g.abs() / setting.strength**2
         if how.startswith("AdamW"):
             ratio = (p.abs() * setting.strength)[g.abs() > 1e-3 * g.abs().max()]
-            kept = torch.ones(1)
+            kept, lasso = torch.ones(1), torch.full_like(lasso, torch.nan)
         else:
             ratios = lasso if "small" in how else g.abs() / (setting.strength * inverse)
             ratio, kept = ratios[~zero], ratios[zero] <= 1.1
         return {
             "ratio": float(ratio.median()),
             "near": float(((ratio - 1).abs() <= 0.1).double().mean()),
-            "lasso": float(lasso[~zero].median()),
+            "lasso": float(lasso[~zero].nanmedian()),
             "zeros": float(zero.double().mean()),
             "kept": float(kept.double().mean()) if len(kept) else 1.0,
             "edge": setting.last * top / (38 * setting.strength**2),
@@ -96,8 +101,8 @@ class RestPoint(Claim):
         for runs in results:
             ax.semilogy(range(101), runs["quantiles"][0], label=runs.case)
         ax.axhline(1, color="gray", lw=0.5)
-        ax.set(xlabel="weights below, %, first seed", ylabel="measured / predicted", ylim=(0.1, 10))
-        ax.legend(fontsize=5)
+        ax.set(xlabel="weights below, %, first seed", ylabel="measured / predicted", ylim=(0.2, 5))
+        ax.legend(fontsize=6)
 
 
 def averages(

@@ -34,6 +34,7 @@ class SparsityOfL1(Claim):
         "one point of test accuracy (between strengths by straight lines) is at least 30 % in intrinsic space, with a "
         "mean over seeds that is at most two standard errors below that of euclidean and of original space"
     )
+    size = (6.4, 4.4)
     cases = ("digits, MLP", "digits, convolution", "breast cancer, MLP")
     shown = {
         "intrinsic": "zeros at one point of accuracy: intrinsic",
@@ -65,7 +66,7 @@ class SparsityOfL1(Claim):
                 shares, accuracies = (100 * runs.mean(f"{space} {what}") for what in ("shares", "accuracies"))
                 ax.plot(shares, accuracies, style, ms=3, color=color, label=f"{runs.case}: {space}")
         ax.set(xlabel="weights that are exactly zero, %", ylabel="test accuracy, %, mean over seeds", ylim=(60, 100))
-        ax.legend(fontsize=5)
+        ax.legend(fontsize=6)
 
 
 def train(work: Workload, space: str, strength: float, steps: int, seed: int) -> tuple[float, float]:
