@@ -31,7 +31,7 @@ class Setting(NamedTuple):
 CASES = {
     "full batch, small steps: diabetes, linear model": Setting(0.3, 1e-2, 1e-4, 2000),
     "full batch, small steps: breast cancer, logistic model": Setting(0.2, 2e-2, 1e-4, 2000),
-    "full batch, small steps: digits, MLP": Setting(0.1, 2e-2, 1e-4, 3000),
+    "full batch, small steps: digits, MLP": Setting(0.05, 1e-2, 1e-4, 3000),
     "full batch, large steps: diabetes, linear model": Setting(0.03, 5e-2, 5e-2, 2000, beta2=0.999),
     "batches: breast cancer, logistic model": Setting(0.1, 1e-2, 1e-3, 2000, batch=32, beta2=0.999),
     "batches: digits, MLP": Setting(0.05, 3e-3, 3e-4, 3000, batch=32, beta2=0.999),
