@@ -153,6 +153,14 @@ class TestSparsity:
 
 
 class TestRestPoint:
+    @pytest.mark.parametrize("regime", ["AdamW, full batch", "full batch, small steps", "full batch, large steps"])
+    def test_over_prediction_is_1_where_the_theory_rests(self, regime: str) -> None:
+        tau = 0.3
+        p, inverse = torch.tensor([1 / tau, -1 / tau]), torch.tensor([2.0, 5.0])
+        g = tau**2 * torch.tensor([1.0, -1.0]) if "small" in regime else tau * inverse
+        assert torch.allclose(rest_point.over_prediction(regime, p, g, inverse, tau), torch.ones(2))
+        assert {case.split(": ")[0] for case in rest_point.CASES} >= {regime}
+
     def test_averages_of_an_optimizer_that_stands_still(self) -> None:
         work, model = weighted_lasso.one_layer("diabetes", 0)
         optimizer: Any = torch.optim.Adam(model.parameters(), lr=0.1, betas=(0.9, 0.99), eps=0.0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -77,17 +78,13 @@ class RestPoint(Claim):
             work.descend(model, optimizer, steps, batch=setting.batch, seed=seed + 100 * part)
         p, g, inverse = averages(work, model, optimizer, weights, setting.batch, seed, 100 if quick else 400)
         top = float(wc.eigenvalues(wc.Hessian(work.problem(model))).values[0])
-        zero, lasso = p == 0, g.abs() / setting.strength**2
-        if how.startswith("AdamW"):
-            ratio = (p.abs() * setting.strength)[g.abs() > 1e-2 * g.abs().max()]
-            kept, lasso = torch.ones(1), torch.full_like(lasso, torch.nan)
-        else:
-            ratios = lasso if "small" in how else g.abs() / (setting.strength * inverse)
-            ratio, kept = ratios[~zero], ratios[zero] <= 1.1
+        zero, decay = p == 0, how.startswith("AdamW")
+        ratios = over_prediction(how, p, g, inverse, setting.strength)
+        ratio, kept = ratios[g.abs() > 1e-2 * g.abs().max() if decay else ~zero], ratios[zero] <= 1.1
         return {
             "ratio": float(ratio.median()),
             "near": float(((ratio - 1).abs() <= 0.1).double().mean()),
-            "lasso": float(lasso[~zero].nanmedian()),
+            "lasso": math.nan if decay else float(g[~zero].abs().median()) / setting.strength**2,
             "zeros": float(zero.double().mean()),
             "kept": float(kept.double().mean()) if len(kept) else 1.0,
             "edge": setting.last * top / (38 * setting.strength**2),
@@ -103,6 +100,13 @@ class RestPoint(Claim):
         ax.axhline(1, color="gray", lw=0.5)
         ax.set(xlabel="weights below, %, first seed", ylabel="measured / predicted", ylim=(0.2, 5))
         ax.legend(fontsize=6)
+
+
+def over_prediction(how: str, p: Tensor, g: Tensor, inverse: Tensor, strength: float) -> Tensor:
+    """|p|τ under AdamW; |g|/τ² for small steps, |g|/(τ·v̂^(1/4)) otherwise; (n,) from weights, gradients and 1/P."""
+    if how.startswith("AdamW"):
+        return p.abs() * strength
+    return g.abs() / (strength**2 if how.endswith("small steps") else strength * inverse)
 
 
 def averages(
