@@ -56,7 +56,7 @@ class L2Generalization(Claim):
     def measure(self, case: str, seed: int, quick: bool) -> Figures:
         name, data = case.split(": ")
         build, strengths = OPTIMIZERS[name]
-        losses = partial(losses_on_test, workload(data, seed=seed), build, seed=seed, steps=50 if quick else 600)
+        losses = partial(losses_on_test, workload(data, seed=seed), build, seed=seed, steps=100 if quick else 600)
         intrinsic, original = losses("intrinsic", strengths), losses("original", ORIGINAL)
         return {
             "advantage": advantage(intrinsic, original),
