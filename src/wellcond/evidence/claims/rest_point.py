@@ -35,11 +35,11 @@ CASES = {
     "full batch, small steps: diabetes, linear model": Setting(0.3, 1e-2, 1e-4, 2000),
     "full batch, small steps: breast cancer, logistic model": Setting(0.2, 2e-2, 1e-4, 2000),
     "full batch, small steps: digits, MLP": Setting(0.05, 1e-2, 1e-4, 3000),
-    # The oscillation swells and dies down in some 1/(1 − β₂) steps.
+    # The oscillation swells and dies down over some thousand steps.
     "full batch, large steps: diabetes, linear model": Setting(0.03, 5e-2, 5e-2, 6000, beta2=0.999, averaged=2000),
     "batches: breast cancer, logistic model": Setting(0.1, 1e-2, 1e-3, 2000, batch=32, beta2=0.999),
     "batches: digits, MLP": Setting(0.05, 3e-3, 3e-4, 3000, batch=32, beta2=0.999),
-    "batches: digits, convolution": Setting(0.04, 3e-3, 3e-4, 3000, batch=32, beta2=0.999),
+    "batches: digits, convolution": Setting(0.04, 3e-3, 3e-4, 3000, batch=32, beta2=0.999, averaged=400),
     "AdamW, full batch: diabetes, linear model": Setting(5.0, 1e-2, 1e-3, 2000),
     "AdamW, full batch: digits, MLP": Setting(5.0, 1e-2, 1e-3, 3000),
 }
