@@ -10,10 +10,11 @@ import wellcond as wc
 from wellcond.evidence import Runs
 from wellcond.evidence.adaptive import squared_diagonal
 from wellcond.evidence.claims import best_diagonal, change_of_variables, conditioning, row_norms
-from wellcond.evidence.claims.best_diagonal import BestDiagonal, best_scaling, condition
+from wellcond.evidence.claims.best_diagonal import BestDiagonal
 from wellcond.evidence.claims.change_of_variables import ChangeOfVariables
 from wellcond.evidence.claims.conditioning import Conditioning, kappas
 from wellcond.evidence.claims.row_norms import RowNorms, log_correlation
+from wellcond.evidence.diagonal_scaling import best_scaling, condition
 from wellcond.linalg import MatrixOperator
 
 f64 = partial(torch.tensor, dtype=torch.float64)
@@ -98,6 +99,7 @@ def test_a_step_that_is_not_ppt_fails_the_change_of_variables(monkeypatch):
     ids=lambda x: getattr(x, "name", ""),
 )
 def test_a_broken_preconditioner_fails(claim, module, case, power, monkeypatch):
+    assert claim.holds(Runs(case, [claim.measure(case, 0, True)]))
     right = module.stops
 
     def broken(*args, **kwargs):
