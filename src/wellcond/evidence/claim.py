@@ -28,7 +28,7 @@ class Runs:
     """The runs of one case, one a seed.
 
     >>> runs = Runs("digits, MLP", [{"ratio": 1.0, "loss": [3, 2]}, {"ratio": 3.0, "loss": [3, 1]}])
-    >>> runs.mean("ratio"), runs.spread("ratio").round(2), runs["loss"].shape
+    >>> float(runs.mean("ratio")), round(float(runs.spread("ratio")), 2), runs["loss"].shape
     (2.0, 1.41, (2, 2))
     """
 

@@ -1,0 +1,55 @@
+"""Networks on the way of the adaptive optimizers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
+
+import torch
+from torch import Tensor
+
+import wellcond as wc
+from wellcond.evidence.workloads import Workload, workload
+
+ADAPTIVE: Mapping[str, Callable[[Iterable[Tensor]], torch.optim.Optimizer]] = {
+    "AdaGrad": partial(torch.optim.Adagrad, lr=0.03),
+    "RMSProp": partial(torch.optim.RMSprop, lr=0.003),
+    "Adam": partial(torch.optim.Adam, lr=0.003),
+}
+"""The optimizers, with rates that bring all three to about the same loss in as many steps."""
+
+BATCH = 32
+STOPS = (10, 60, 300)
+"""The steps at which a training is looked at: start, middle, end."""
+
+_EXAMPLES = {"digits, MLP": 400, "diabetes, MLP": 400, "characters, transformer": 96}
+
+
+def small(name: str) -> Workload:
+    """A workload so small that its dense Hessian takes about a second."""
+    return workload(name, width=8, examples=_EXAMPLES[name])
+
+
+def stops(
+    work: Workload, optimizer: str, seed: int, steps: Iterable[int] = STOPS, batch: int | None = BATCH
+) -> Iterator[tuple[wc.Problem, wc.Preconditioner]]:
+    """Train, and stop after these many steps: the problem there, and the P that the optimizer's last step used.
+
+    Args:
+        work: data and network.
+        optimizer: of ADAPTIVE.
+        seed: of the weights and the batches.
+        steps: where to stop, rising.
+        batch: examples a step; the whole training set for None.
+    """
+    model, done = work.model(seed), 0
+    made = ADAPTIVE[optimizer](model.parameters())
+    for step in steps:
+        work.descend(model, made, step - done, batch=batch, seed=1000 * seed + step)
+        done = step
+        yield work.problem(model), wc.preconditioner_of(made)
+
+
+def squared_diagonal(P: wc.Preconditioner) -> Tensor:
+    """P_ii² of a diagonal P, (n,)."""
+    return torch.cat([s.flatten() for s in P.gram([torch.ones_like(p) for p in P.parameters])]).detach()

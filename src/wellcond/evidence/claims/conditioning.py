@@ -1,0 +1,79 @@
+"""Whether the adaptive optimizers' P conditions."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import wellcond as wc
+from wellcond.evidence.adaptive import ADAPTIVE, BATCH, STOPS, small, stops
+from wellcond.evidence.claim import Claim, Figures, Runs
+
+FIGURES = ("effective", "mean", "half", "most")
+
+
+class Conditioning(Claim):
+    """The P of AdaGrad, RMSProp and Adam conditions: κ of PᵀHP is far under κ of H, all through the training, about as
+    far as Jacobi's scaling brings it.
+    """
+
+    name = "conditioning"
+    source = "theory 2.2 and 3.2; paper, section 3"
+    rule = (
+        f"after {STOPS[0]}, {STOPS[1]} and {STOPS[2]} steps, κ_eff (what gradient descent feels) of PᵀGP is at most "
+        "half of that of G, Gauss-Newton, in the geometric mean over seeds: half the steps"
+    )
+    cases = tuple(
+        f"{data}: {optimizer}"
+        for data in ("digits, MLP", "diabetes, MLP", "characters, transformer")
+        for optimizer in ADAPTIVE
+    )
+    shown = {
+        "effective at start": f"κ_eff, P / none, log₁₀, step {STOPS[0]}",
+        "effective at middle": f"step {STOPS[1]}",
+        "effective": f"step {STOPS[2]}",
+        "effective, Jacobi": "Jacobi / none there",
+        "mean": "κ̄ of PᵀHP / H there, log₁₀",
+        "mean, Jacobi": "Jacobi's",
+        "half": "κ(0.5), the same",
+        "half, Jacobi": "Jacobi's",
+        "most": "κ(0.9), the same",
+        "most, Jacobi": "Jacobi's",
+    }
+    size = (6.4, 4.2)
+
+    def measure(self, case: str, seed: int, quick: bool) -> Figures:
+        data, optimizer = case.split(": ")
+        figures: dict[str, float] = {}
+        for problem, P in stops(small(data), optimizer, seed):
+            H = wc.Hessian(problem)
+            with problem:
+                none = kappas(wc.conditioning(H))
+                own = kappas(wc.conditioning(H.preconditioned(P)))
+                jacobi = kappas(wc.conditioning(H.preconditioned(wc.jacobi(wc.GaussNewton(problem)))))
+            time = f" at {('start', 'middle')[len(figures) // 8]}" if len(figures) < 16 else ""
+            for name in FIGURES:
+                figures[name + time] = math.log10(own[name] / none[name])
+                figures[f"{name}{time}, Jacobi"] = math.log10(jacobi[name] / none[name])
+        return figures
+
+    def holds(self, runs: Runs) -> bool:
+        return all(runs.mean(f"effective{time}") <= -math.log10(2) for time in (" at start", " at middle", ""))
+
+    def plot(self, results: Sequence[Runs], ax: Any) -> None:
+        for i, runs in enumerate(results):
+            for which, style in (("", "-"), (", Jacobi", ":")):
+                values = [10 ** runs.mean(f"effective{time}{which}") for time in (" at start", " at middle", "")]
+                color, marker = f"C{i // 3}", "osv"[i % 3]
+                ax.loglog(STOPS, values, style, color=color, marker=marker, markersize=4, label=runs.case + which)
+        ax.axhline(0.5, color="k", lw=0.8)
+        ax.set(xlabel=f"steps of training, batches of {BATCH}", ylabel="κ_eff of PᵀGP / κ_eff of G")
+        ax.legend(fontsize=5, ncols=3)
+
+
+def kappas(c: wc.Conditioning) -> dict[str, float]:
+    """κ_eff, κ̄, κ(0.5), κ(0.9)."""
+    return dict(
+        zip(FIGURES, (e.value for e in (c.kappa_effective, c.kappa_mean, c.kappa(0.5), c.kappa(0.9))), strict=True)
+    )

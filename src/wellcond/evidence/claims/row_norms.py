@@ -1,0 +1,91 @@
+"""What the second moment of an adaptive optimizer measures."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import wellcond as wc
+from wellcond.evidence.adaptive import ADAPTIVE, BATCH, STOPS, small, squared_diagonal, stops
+from wellcond.evidence.claim import Claim, Figures, Runs
+
+SETTINGS = {"full batch": None, f"batches of {BATCH}": BATCH}
+
+
+class RowNorms(Claim):
+    """√v of AdaGrad, RMSProp and Adam measures the norm of the Hessian's row, at any time of the training: the row's
+    and not only the diagonal entry's, within a parameter's tensor and not only between tensors.
+    """
+
+    name = "row-norms"
+    source = "theory 3.2; paper, section 3"
+    rule = (
+        f"after {STOPS[0]}, {STOPS[1]} and {STOPS[2]} steps log √v explains at least half of the variance of the log "
+        "row norm: a correlation of 0.71 or more, mean over seeds"
+    )
+    cases = tuple(
+        f"{data}: {optimizer}, {setting}"
+        for data in ("digits, MLP", "diabetes, MLP", "characters, transformer")
+        for optimizer in ADAPTIVE
+        for setting in SETTINGS
+    )
+    shown = {
+        "start": f"correlation of log √v with the log row norm, step {STOPS[0]}",
+        "middle": f"step {STOPS[1]}",
+        "end": f"step {STOPS[2]}",
+        "within": f"within tensors, step {STOPS[2]}",
+        "diagonal": f"with log |H_ii|, step {STOPS[2]}",
+    }
+
+    def measure(self, case: str, seed: int, quick: bool) -> Figures:
+        data, rest = case.split(": ")
+        optimizer, setting = rest.split(", ")
+        rows, within, diagonal = [], [], []
+        for problem, P in stops(small(data), optimizer, seed, batch=SETTINGS[setting]):
+            H = wc.Hessian(problem).dense()
+            root_v = 1 / squared_diagonal(P)
+            tensors = torch.cat([torch.full((p.numel(),), i) for i, p in enumerate(problem.parameters)])
+            rows.append(log_correlation(root_v, H.norm(dim=1)))
+            within.append(log_correlation(root_v, H.norm(dim=1), tensors))
+            diagonal.append(log_correlation(root_v, H.diagonal().abs()))
+        return {
+            **dict(zip(("start", "middle", "end"), rows, strict=True)),
+            "within": within[-1],
+            "diagonal": diagonal[-1],
+        }
+
+    def holds(self, runs: Runs) -> bool:
+        return all(runs.mean(time) >= 0.71 for time in ("start", "middle", "end"))
+
+    def plot(self, results: Sequence[Runs], ax: Any) -> None:
+        for i, runs in enumerate(results):
+            values = [runs[time] for time in ("start", "middle", "end")]
+            ax.errorbar(
+                STOPS,
+                [x.mean() for x in values],
+                [x.std() for x in values],
+                label=runs.case,
+                color=f"C{i // 6}",
+                linestyle="-" if "full" in runs.case else "--",
+                marker="osv"[i // 2 % 3],
+                markersize=4,
+            )
+        ax.axhline(0.71, color="k", lw=0.8)
+        ax.set(xscale="log", xlabel="steps of training", ylabel="correlation, log √v with log row norm", ylim=(-0.2, 1))
+        ax.legend(fontsize=5, ncols=3)
+
+
+def log_correlation(x: Tensor, y: Tensor, groups: Tensor | None = None) -> float:
+    """Pearson's correlation of the logarithms, of entries that are not zero to rounding; within groups of entries if
+    these are given, about the mean of each.
+    """
+    alive = (x > 1e-7 * x.max()) & (y > 1e-12 * y.max())
+    a, b = x[alive].log(), y[alive].log()
+    group = torch.zeros_like(a, dtype=torch.long) if groups is None else groups[alive]
+    for i in group.unique():
+        a[group == i] -= a[group == i].mean()
+        b[group == i] -= b[group == i].mean()
+    return float(a @ b / (a.norm() * b.norm()))
