@@ -252,3 +252,26 @@ class TestRate:
         claim = rate.Rate()
         torch.manual_seed(0)
         assert not claim.holds(Runs("", [claim.measure("random, κ = 100, under P", 0, True)]))
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize("width", [1440, 360])
+def test_page_in_a_browser(width: int, tmp_path: Any) -> None:
+    from tests.browser import Page
+    from tests.test_browser import WIDER
+
+    file = tmp_path / "evidence.html"
+    file.write_text(pages(run_claims([Sums(), Fails()], quick=True, jobs=1))["evidence.html"], encoding="utf-8")
+    with Page(file, width, dark=width == 360) as page:
+        assert page.run(WIDER) == []
+        assert page.run("document.documentElement.scrollWidth <= innerWidth")
+        lines = page.run("[...document.querySelectorAll('figure svg')].map((s) => s.querySelectorAll('path').length)")
+        assert len(lines) == 2
+        assert min(lines) > 5
+        assert page.run("document.querySelectorAll('random').length") == 0
+        ink = page.run("getComputedStyle(document.body).color")
+        assert page.run("getComputedStyle(document.querySelector('figure svg text')).fill") == ink
+        ids = page.run("[...document.querySelectorAll('body > *:not(script) [id]:not(svg [id])')].map((e) => e.id)")
+        assert len(set(ids)) == len(ids)
+        assert page.console == []
+        assert page.requests == []

@@ -54,12 +54,13 @@ class Claim(ABC):
 
     Attributes:
         name: on the command line.
-        source: sections of the theory and the paper.
+        source: sections of the theory, and what of the paper (arXiv 2410.00232) or others.
         rule: in words, what `holds` asks of the runs of a case; a claim is supported if it holds in every case, not
             supported if in none, else mixed.
         cases: data and network, or the setting, each measured with every seed.
         shown: what `measure` returns and the table shows, name → in words; the first is the figure.
-        scale: of the plot's figure, in inches.
+        seeds: runs of each case.
+        size: of the plot, in inches.
     """
 
     name: ClassVar[str]

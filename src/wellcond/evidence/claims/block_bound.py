@@ -23,7 +23,7 @@ class BlockBound(Claim):
     """
 
     name = "block-bound"
-    source = "theory 5.1, 5.2; paper, section on batch normalization"
+    source = "theory 5.1 and 5.2; paper, on normalization"
     rule = (
         "no block's κ is above the bound by more than 1 % (rounding) in any row with S positive definite; and of two "
         "layers, as they are or standardized, the one with the larger κ(Ĥ)² has the larger κ(block), the median of its "

@@ -26,7 +26,7 @@ class ChangeOfVariables(Claim):
     """
 
     name = "change-of-variables"
-    source = "theory 1 and 5.4; paper, section 2"
+    source = "theory 1 and 5.4; paper, on preconditioned gradient descent"
     rule = (
         f"over {STEPS} steps p never parts from Pz by more than 1e-10 of the distance travelled, for each seed, for "
         "Adam's own P and for a P that is not diagonal (batch normalization's times Adam's)"

@@ -19,7 +19,7 @@ class Conditioning(Claim):
     """
 
     name = "conditioning"
-    source = "theory 2.2 and 3.2; paper, section 3"
+    source = "theory 2.2 and 3.2; paper, on adaptive learning rates"
     rule = (
         f"after {STOPS[0]}, {STOPS[1]} and {STOPS[2]} steps, κ_eff (what gradient descent feels) of PᵀGP is at most "
         "half of that of G, Gauss-Newton, in the geometric mean over seeds: half the steps"

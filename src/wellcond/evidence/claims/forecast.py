@@ -28,7 +28,7 @@ class Forecast(Claim):
     """
 
     name = "forecast"
-    source = "theory, section 6"
+    source = "theory 6"
     rule = (
         "over the seeds at least 75 % of the pairs of none, Adam's P, RMSProp's P, Jacobi and Hessian row norms, at "
         "rate 1/λ_max(PᵀHP) each, are in the order of the losses after 30 steps (half-way between a coin and certainty)"

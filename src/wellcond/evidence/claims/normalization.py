@@ -29,7 +29,7 @@ class Normalization(Claim):
     """
 
     name = "normalization"
-    source = "theory 5.1, 5.2; paper, section on batch normalization"
+    source = "theory 5.1 and 5.2; paper, on normalization"
     rule = (
         "for each seed κ(Ĥ), geometric mean of the layers, and κ̄(G) are lower than the plain network's at the start, "
         "and the loss that full-batch gradient descent brings the plain one to is reached in at most half of the "

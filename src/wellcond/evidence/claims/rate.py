@@ -20,7 +20,7 @@ class Rate(Claim):
     """
 
     name = "rate"
-    source = "theory 2.1; paper, sections 1 and 2"
+    source = "theory 2.1; paper, on preconditioned gradient descent"
     rule = "measured and predicted logarithm of the contraction a step agree within 10 %, for each seed and method"
     cases = ("random, κ = 100", "random, κ = 100, under P", "diabetes, linear model")
     shown = {

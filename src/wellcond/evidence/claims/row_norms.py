@@ -21,7 +21,7 @@ class RowNorms(Claim):
     """
 
     name = "row-norms"
-    source = "theory 3.2; paper, section 3"
+    source = "theory 3.2; paper, on adaptive learning rates"
     rule = (
         f"after {STOPS[0]}, {STOPS[1]} and {STOPS[2]} steps log √v explains at least half of the variance of the log "
         "row norm: a correlation of 0.71 or more, mean over seeds"

@@ -28,7 +28,7 @@ class SparsityOfL1(Claim):
     """
 
     name = "sparsity"
-    source = "theory 4.3, 4.5; paper, on regularization"
+    source = "theory 4.3 and 4.5; paper, on regularization"
     rule = (
         "no weight is zero with L1 in the loss, at any strength and seed; and the share of zeros that costs at most "
         "one point of test accuracy (between strengths by straight lines) is at least 30 % in intrinsic space, with a "

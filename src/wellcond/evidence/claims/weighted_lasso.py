@@ -21,7 +21,7 @@ class WeightedLasso(Claim):
     """
 
     name = "weighted-lasso"
-    source = "theory 4.3, 4.6"
+    source = "theory 4.3 and 4.6; paper, on regularization"
     rule = (
         "for each seed and strength the weights are within 1e-5 (relative) of scikit-learn's solution of the weighted "
         "lasso, with the same zeros, and at least 1e-3 from that of the lasso whose weights are all the mean of 1/P_ii"
