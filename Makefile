@@ -17,13 +17,13 @@ demo: $(READY) ## examine a small network trained on scikit-learn's digits; writ
 	$(BIN)/wellcond examine examples/digits.py
 
 test: $(READY) ## the tests, doctests included
-	$(BIN)/python -m pytest -m "not browser"
+	$(BIN)/python -m pytest -n auto --dist worksteal -m "not browser"
 
 test-browser: $(READY) ## open the page in headless Chromium (Debian: apt-get install chromium)
-	$(BIN)/python -m pytest -m browser
+	$(BIN)/python -m pytest -n auto --dist worksteal -m browser
 
 test-cross-library: $(PEERS_READY) ## the tests against other libraries, in .venv-peers with all of them
-	$(PEERS)/python -m pytest tests/cross_library
+	$(PEERS)/python -m pytest -n auto --dist worksteal tests/cross_library
 
 lint: $(READY) ## format and lint (ruff), types (mypy)
 	$(BIN)/ruff format --check .
