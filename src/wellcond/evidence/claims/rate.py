@@ -60,7 +60,7 @@ class Rate(Claim):
     def plot(self, results: Sequence[Runs], ax: Any) -> None:
         for runs, color in zip(results, ("C0", "C1", "C2"), strict=True):
             for name, style in (("descent", "-"), ("heavy ball", "--")):
-                ax.semilogy(runs[f"{name} errors"][0], style, color=color, label=f"{runs.case}: {name}")
+                ax.semilogy(runs.figures[0][f"{name} errors"], style, color=color, label=f"{runs.case}: {name}")
         ax.set(xlabel="step", ylabel="distance to the minimum in z, first seed")
         ax.legend(fontsize=7)
 
