@@ -75,10 +75,22 @@ def test_log_correlation_leaves_out_what_is_zero():
 
 
 def test_kappas_of_a_known_spectrum():
-    c = wc.conditioning(MatrixOperator(torch.diag(f64([1.0, 2.0, 9.0]))))
-    found = kappas(c)
+    found = kappas(wc.conditioning(MatrixOperator(torch.diag(f64([1.0, 2.0, 9.0])))))
     assert (found["mean"], found["half"], found["most"]) == pytest.approx((2.25, 4.5, 9))
-    assert math.isnan(found["effective"])  # no gradient
+
+
+def test_kappa_effective_of_a_known_descent():
+    x = torch.diag(f64([1.0, 10.0]))  # with the targets 1: λ = 1/2 and 50, the whole loss is to be won
+    model = torch.nn.Linear(2, 1, bias=False).double()
+    torch.nn.init.zeros_(model.weight)
+    problem = wc.Problem(
+        model, lambda out, y: (out - y).square().mean() / 2, (x, torch.ones(2, 1, dtype=torch.float64))
+    )
+    steps = 0
+    while 0.5 * (1 - 0.5 / 50) ** (2 * steps) > 0.01:  # half of the loss is on each direction; one step wins 50's
+        steps += 1
+    found = kappas(wc.conditioning(wc.GaussNewton(problem)))["effective"]
+    assert found == pytest.approx(2 * steps / math.log(100), abs=2 * 1.5 / math.log(100))  # bounds are a step apart
 
 
 def test_a_step_that_is_not_ppt_fails_the_change_of_variables(monkeypatch):
@@ -93,7 +105,7 @@ def test_a_step_that_is_not_ppt_fails_the_change_of_variables(monkeypatch):
     ("claim", "module", "case", "power"),
     [
         (RowNorms(), row_norms, "digits, MLP: RMSProp, batches of 32", -1),
-        (Conditioning(), conditioning, "diabetes, MLP: RMSProp", -1),
+        (Conditioning(), conditioning, "diabetes, MLP: Adam", -1),
         (BestDiagonal(), best_diagonal, "breast cancer, logistic: Adam", 0.25),
     ],
     ids=lambda x: getattr(x, "name", ""),

@@ -25,9 +25,9 @@ STOPS = (10, 60, 300)
 _EXAMPLES = {"digits, MLP": 400, "diabetes, MLP": 400, "characters, transformer": 96}
 
 
-def small(name: str) -> Workload:
-    """A workload so small that its dense Hessian takes about a second."""
-    return workload(name, width=8, examples=_EXAMPLES[name])
+def small(name: str, quick: bool = False) -> Workload:
+    """A workload so small that its dense Hessian takes a second or two; with a third of the examples if quick."""
+    return workload(name, width=8, examples=_EXAMPLES[name] // (3 if quick else 1))
 
 
 def stops(

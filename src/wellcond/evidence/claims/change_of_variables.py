@@ -69,8 +69,8 @@ class ChangeOfVariables(Claim):
                 curve = runs[f"{name}, by step"].max(0)
                 ax.semilogy(range(1, len(curve) + 1), curve, style, color=color, label=f"{runs.case}: {name}")
         ax.axhline(1e-10, color="k", lw=0.8)
-        ax.set(xlabel="step", ylabel="‖p − Pz‖ / distance travelled, largest of the seeds")
-        ax.legend(fontsize=5, ncols=3)
+        ax.set(xlabel="step", ylabel="‖p − Pz‖ / distance travelled", ylim=(1e-16, 1e-6))
+        ax.legend(fontsize=5, ncols=3, loc="upper right")
 
 
 def parting(work: Workload, model: nn.Module, P: wc.Preconditioner, build: Build, attach: Any) -> list[float]:
