@@ -445,7 +445,7 @@ def test_a_layer_that_moves_at_another_pace_is_found():
     before = {name: p.detach().clone() for name, p in other.model.named_parameters()}
     train(other, 1)
     by_hand = {
-        name: float((p - before[name]).norm() / before[name].norm()) for name, p in other.model.named_parameters()
+        name: float((p.detach() - before[name]).norm() / before[name].norm()) for name, p in other.model.named_parameters()
     }
     assert found.evidence["update ratio of 2.weight"].value == pytest.approx(by_hand["2.weight"], rel=1e-2)
     assert found.evidence["others"].value == pytest.approx((by_hand["0.weight"] + by_hand["4.weight"]) / 2, rel=1e-5)

@@ -107,6 +107,12 @@ def test_what_would_go_beyond_the_budget_is_not_tried():
     assert trials.normalized("standardize inputs") is None
     assert trials.notes == ["Trials may cost 18 gradients here; what would have cost more was not tried."]
     assert Settings().trial_budget(2000) == math.inf
+    run = small_run(examples=20)  # one batch, in which a step from new weights counts for 1.5 gradients
+    for budget, steps in ((1000, 50), (900, 20)):
+        trials = Trials(run, Subject.of(run, Settings()).problem, 50, budget=budget)
+        effect = trials.from_new_weights("standardize inputs")
+        assert effect.figure.startswith(f"loss after {steps} steps")
+        assert trials.spent == 2 * 6 * (1.5 * steps + 0.5)
     assert Settings(quick=True).trial_budget(2001) < Settings().trial_budget(2001) < 3000
 
 

@@ -5,14 +5,17 @@ from __future__ import annotations
 import contextlib
 import copy
 import math
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from wellcond.examination.failures import Failures
+from wellcond.examination.new_weights import fresh_share, renew
+from wellcond.examination.one_step import TensorStep, first_step, step
 from wellcond.examination.run import TrainingRun
 from wellcond.linalg import Estimate
 from wellcond.preconditioners.reading import unwrapped_optimizer
@@ -42,6 +45,10 @@ its error."""
 
 QUICK = 30
 """With fewer steps than this a trial from new weights looks at three learning rates, else further while they help."""
+
+ANEW, SHORTER = 1.5, 0.4
+"""Gradients that a step from new weights costs, measured with 100,000 parameters in one batch: 1.2 as it is, 1.7 with
+batch norm. And the share of the steps that are taken where all of them would go beyond the budget."""
 
 RATES = 4
 """Learning rates that a trial from new weights takes, mostly: its cost is told from it beforehand."""
@@ -218,17 +225,28 @@ class Trials:
         build = CHANGES[change] if isinstance(change, str) else change
         made = {None: lambda given: Network.copy_of(given.model), change: build}
         missing = [key for key in made if key not in self._from_new_weights]
-        if not self.affords(self._cost(len(missing) * (RATES + REPEATS - 1))):
+        steps = self.steps_anew
+        if missing and not self.affords(self._cost_anew(len(missing), steps)):
             return None
 
         def tried() -> Effect:
             for key in missing:
-                self._from_new_weights[key] = self._losses_from_new(made[key])
-            how = f"{self.steps} steps from new weights on copies of the run, at the best of some learning rates"
+                self._from_new_weights[key] = self._losses_from_new(made[key], steps)
+            how = f"{steps} steps from new weights on copies of the run, at the best of some learning rates"
             before, after = (self._estimate(self._from_new_weights[key][0], how) for key in made)
-            return Effect(f"loss after {self.steps} steps from new weights, at the best learning rate", before, after)
+            return Effect(f"loss after {steps} steps from new weights, at the best learning rate", before, after)
 
         return self.failures.attempt("what a change does to training from new weights", tried)
+
+    @cached_property
+    def steps_anew(self) -> int:
+        """Of a trial from new weights: fewer where so many are beyond what is left of the budget at the first one."""
+        fits = self.spent + self._cost_anew(2, self.steps) <= self.budget
+        return self.steps if fits else max(1, int(SHORTER * self.steps))
+
+    def _cost_anew(self, networks: int, steps: int) -> float:
+        runs = networks * (RATES + REPEATS - 1)
+        return runs * (ANEW * steps / len(self.problem.batches) + 0.5)
 
     def _cost(self, runs: float) -> float:
         """Of so many runs, in gradients of the whole loss: their steps, and the loss at their end, half a gradient."""
@@ -261,30 +279,22 @@ class Trials:
             renew(network.model, own)
         return network.problem(self.problem)
 
-    def _losses_from_new(self, build: Callable[[Problem], Network]) -> tuple[list[float], float]:
+    def _losses_from_new(self, build: Callable[[Problem], Network], steps: int) -> tuple[list[float], float]:
         """Once a draw of the weights, at the rate that is the best for the first; and that rate over the given one."""
         network, losses, factor = build(self.problem), [], math.nan
         for k in range(REPEATS):
             problem = self._renewed(network, self.seed + k)
             runs = network.warm_up(problem, self.run.optimizer, network.twins, network.P)
             if k:
-                best = runs.run(factor, self.steps)
+                best = runs.run(factor, steps)
             else:
                 try:
-                    best = self._at_its_best_rate(runs)
+                    best = _at_its_best_rate(runs, steps)
                 except ValueError:  # finite at no rate
                     return [math.inf], factor
                 factor = best.factor
             losses.append(math.inf if best is None else best.loss)
         return losses, factor
-
-    def _at_its_best_rate(self, runs: WarmUp) -> WarmedUp:
-        if self.steps >= QUICK:
-            return runs.best(self.steps, decades=1, halves=False)
-        tried = [found for f in (0.1, 1.0, 10.0) if (found := runs.run(f, self.steps))]
-        if not tried:
-            raise ValueError("the loss is finite at none of three learning rates")
-        return min(tried, key=lambda found: found.loss)
 
     @property
     def _repeats(self) -> int:
@@ -344,89 +354,10 @@ class Trials:
         return Estimate(sorted(losses)[len(losses) // 2], min(losses), max(losses), how)
 
 
-def step(run: TrainingRun, *batches: Any) -> bool:
-    """One step of plain training on the mean gradient of some batches; whether the loss was finite.
-
-    Raises:
-        RuntimeError: if the loss does not depend on the run's model.
-    """
-    assert run.optimizer is not None
-    run.optimizer.zero_grad()
-    for batch in batches:
-        loss = loss_of(run, batch)
-        if not math.isfinite(float(loss.detach())):
-            return False
-        if loss.requires_grad:
-            (loss / len(batches)).backward()
-    if all(p.grad is None for p in run.model.parameters()):
-        raise RuntimeError(
-            "the loss of a copy of the model does not depend on the copy; let it use the model it is given"
-        )
-    run.optimizer.step()
-    return True
-
-
-@dataclass(frozen=True)
-class TensorStep:
-    """What one step of the optimizer did to one tensor.
-
-    Attributes:
-        name: of the parameter.
-        norm, moved: ‖p‖ before the step and ‖Δp‖.
-        pulled: coordinates with a gradient.
-        lost: those of them that are bit for bit what they were: the step was rounded away.
-    """
-
-    name: str
-    norm: float
-    moved: float
-    pulled: int
-    lost: int
-
-
-def first_step(run: TrainingRun, batch: Any, problem: Problem) -> list[TensorStep]:
-    """One step of a copy of the problem's run, tensor by tensor; empty where the loss is not finite."""
-    parameters = dict(run.model.named_parameters())
-    before = {name: parameters[name].detach().clone() for name in problem.names}
-    if not step(run, move(batch, problem.device)):
-        return []
-    found = []
-    for name, p in before.items():
-        after, gradient = parameters[name].detach(), parameters[name].grad
-        pulled = torch.zeros_like(p, dtype=torch.bool) if gradient is None else gradient != 0
-        moved = (after.double() - p.double()).norm()
-        lost = int((pulled & (after == p)).sum())
-        found.append(TensorStep(name, float(p.double().norm()), float(moved), int(pulled.sum()), lost))
-    return found
-
-
-def loss_of(run: TrainingRun, batch: Any) -> Tensor:
-    """As the training loop would compute it."""
-    if run.loss is not None:
-        return run.loss(run.model, batch)
-    assert run.loss_fn is not None
-    inputs, target = batch
-    return run.loss_fn(run.model(inputs), target)
-
-
-def fresh_share(problem: Problem) -> float:
-    """How much of the measured parameters belongs to modules that can draw them anew."""
-    known = {id(p) for m in problem.model.modules() if _reset_of(m) for p in m._parameters.values()}
-    return sum(p.numel() for p in problem.parameters if id(p) in known) / problem.size
-
-
-def renew(model: nn.Module, among: Collection[int]) -> None:
-    """Let modules draw their parameters anew, of these ids; others stay."""
-    for module in model.modules():
-        reset = _reset_of(module)
-        own = [p for p in module._parameters.values() if p is not None]
-        if reset and any(id(p) in among for p in own):
-            kept = [(p, p.detach().clone()) for p in own if id(p) not in among]
-            reset()
-            with torch.no_grad():
-                for p, before in kept:
-                    p.copy_(before)
-
-
-def _reset_of(module: nn.Module) -> Callable[[], None] | None:
-    return getattr(module, "reset_parameters", None) or getattr(module, "_reset_parameters", None)
+def _at_its_best_rate(runs: WarmUp, steps: int) -> WarmedUp:
+    if steps >= QUICK:
+        return runs.best(steps, decades=1, halves=False)
+    tried = [found for f in (0.1, 1.0, 10.0) if (found := runs.run(f, steps))]
+    if not tried:
+        raise ValueError("the loss is finite at none of three learning rates")
+    return min(tried, key=lambda found: found.loss)

@@ -9,9 +9,9 @@ from torch import nn
 
 from wellcond.examination.finding import Finding, Severity
 from wellcond.examination.measurements import Measurements
+from wellcond.examination.new_weights import renew
 from wellcond.examination.run import TrainingRun
 from wellcond.examination.subject import Subject
-from wellcond.examination.trial import renew
 from wellcond.linalg import Estimate
 from wellcond.normalization.units import Units, units_of
 
