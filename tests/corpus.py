@@ -170,17 +170,17 @@ HEALTHY = [
 
 def _dead(model: nn.Module) -> nn.Module:
     with torch.no_grad():
-        model[0].bias[:10] = -50.0  # type: ignore[index]
+        model[0].bias[:10] = -50.0
     return model
 
 
 def _constant(model: nn.Module) -> nn.Module:
     """All weights of the hidden layers the same: their units stay copies of each other."""
     with torch.no_grad():
-        for layer in (model[0], model[2], model[4]):  # type: ignore[index]
+        for layer in (model[0], model[2], model[4]):
             layer.weight.fill_(0.1)
             layer.bias.zero_()
-        model[4].weight.mul_(torch.linspace(-1, 1, len(model[4].weight))[:, None])  # type: ignore[index]
+        model[4].weight.mul_(torch.linspace(-1, 1, len(model[4].weight))[:, None])
     return model
 
 
@@ -192,7 +192,7 @@ class Shift(nn.Module):
 
 
 def _shifted_hidden(model: nn.Module) -> nn.Module:
-    model[1] = nn.Sequential(nn.ReLU(), Shift())  # type: ignore[index]
+    model[1] = nn.Sequential(nn.ReLU(), Shift())
     return model
 
 
@@ -203,12 +203,12 @@ def _left_over(model: nn.Module) -> nn.Module:
 
 def _deep_sigmoids(model: nn.Module) -> nn.Module:
     """Six layers of sigmoids, whose means add up."""
-    return mlp(model[0].in_features, model[4].out_features, depth=6, width=12, act=nn.Sigmoid)  # type: ignore[index]
+    return mlp(model[0].in_features, model[4].out_features, depth=6, width=12, act=nn.Sigmoid)
 
 
 def _one_layer_slower(model: nn.Module) -> list[dict[str, Any]]:
     rest = [p for name, p in model.named_parameters() if not name.startswith("conv2")]
-    return [{"params": rest}, {"params": list(model.conv2.parameters()), "lr": 1e-6}]  # type: ignore[union-attr]
+    return [{"params": rest}, {"params": list(model.conv2.parameters()), "lr": 1e-6}]
 
 
 def _with_l1(model: nn.Module, batch: Any) -> Tensor:

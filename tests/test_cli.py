@@ -50,17 +50,6 @@ def setup():
 """
 
 
-@pytest.fixture
-def folder(tmp_path, monkeypatch) -> Path:
-    monkeypatch.chdir(tmp_path)
-    before = dict(sys.modules), list(sys.path)
-    yield tmp_path
-    for name in set(sys.modules) - set(before[0]):
-        if getattr(sys.modules[name], "__file__", None) and str(tmp_path) in str(sys.modules[name].__file__):
-            del sys.modules[name]
-    sys.path[:] = before[1]
-
-
 def write(folder: Path, body: str = "", name: str = "train.py") -> None:
     (folder / name).write_text(HEAD + body)
 

@@ -115,7 +115,9 @@ class TestAdamW:
         assert min(adamw.distances(work, "Adam", "original", 0, 20)) > 1e-6
 
     def test_a_wrong_step_of_the_penalty_is_noticed(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        wrong = lambda self, group, step: group["lr"] * (1 + 1e-5)  # noqa: E731
+        def wrong(self, group, step):
+            return group["lr"] * (1 + 1e-5)
+
         monkeypatch.setattr(torch_optimizers._Adam, "penalty_rate", wrong)
         assert max(adamw.distances(workload("wine, MLP"), "Adam", "intrinsic", 0, 20)) > 1e-9
 

@@ -444,9 +444,8 @@ def test_a_layer_that_moves_at_another_pace_is_found():
     other = copied(run)
     before = {name: p.detach().clone() for name, p in other.model.named_parameters()}
     train(other, 1)
-    by_hand = {
-        name: float((p.detach() - before[name]).norm() / before[name].norm()) for name, p in other.model.named_parameters()
-    }
+    after = {name: p.detach() for name, p in other.model.named_parameters()}
+    by_hand = {name: float((after[name] - p).norm() / p.norm()) for name, p in before.items()}
     assert found.evidence["update ratio of 2.weight"].value == pytest.approx(by_hand["2.weight"], rel=1e-2)
     assert found.evidence["others"].value == pytest.approx((by_hand["0.weight"] + by_hand["4.weight"]) / 2, rel=1e-5)
     assert found.effect.better

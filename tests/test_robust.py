@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 import wellcond as wc
-from tests.test_cli import folder, write  # noqa: F401
+from tests.test_cli import write
 from wellcond.examination import examination as examining
 from wellcond.examination import measurements as measuring
 from wellcond.examination.failures import Failures
@@ -323,7 +323,7 @@ def setup():
 """
 
 
-def test_ctrl_c_in_a_real_process_writes_the_partial_report(folder):  # noqa: F811
+def test_ctrl_c_in_a_real_process_writes_the_partial_report(folder):
     write(folder, SLOW % 60)
     process = command("train.py", "--quick", "--json", "out.json", stdout=subprocess.PIPE)
     assert process.stdout.readline().strip() == "ready"
@@ -340,7 +340,7 @@ def test_ctrl_c_in_a_real_process_writes_the_partial_report(folder):  # noqa: F8
     assert "Partial report" in (folder / "report.html").read_text()
 
 
-def test_a_full_disk_is_one_line_and_the_summary_appears(folder):  # noqa: F811
+def test_a_full_disk_is_one_line_and_the_summary_appears(folder):
     write(folder)
     process = command("train.py", "--quick", "--output", "/dev/full", "--json", "out.json", stdout=subprocess.PIPE)
     out, errors = process.communicate(timeout=300)
@@ -350,7 +350,7 @@ def test_a_full_disk_is_one_line_and_the_summary_appears(folder):  # noqa: F811
     assert json.loads((folder / "out.json").read_text())["interrupted"] is None
 
 
-def test_a_full_standard_output_and_a_reader_that_went_cost_no_page(folder):  # noqa: F811
+def test_a_full_standard_output_and_a_reader_that_went_cost_no_page(folder):
     write(folder)
     with open("/dev/full", "w") as full:
         process = command("train.py", "--quick", "--json", "/dev/full", stdout=full)
@@ -370,7 +370,7 @@ def test_a_full_standard_output_and_a_reader_that_went_cost_no_page(folder):  # 
     assert (folder / "report.html").exists()
 
 
-def test_what_could_not_be_measured_fails_a_run_on_notice_and_not_on_severe(folder):  # noqa: F811
+def test_what_could_not_be_measured_fails_a_run_on_notice_and_not_on_severe(folder):
     held = "    given.model.held = torch.ones(3, requires_grad=True) * 2\n"  # can't be copied
     write(folder, f"\n\ndef setup():\n    given = run()\n{held}    return given\n")
     for severity, code in (("severe", 0), ("notice", 1)):

@@ -144,23 +144,19 @@ def _like(problem: Problem, batches: list[Any], dtype: torch.dtype) -> Problem:
 def _problem(run: TrainingRun, settings: Settings, chosen: Any, notes: list[str]) -> Problem:
     """The problem in the dtype asked for; unless asked, in float64 up to the size of a whole spectrum, quick or not:
     float32 has an error of its own, which on ill-scaled data no measurement in float32 shows."""
-
-    def build(data: Any, dtype: torch.dtype | None) -> Problem:
-        return Problem(
-            run.model,
-            run.loss_fn,
-            data,
-            loss=run.loss,
-            mode=settings.mode,
-            batches=settings.batches,
-            parameters=chosen,
-            seed=settings.seed,
-            dtype=dtype,
-        )
-
-    problem = build(run.data, settings.dtype)
+    problem = Problem(
+        run.model,
+        run.loss_fn,
+        run.data,
+        loss=run.loss,
+        mode=settings.mode,
+        batches=settings.batches,
+        parameters=chosen,
+        seed=settings.seed,
+        dtype=settings.dtype,
+    )
     if settings.dtype is None and problem.size <= DENSE_LIMIT and problem.dtype == torch.float32:
-        double = build(problem.batches, torch.float64)
+        double = _like(problem, problem.batches, torch.float64)
         try:
             double.gradient()
             if double.loss_dtype == torch.float64:
