@@ -282,6 +282,9 @@ def with_loss(name: str) -> wc.TrainingRun:
 def dense_hessian(run: wc.TrainingRun, dtype: torch.dtype = torch.float64) -> Tensor:
     """By torch's own second derivative on a copy, row by row; without dropout."""
     model = copy.deepcopy(run.model).to(dtype)
+    for cell in getattr(run.loss, "__closure__", None) or ():  # networks beside the model follow the dtype
+        if isinstance(cell.cell_contents, nn.Module):
+            cell.cell_contents.to(dtype)
     parameters, total, examples = list(model.parameters()), 0.0, 0
     for batch in run.data:
         batch, N = _cast(batch, dtype)

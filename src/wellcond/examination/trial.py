@@ -25,7 +25,7 @@ from wellcond.problem.generators import modules_of
 from wellcond.problem.isolation import Isolation
 from wellcond.what_if import Variant, what_if
 from wellcond.what_if.changes import CHANGES
-from wellcond.what_if.networks import Network
+from wellcond.what_if.networks import Network, NotApplicableError
 from wellcond.what_if.warm_up import WarmedUp, WarmUp
 
 K = TypeVar("K")
@@ -210,7 +210,7 @@ class Trials:
             )
             return Effect(f"loss after {self.steps} steps at the best learning rate", before, after)
 
-        return self.failures.attempt(f"what “{change}” does to a copy of the run", tried)
+        return self._where_it_applies(f"what “{change}” does to a copy of the run", tried)
 
     def from_new_weights(self, change: str | Callable[[Problem], Network]) -> Effect | None:
         """The loss after the steps from weights that the modules draw anew, as `reset_parameters` does: what a change
@@ -236,7 +236,16 @@ class Trials:
             before, after = (self._estimate(self._from_new_weights[key][0], how) for key in made)
             return Effect(f"loss after {steps} steps from new weights, at the best learning rate", before, after)
 
-        return self.failures.attempt("what a change does to training from new weights", tried)
+        return self._where_it_applies("what a change does to training from new weights", tried)
+
+    def _where_it_applies(self, what: str, tried: Callable[[], Effect]) -> Effect | None:
+        """A change that has no place in the network is no failure, but a note."""
+        try:
+            return self.failures.attempt(what, tried, let=(NotApplicableError,))
+        except NotApplicableError as error:
+            note = f"Not looked for: {what}, since {str(error).rstrip('.')}."
+            self.notes += [] if note in self.notes else [note]
+            return None
 
     @cached_property
     def steps_anew(self) -> int:

@@ -21,6 +21,10 @@ LAYERS = (nn.Linear, _ConvNd, nn.RNNBase, nn.Bilinear)
 """What an activation must be followed by to be a hidden one."""
 
 
+class NotApplicableError(ValueError):
+    """A change has no place in this network, or over these data."""
+
+
 @dataclass
 class Network:
     """A changed copy of a problem's network.
@@ -95,9 +99,13 @@ def standardized_inputs(given: Problem) -> Network:
     kinds = nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.RNNBase, nn.Embedding, nn.EmbeddingBag
     problem.record_inputs(kinds, record)
     if embeddings and not sees_data:
-        raise ValueError(f"the data are tokens of the embedding {embeddings[0]}, which have no mean to take off")
+        raise NotApplicableError(
+            f"the data are tokens of the embedding {embeddings[0]}, which have no mean to take off"
+        )
     if not moments:
-        raise ValueError("the network has no Linear, convolutional or recurrent layer to standardize the inputs of")
+        raise NotApplicableError(
+            "the network has no Linear, convolutional or recurrent layer to standardize the inputs of"
+        )
     for name in sees_data or list(moments)[:1]:  # data that are rescaled on the way reach no layer themselves
         _standardize(network, name, moments[name])
     return network
@@ -111,7 +119,7 @@ def _standardize(network: Network, name: str, moments: Moments) -> None:
     else:
         assert isinstance(layer, nn.Linear | _ConvNd)
         if "weight" not in layer._parameters:
-            raise ValueError(
+            raise NotApplicableError(
                 f"the weight of {name} is parametrized and can't undo a standardization; remove that first"
             )
         mean = front.mean.double() + front.remainder.double()
@@ -133,14 +141,16 @@ def _standardize(network: Network, name: str, moments: Moments) -> None:
 def batch_normalized(given: Problem) -> Network:
     """Batch norm before every hidden activation, γ and β such that it is undone by the statistics over all the data."""
     if given.mode == "eval":
-        raise ValueError("batch norm trains by the batch's statistics; make the Problem with mode='train'")
+        raise NotApplicableError("batch norm trains by the batch's statistics; make the Problem with mode='train'")
     present = [name for name, m in given.model.named_modules() if isinstance(m, _BatchNorm)]
     if present:
-        raise ValueError(f"the network has batch norm already ({', '.join(present[:4])}); take another change")
+        raise NotApplicableError(f"the network has batch norm already ({', '.join(present[:4])}); take another change")
     network, hidden = _with_sites(given)
     for where in hidden:
         if where.moments.fewest < 2:
-            raise ValueError("batch norm has no statistics of a single example; give larger batches, or 'layer norm'")
+            raise NotApplicableError(
+                "batch norm has no statistics of a single example; give larger batches, or 'layer norm'"
+            )
         norm = _batch_norm(where, next(network.model.parameters()))
         mean, variance, n = where.moments.mean, where.moments.deviation.square(), where.moments.count
         with torch.no_grad():
@@ -209,7 +219,7 @@ def _with_sites(given: Problem) -> tuple[Network, list[_Hidden]]:
             hidden, repeated = _recorded(network, given)
             if hidden and not repeated:
                 return network, hidden
-    raise ValueError(
+    raise NotApplicableError(
         "no hidden activation was found to put a normalization before: none is a module that is called once in a pass, "
         "or torch.fx can't trace the network; give each activation a module of its own (nn.ReLU())"
     )
