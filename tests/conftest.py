@@ -1,5 +1,6 @@
 """What all tests share."""
 
+import signal
 import sys
 from pathlib import Path
 
@@ -8,6 +9,10 @@ import torch
 
 # The problems are tiny: a second thread costs more than it brings, and far more on a busy machine.
 torch.set_num_threads(1)
+
+# A shell lets what it starts in the background ignore Ctrl-C, and so would the processes that the tests send it to.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture
