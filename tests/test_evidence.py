@@ -66,6 +66,21 @@ class Fails(Sums):
         return super().measure(case, seed, quick)
 
 
+class Wide(Sums):
+    """A claim that shows many figures of cases with long names."""
+
+    name = "wide"
+    cases = ("a convolution: an optimizer, batches of 32", "characters, transformer: another")
+    shown = {"sum": "sum of random numbers"} | {f"sum {i}": f"the sum of the numbers, again: {i}" for i in range(11)}
+
+    def measure(self, case: str, seed: int, quick: bool) -> dict[str, Any]:
+        figures = super().measure(case, seed, quick)
+        return figures | dict.fromkeys(self.shown, 1e5 * figures["sum"])
+
+    def holds(self, runs: Runs) -> bool:
+        return False
+
+
 class TestRuns:
     def test_each_case_has_a_run_a_seed_and_the_rule_decides(self) -> None:
         (result,) = run_claims([Sums()], jobs=1).results
@@ -154,6 +169,7 @@ class TestFiles:
     def test_plus_minus(self) -> None:
         runs = Runs("", [{"a": 1.0, "b": 100.0, "c": [1, 2.0]}, {"a": 1.1, "b": 300.0, "c": [1, 2.0]}])
         assert [plus_minus(runs, name) for name in "abc"] == ["1.05 ± 0.07", "200 ± 100", "2"]
+        assert plus_minus(Runs("", [{"a": math.nan}, {"a": 1.0}]), "a") == "–"
 
 
 class TestCommand:
@@ -261,16 +277,18 @@ def test_page_in_a_browser(width: int, tmp_path: Any) -> None:
     from tests.test_browser import WIDER
 
     file = tmp_path / "evidence.html"
-    file.write_text(pages(run_claims([Sums(), Fails()], quick=True, jobs=1))["evidence.html"], encoding="utf-8")
+    file.write_text(pages(run_claims([Sums(), Fails(), Wide()], quick=True, jobs=1))["evidence.html"], encoding="utf-8")
     with Page(file, width, dark=width == 360) as page:
         assert page.run(WIDER) == []
         assert page.run("document.documentElement.scrollWidth <= innerWidth")
         lines = page.run("[...document.querySelectorAll('figure svg')].map((s) => s.querySelectorAll('path').length)")
-        assert len(lines) == 2
+        assert len(lines) == 3
         assert min(lines) > 5
         assert page.run("document.querySelectorAll('random').length") == 0
         ink = page.run("getComputedStyle(document.body).color")
         assert page.run("getComputedStyle(document.querySelector('figure svg text')).fill") == ink
+        # No name is cut into letters.
+        assert page.run("[...document.querySelectorAll('th.case')].every((e) => e.offsetWidth >= 140)")
         ids = page.run("[...document.querySelectorAll('body > *:not(script) [id]:not(svg [id])')].map((e) => e.id)")
         assert len(set(ids)) == len(ids)
         assert page.console == []

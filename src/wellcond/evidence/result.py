@@ -117,11 +117,13 @@ def about() -> dict[str, str]:
 
 
 def plus_minus(runs: Runs, name: str) -> str:
-    """Mean ± spread of a figure; a curve by its last point."""
+    """Mean ± spread of a figure, a dash where it is not defined; a curve by its last point."""
     mean, spread = (float(x if x.ndim == 0 else x[-1]) for x in (runs.mean(name), runs.spread(name)))
+    if math.isnan(mean):
+        return "–"
     if len(runs.figures) < 2 or not math.isfinite(mean) or spread == 0:
         return number(mean)
-    return f"{number(mean)} ± {spread:.1g}" if spread < 10 else f"{number(mean)} ± {number(float(f'{spread:.1g}'))}"
+    return f"{number(mean)} ± {number(float(f'{spread:.1g}'))}"
 
 
 def _plain(figures: Figures) -> dict[str, Any]:
