@@ -211,6 +211,13 @@ class TestCommand:
         assert done.exit_code == 2
         assert "can't write into" in done.output
 
+    def test_what_is_missing_is_said_before_anything_runs(self, tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "matplotlib" else name)
+        done = CliRunner().invoke(app, ["evidence", "rate", "--output", str(tmp_path / "out")])
+        assert done.exit_code == 2
+        assert "pip install 'wellcond[evidence]'" in done.output
+        assert not (tmp_path / "out").exists()
+
 
 class TestClaims:
     @pytest.mark.parametrize("claim", CLAIMS, ids=lambda c: c.name)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import json
-import os
 import sys
 import traceback
 from collections.abc import Iterator
@@ -28,10 +28,11 @@ from rich.progress import (
 from rich.text import Text
 
 from wellcond import __version__
+from wellcond.delivery import Terminal, check_writable, deliver, make_directory, say, write_text
 from wellcond.examination import Examination, Severity, examine
 from wellcond.examination.failures import first_line, raised_by_us
 from wellcond.monitor.terminal import watch
-from wellcond.report import compare, page, print_summary, read_examination
+from wellcond.report import compare, read_examination
 from wellcond.target import (
     TargetError,
     load_checkpoint,
@@ -139,7 +140,7 @@ def examine_command(
     errors = Console(stderr=True)
     piped = str(json_file) == "-"
     with _one_line_for_mistakes(errors, show_traceback):
-        _check_writable(output, json_file)
+        check_writable(output, json_file)
         # With JSON on standard output, what the user's code prints goes where the summary goes.
         with contextlib.redirect_stdout(sys.stderr) if piped else contextlib.nullcontext():
             examination = _examined(
@@ -155,9 +156,9 @@ def examine_command(
                 seed=seed,
                 partial=True,
             )
-        _deliver(examination, errors if piped else _Terminal(), output, json_file)
+        deliver(examination, errors if piped else Terminal(), output, json_file)
     if examination.interrupted:
-        _say(errors, "interrupted: the report is partial; the run is as it was")
+        say(errors, "interrupted: the report is partial; the run is as it was")
         raise typer.Exit(INTERRUPTED)
     if fail_on is not None and examination.severity >= Severity[fail_on.name]:
         raise typer.Exit(FOUND)
@@ -178,7 +179,7 @@ def watch_command(
     """
     errors = Console(stderr=True)
     with _one_line_for_mistakes(errors, show_traceback):
-        _check_writable(output)
+        check_writable(output)
         try:
             history = watch(file, Console(), once=once or output is not None)
         except KeyboardInterrupt:
@@ -188,8 +189,8 @@ def watch_command(
         if output is not None:
             from wellcond.monitor.page import page as page_of  # plotly takes half a second to import
 
-            _write(output, page_of(history))
-            _say(Console(), f"Page: {output}", prefix="")
+            write_text(output, page_of(history))
+            say(Console(), f"Page: {output}", prefix="")
 
 
 _STYLES = {"head": "bold", "warning": "yellow", "bad": "red", "good": "green", "": ""}
@@ -259,9 +260,12 @@ def evidence_command(
         if show:
             print_claims(claims, console)
             return
-        _check_writable(json_file)
+        for needed in ("sklearn", *(["matplotlib"] if output else [])):  # before the hour, not after it
+            if importlib.util.find_spec(needed) is None:
+                raise TargetError("the evidence needs scikit-learn and matplotlib: pip install 'wellcond[evidence]'")
+        check_writable(json_file)
         if output is not None:
-            _make_directory(output)
+            make_directory(output)
         with _progress(Console(stderr=True), "runs") as progress:
             task = progress.add_task("starting", total=None)
             evidence = run_claims(
@@ -272,20 +276,13 @@ def evidence_command(
             )
         print_table(evidence, console)
         if json_file is not None:
-            _write(json_file, json.dumps(evidence.to_json(), indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+            write_text(json_file, json.dumps(evidence.to_json(), indent=1, ensure_ascii=False, allow_nan=False) + "\n")
         if output is not None:
             for name, text in pages(evidence).items():
-                _write(output / name, text)
-            _say(console, f"Page: {output / 'evidence.html'}", prefix="")
+                write_text(output / name, text)
+            say(console, f"Page: {output / 'evidence.html'}", prefix="")
     if any(result.failures for result in evidence.results):
         raise typer.Exit(FOUND)
-
-
-def _make_directory(path: Path) -> None:
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise TargetError(f"can't write into {path}: {error.strerror}") from error
 
 
 def _examined(target: str, checkpoint: Path | None, device: str | None, errors: Console, **options: Any) -> Examination:
@@ -308,98 +305,24 @@ def _examined(target: str, checkpoint: Path | None, device: str | None, errors: 
             raise TargetError(f"the run's own code raised {first_line(error)}", user_traceback(error)) from error
 
 
-def _write(path: Path, text: str) -> None:
-    try:
-        path.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise TargetError(f"can't write {path}: {error.strerror}") from error
-
-
-def _deliver(examination: Examination, console: Console, output: Path, json_file: Path | None) -> None:
-    """The summary, the JSON and the page, each whatever becomes of the others.
-
-    Raises:
-        TargetError: for all that could not be written.
-    """
-
-    def as_json() -> None:
-        text = json.dumps(examination.to_json(), indent=2, ensure_ascii=False, allow_nan=False)
-        if str(json_file) == "-":
-            print(text, flush=True)
-        elif json_file is not None:
-            json_file.write_text(text + "\n", encoding="utf-8")
-
-    def as_page() -> None:
-        output.write_text(page(examination), encoding="utf-8")
-
-    failed: dict[str, str] = {}
-    summary, named = "the summary", "the JSON" if str(json_file) == "-" else str(json_file)
-    parts = {
-        summary: lambda: print_summary(examination, console),
-        named: as_json,
-        str(output): as_page,
-    }
-    for what, write in parts.items():
-        try:
-            write()
-        except OSError as error:
-            failed[what] = f"can't write {what}: {error.strerror}"
-            if what == summary or str(json_file) == "-":
-                _abandon(sys.stdout)
-    if summary not in failed and str(output) not in failed:
-        _say(console, f"Page: {output}", prefix="")
-    if failed:
-        raise TargetError("; ".join(failed.values()))
-
-
-def _abandon(stream: Any) -> None:
-    """Let a stream that takes nothing more swallow what is left in its buffer, which Python would complain about at its
-    end."""
-    with contextlib.suppress(OSError, ValueError):
-        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
-
-
-class _Terminal(Console):
-    """Falls silent when its reader has gone (`| head`), where rich would end the program."""
-
-    def on_broken_pipe(self) -> None:
-        self.quiet = True
-        _abandon(self.file)
-
-
 @contextlib.contextmanager
 def _one_line_for_mistakes(errors: Console, whole: bool) -> Iterator[None]:
     """A mistake is one line, after the user's own traceback where their code raised; Ctrl-C is one line too."""
     try:
         yield
     except KeyboardInterrupt:
-        _say(errors, "interrupted; the run is as it was")
+        say(errors, "interrupted; the run is as it was")
         raise typer.Exit(INTERRUPTED) from None
     except Exception as error:
         ours = isinstance(error, TargetError) or raised_by_us(error)
         if whole:
-            _say(errors, traceback.format_exc().rstrip(), prefix="")
+            say(errors, traceback.format_exc().rstrip(), prefix="")
         elif not ours:
-            _say(errors, user_traceback(error).rstrip(), prefix="")
+            say(errors, user_traceback(error).rstrip(), prefix="")
         elif isinstance(error, TargetError) and error.details:
-            _say(errors, error.details.rstrip(), prefix="")
-        _say(errors, str(error) if ours else f"the run's own code raised {first_line(error)}")
+            say(errors, error.details.rstrip(), prefix="")
+        say(errors, str(error) if ours else f"the run's own code raised {first_line(error)}")
         raise typer.Exit(MISTAKE) from error
-
-
-def _say(console: Console, text: str, prefix: str = "wellcond: ") -> None:
-    console.print(prefix + text, markup=False, highlight=False, soft_wrap=True)
-
-
-def _check_writable(*paths: Path | None) -> None:
-    """Before minutes of work, not after."""
-    for path in paths:
-        if path is None or str(path) == "-":
-            continue
-        if path.is_dir():
-            raise TargetError(f"can't write {path}: it is a directory")
-        if not path.absolute().parent.is_dir():
-            raise TargetError(f"can't write {path}: the directory {path.absolute().parent} does not exist")
 
 
 class _Left(TimeRemainingColumn):

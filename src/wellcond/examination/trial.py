@@ -21,7 +21,7 @@ from wellcond.linalg import Estimate
 from wellcond.preconditioners.reading import unwrapped_optimizer
 from wellcond.problem import LossNotFiniteError, Problem, random_state
 from wellcond.problem.batches import move
-from wellcond.problem.generators import modules_of
+from wellcond.problem.held import modules_of
 from wellcond.problem.isolation import Isolation
 from wellcond.what_if import Variant, what_if
 from wellcond.what_if.changes import CHANGES

@@ -1,8 +1,8 @@
 """The one place that knows modules, batches, modes, buffers and random state."""
 
 from wellcond.problem.drawn import draw_batches as draw_batches
-from wellcond.problem.generators import generators_of as generators_of
-from wellcond.problem.generators import states_kept as states_kept
+from wellcond.problem.held import generators_of as generators_of
+from wellcond.problem.held import states_kept as states_kept
 from wellcond.problem.isolation import random_state as random_state
 from wellcond.problem.parameters import optimized_parameters as optimized_parameters
 from wellcond.problem.parameters import unwrapped as unwrapped

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 
-from wellcond.problem.generators import generators_of, states_kept
+from wellcond.problem.held import generators_of, states_kept
 from wellcond.problem.isolation import RANDOM
 
 DEFAULT_EXAMPLES = 8192
