@@ -47,9 +47,11 @@ def gradient_seconds(model: nn.Module, loss_fn: nn.Module, batches: list) -> flo
 
 def main() -> None:
     arguments = argparse.ArgumentParser(description=__doc__)
-    arguments.add_argument("--quick", action="store_true", help="fewer repetitions")
-    repetitions = 2 if arguments.parse_args().quick else 5
-    for batch_size, epochs in ((2000, 6), (2000, 1), (64, 6), (64, 1)):
+    arguments.add_argument("--quick", action="store_true", help="fewer repetitions, two of the four runs")
+    repetitions, runs = 5, [(2000, 6), (2000, 1), (64, 6), (64, 1)]
+    if arguments.parse_args().quick:
+        repetitions, runs = 1, [(2000, 6), (64, 1)]
+    for batch_size, epochs in runs:
         model, loss_fn, loader, optimizer = trained_run(batch_size, epochs)
         batches = list(loader)
         size, threads = sum(p.numel() for p in model.parameters()), torch.get_num_threads()

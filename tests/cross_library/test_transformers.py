@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 
 import pytest
@@ -17,15 +16,9 @@ from tests.test_real_models import check_against, examined, of
 VOCABULARY = 6
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def transformers():
-    """Without torchvision, which it imports for images where it is installed; one made for another torch can't be."""
-    before = sys.modules.get("torchvision")
-    sys.modules["torchvision"] = None
-    yield library("transformers")
-    sys.modules.pop("torchvision")
-    if before is not None:
-        sys.modules["torchvision"] = before
+    return library("transformers")
 
 
 def gpt2(transformers, width: int) -> nn.Module:
