@@ -123,9 +123,10 @@ def eigenvalues(
             two thirds of the products, and let `missed` say what they amount to. A repeated eigenvalue then appears
             once, as long as rounding does not bring in its other vectors.
         confidence: for `missed`, and the probability that `upper` and `lower` hold together.
-        start: (n,) or (n, s), guesses of eigenvectors, as the last step's of a training run. They are mixed with a
-            random direction drawn for them, so that every statement holds for good and bad guesses. A good one saves
-            products until the tolerance is met; what `verify` asks for rests on the random part, and costs the same.
+        start: (n,) or (n, s), guesses of eigenvectors, as the last step's of a training run, or a gradient, which leans
+            towards its Hessian's largest. They are mixed with a random direction drawn for them, so that every
+            statement holds for good and bad guesses. A good one saves products until the tolerance is met
+            (`verify=False`); what `verify` asks for rests on the random part, and costs the same or a little more.
         min_products: take at least so many products before anything but plain Lanczos steps; they tighten `lower` and
             `upper`.
         max_products: stop after this many in any case; `converged` and `missed` say how far it came. By default
