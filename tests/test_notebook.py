@@ -137,3 +137,11 @@ def test_a_chart_without_data_is_refused():
         examination.plot("rates")
     with pytest.raises(ValueError, match="there are spectrum, layers"):
         examination.plot("pie")
+
+
+def test_an_examination_is_a_line_for_what_was_measured_and_one_for_each_finding():
+    examination = examined()
+    first, *lines = repr(examination).splitlines()
+    assert f"{examination.measurements.parameters:,} parameters" in first
+    assert [line.split()[:2] for line in lines] == [[f.severity.word, f"{f.key}:"] for f in examination.findings]
+    assert all(f.title in line for f, line in zip(examination.findings, lines, strict=True))

@@ -106,6 +106,21 @@ def test_nothing_fails_in_a_run_without_a_fault():
     assert all(f.key != "not_measured" for f in examined(run()).findings)
 
 
+@pytest.mark.parametrize("kind", [torch.optim.Adafactor, torch.optim.Muon, torch.optim.LBFGS, torch.optim.Rprop])
+def test_an_optimizer_that_cannot_be_read_costs_only_what_depends_on_it(kind):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(3, 8, bias=False), nn.Tanh(), nn.Linear(8, 1, bias=False))  # Muon takes matrices
+    x, y = 100 * torch.randn(16, 3), torch.randn(16, 1)
+    examination = examined(wc.TrainingRun(model, nn.MSELoss(), (x, y), kind(model.parameters(), lr=1e-2)))
+    title = not_measured(examination).title
+    assert title.startswith("What the optimizer does to the curvature")
+    assert f"{kind.__name__} can't be read as a preconditioner" in title
+    assert examination.measurements.edge is examination.measurements.optimizer is None
+    whole = torch.linalg.eigvalsh(wc.Hessian(wc.Problem(model, nn.MSELoss(), (x, y), dtype=torch.float64)).dense())
+    largest = examination.measurements.figures["hessian"].largest
+    assert largest.low - 1e-9 <= float(whole[-1]) <= largest.high + 1e-9
+
+
 def test_a_finding_that_fails_is_told_and_costs_no_other(monkeypatch):
     planted = [find for find in examining.FINDINGS if "inputs" not in find.__module__]
 

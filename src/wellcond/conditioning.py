@@ -58,7 +58,7 @@ class Conditioning:
     outside_range: Estimate
     negative_fraction: Estimate
     theta: float
-    spectrum: Tensor | None
+    spectrum: Tensor | None = field(repr=False)
     products: int
     _source: WholeSpectrum | SampledSpectrum | Ends = field(repr=False)
 

@@ -22,7 +22,7 @@ from wellcond.linalg.notebook import table
 from wellcond.problem.memory import out_of_memory
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Examination:
     """The result of `wellcond.examine`.
 
@@ -69,12 +69,19 @@ class Examination:
 
         return plot(self.measurements, which, ax)
 
-    def _repr_html_(self) -> str:
+    def __repr__(self) -> str:
+        """What was measured, and a line for each finding."""
+        found = (f"{f.severity.word:8}{f.key}: {f.title}" for f in self.findings)
+        return "\n".join([self._title(), *found])
+
+    def _title(self) -> str:
         from wellcond.report.figures import headline, interruption
 
-        title = " ".join([headline(self.measurements), interruption(self)]).strip()
+        return " ".join([headline(self.measurements), interruption(self)]).strip()
+
+    def _repr_html_(self) -> str:
         rows = [(f.severity.word, f.title, str(f.effect or "")) for f in self.findings]
-        return table(["severity", "finding", "its remedy, tried"], rows, title)
+        return table(["severity", "finding", "its remedy, tried"], rows, self._title())
 
     def to_json(self) -> dict[str, Any]:
         """Every figure with its interval and origin, ready for `json.dump`; the schema is in docs/json.md."""

@@ -59,8 +59,12 @@ class Failures:
             if self.fewer_next and out_of_memory(error):
                 raise
             if not self.interrupted:
-                self._parts.append((what, told(error), where(error)))
+                self.add(what, error)
         return None
+
+    def add(self, what: str, error: Exception) -> None:
+        """Keep that a part failed."""
+        self._parts.append((what, told(error), where(error)))
 
     def count(self) -> int:
         """How many parts have failed."""

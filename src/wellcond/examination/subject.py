@@ -14,7 +14,14 @@ from wellcond.conditioning import DENSE_LIMIT, Effort
 from wellcond.examination.failures import Failures
 from wellcond.examination.run import TrainingRun
 from wellcond.examination.trial import Trials
-from wellcond.preconditioners import NotPreconditionedError, Preconditioner, preconditioner_of, reading_of
+from wellcond.preconditioners import (
+    NotPreconditionedError,
+    NotReadableError,
+    Preconditioner,
+    preconditioner_of,
+    reading_of,
+    unwrapped_optimizer,
+)
 from wellcond.problem import Problem, optimized_parameters
 from wellcond.problem.memory import out_of_memory
 
@@ -93,18 +100,18 @@ class Subject:
         optimizer, P, chosen = None, None, None
         notes: list[str] = []
         left_out: list[str] = []
+        failures = failures or Failures()
         if run.optimizer is not None:
-            optimizer, _ = reading_of(run.optimizer)
-            chosen, left_out = optimized_parameters(run.model, optimizer)
+            chosen, left_out = optimized_parameters(run.model, unwrapped_optimizer(run.optimizer))
             if left_out:
                 notes.append(f"Not in the optimizer, taken as frozen: {_some(left_out)}.")
             try:
+                optimizer, _ = reading_of(run.optimizer)
                 P = preconditioner_of(optimizer)
-            except NotPreconditionedError as error:
+            except (NotReadableError, NotPreconditionedError) as error:
                 optimizer = None
-                notes.append(f"Measured without the optimizer: {error}.")
+                failures.add("what the optimizer does to the curvature", error)
         problem = _problem(run, settings, chosen, notes)
-        failures = failures or Failures()
         budget = settings.trial_budget(problem.size)
         trials = Trials(run, problem, settings.trial_steps, settings.seed, failures, budget)
         return cls(run, problem, optimizer, P, trials, notes, left_out, failures)

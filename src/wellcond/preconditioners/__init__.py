@@ -15,6 +15,7 @@ from wellcond.preconditioners.preconditioner import Diagonal as Diagonal
 from wellcond.preconditioners.preconditioner import NotPreconditionedError as NotPreconditionedError
 from wellcond.preconditioners.preconditioner import Preconditioner as Preconditioner
 from wellcond.preconditioners.preconditioner import Rowwise as Rowwise
+from wellcond.preconditioners.reading import NotReadableError as NotReadableError
 from wellcond.preconditioners.reading import Reading as Reading
 from wellcond.preconditioners.reading import reading_for as reading_for
 from wellcond.preconditioners.reading import reads as reads

@@ -15,6 +15,10 @@ State = Mapping[str, Any]
 Group = Mapping[str, Any]
 
 
+class NotReadableError(TypeError):
+    """Raised for an optimizer of which no preconditioner is known."""
+
+
 class Reading:
     """How to read one kind of optimizer; this one is plain gradient descent with P = I.
 
@@ -172,16 +176,16 @@ def reading_for(optimizer: Optimizer | type[Optimizer]) -> Reading:
     """How to read this optimizer (or one of this class), which may not have taken a step yet.
 
     Raises:
-        TypeError: for an optimizer that is no (supported) preconditioner, naming those that are.
+        NotReadableError: for an optimizer that is no (supported) preconditioner, naming those that are.
     """
     kind = optimizer if isinstance(optimizer, type) else type(optimizer)
     reading = _READINGS.get(kind)
     if reading is None:
-        name = kind.__name__
         why = _REFUSED.get(
-            name, "nothing is known about its preconditioner (register it: wellcond.preconditioners.reads)"
+            kind.__name__, "nothing is known about its preconditioner (register it: wellcond.preconditioners.reads)"
         )
-        raise TypeError(f"{name} can't be read as a preconditioner: {why}; supported are {', '.join(supported())}")
+        known = ", ".join(supported())
+        raise NotReadableError(f"{kind.__name__} can't be read as a preconditioner: {why}; supported are {known}")
     return reading
 
 
