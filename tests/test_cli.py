@@ -188,11 +188,6 @@ MISTAKES = {
         "train.py:f",
         "not the model's",
     ),
-    "unsupported optimizer": (
-        "def f():\n    return run(optimizer=torch.optim.Rprop)\n",
-        "train.py:f",
-        "Rprop can't be read as a preconditioner",
-    ),
     "fresh optimizer": ("def f():\n    return run(steps=0)\n", "train.py:f", "take a step first"),
     "loss not a scalar": (
         "def f():\n    return run(loss_fn=nn.MSELoss(reduction='none'))\n",
