@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from tests.problems import make, train
+from wellcond.normalization import BatchNormPreconditioner
 from wellcond.preconditioners import Diagonal, preconditioner_of, reads, steps_of, supported
 
 # Momentum is off: then the step is −α P² g and nothing else.
@@ -270,3 +271,23 @@ def test_apply_adjoint_and_invert_belong_together():
         assert torch.allclose(back, original)
     with pytest.raises(ValueError, match="positive"):
         Diagonal(parameters, [torch.zeros(2, 3), torch.ones(4)])
+
+
+def test_diagonal_is_p_on_ones():
+    p, q = nn.Parameter(torch.tensor([[1.0], [-2.0]], dtype=torch.float64)), nn.Parameter(torch.ones(3))
+    adam = torch.optim.Adam([p, q], eps=0.5)  # q has had no step: its scale is an expanded 1
+    p.grad = torch.tensor([[3.0], [4.0]], dtype=torch.float64)
+    adam.step()
+    P = preconditioner_of(adam)
+    assert P.diagonal().square() == pytest.approx([1 / 3.5, 1 / 4.5, 1, 1, 1])
+    assert torch.equal(
+        P.diagonal(), torch.cat([x.flatten() for x in P.apply([torch.ones_like(p), torch.ones_like(q)])])
+    )
+
+
+def test_what_is_not_diagonal_has_no_diagonal():
+    model = nn.Linear(2, 2)
+    P = BatchNormPreconditioner(model)
+    for other in (P, P @ Diagonal(list(model.parameters()), [torch.ones(2, 2), torch.ones(2)])):
+        with pytest.raises(ValueError, match="is not diagonal"):
+            other.diagonal()

@@ -9,6 +9,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from wellcond.parameters import flatten
+
 
 class NotPreconditionedError(ValueError):
     """An optimizer's steps are not along PPᵀ∇L for any P."""
@@ -60,6 +62,14 @@ class Preconditioner(ABC):
     def gram(self, g: Sequence[Tensor]) -> list[Tensor]:
         """PPᵀ g, in new tensors."""
         return self.apply(self.adjoint(g))
+
+    def diagonal(self) -> Tensor:
+        """The entries P_ii of a diagonal P as one vector, (n,), in the order of `parameters`.
+
+        Raises:
+            ValueError: if P is not diagonal.
+        """
+        raise ValueError(f"a {type(self).__name__} is not diagonal; apply it to the vectors that are asked for")
 
     def write(self, how: str, x: Sequence[Tensor], out: Sequence[Tensor]) -> None:
         """`how`, one of "apply", "adjoint", "invert" and "gram", of x into other memory, or into x itself.
@@ -115,6 +125,9 @@ class Diagonal(Preconditioner):
         parameters: what it belongs to.
         scales: a tensor for each, of its shape (or expandable to it), positive.
         rounding: relative accuracy of the scales.
+
+    >>> Diagonal([torch.ones(2), torch.ones(1)], [torch.tensor(3.0), torch.tensor([5.0])]).diagonal()
+    tensor([3., 3., 5.])
     """
 
     def __init__(self, parameters: Sequence[Tensor], scales: Sequence[Tensor], rounding: float = 0.0):
@@ -131,6 +144,9 @@ class Diagonal(Preconditioner):
 
     def invert(self, p: Sequence[Tensor]) -> list[Tensor]:
         return [x / s for s, x in zip(self.scales, p, strict=True)]
+
+    def diagonal(self) -> Tensor:
+        return flatten([s.expand(p.shape) for p, s in zip(self.parameters, self.scales, strict=True)])
 
     def write(self, how: str, x: Sequence[Tensor], out: Sequence[Tensor]) -> None:
         operation = torch.div if how == "invert" else torch.mul
