@@ -30,7 +30,10 @@ from wellcond.evidence import (
     workload,
 )
 from wellcond.evidence.claims import rate
+from wellcond.evidence.plots import row_a_case
 from wellcond.evidence.result import plus_minus
+from wellcond.evidence.tasks import in_unit_range, with_activation, with_loss
+from wellcond.evidence.workloads import put_back
 
 
 class Sums(Claim):
@@ -166,6 +169,22 @@ class TestFiles:
         assert "currentColor" in first["evidence.html"]
         assert "draw" in first["sums.svg"]
 
+    def test_a_row_a_case(self) -> None:
+        from matplotlib.figure import Figure
+
+        ax = Figure().add_subplot()
+        runs = [Runs("a", [{"x": 1.0}, {"x": 3.0}]), Runs("b", [{"y": 1.0}]), Runs("c", [{"x": 4.0}, {"x": 4.0}])]
+        for errors, spread in ((None, 2**0.5), (2.0, 2.0)):
+            row_a_case(ax, runs, "x", lower=0.25, errors=errors)
+            drawn = ax.containers[-1]
+            assert drawn.lines[0].get_xydata().tolist() == [[2.0, 0.25], [4.0, 2.25]]
+            ends = drawn.lines[2][0].get_segments()[0][:, 0]
+            assert ends.tolist() == pytest.approx([2 - spread, 2 + spread])
+        assert [label.get_text() for label in ax.get_yticklabels()] == ["a", "b", "c"]
+
+    def test_geometric_mean(self) -> None:
+        assert Runs("", [{"a": 1.0}, {"a": 100.0}]).geometric_mean("a") == pytest.approx(10)
+
     def test_plus_minus(self) -> None:
         runs = Runs("", [{"a": 1.0, "b": 100.0, "c": [1, 2.0]}, {"a": 1.1, "b": 300.0, "c": [1, 2.0]}])
         assert [plus_minus(runs, name) for name in "abc"] == ["1.05 ± 0.07", "200 ± 100", "2"]
@@ -254,6 +273,46 @@ class TestWorkloads:
         a, b, c = (nn.utils.parameters_to_vector(work.model(seed).parameters()) for seed in (1, 1, 2))
         assert torch.equal(a, b)
         assert not torch.equal(a, c)
+
+    def test_put_back_undoes_training_after_an_error_too(self) -> None:
+        work = workload("wine, MLP", examples=30)
+        model = nn.Sequential(work.model(0), nn.BatchNorm1d(3).double())
+        before = {name: x.clone() for name, x in model.state_dict().items()}
+        with put_back(model):
+            work.descend(model, torch.optim.Adam(model.parameters(), lr=0.1), 2)
+            assert not any(torch.equal(x, before[name]) for name, x in model.state_dict().items())
+        assert all(torch.equal(x, before[name]) for name, x in model.state_dict().items())
+        with pytest.raises(ZeroDivisionError), put_back(model):
+            nn.init.zeros_(next(model.parameters())).div_(1 // 0)
+        assert all(torch.equal(x, before[name]) for name, x in model.state_dict().items())
+
+    def test_value_is_the_loss_or_infinite(self) -> None:
+        work = workload("wine, MLP", examples=30)
+        model = work.model(0)
+        assert work.value(model) == float(work.loss(model).detach())
+        assert work.value(model, test=True) == float(work.loss(model, test=True).detach())
+        nn.init.constant_(next(model.parameters()), math.nan)
+        assert work.value(model) == math.inf
+
+    def test_changed_workloads(self) -> None:
+        raw = workload("wine, MLP", standardized=False)
+        x, x_test = raw.train[0], raw.test[0]
+        scaled = in_unit_range(raw)
+        assert scaled.train[0].max() == 1
+        torch.testing.assert_close(scaled.test[0] * x.max(), x_test)
+        model = raw.model(0)
+        names = [type(layer).__name__ for layer in with_activation(model, "tanh")]
+        assert names == ["Linear", "Tanh", "Linear", "Tanh", "Linear"]
+        torch.testing.assert_close(with_activation(model, "ReLU")(x), model(x), rtol=0, atol=0)
+        kinds = {
+            "wine, MLP, cross entropy": nn.CrossEntropyLoss,
+            "wine, MLP, squared error": nn.MSELoss,
+            "diabetes, MLP, squared error": nn.MSELoss,
+        }
+        for name, kind in kinds.items():
+            work = with_loss(name, examples=30, seed=0)
+            assert isinstance(work.loss_fn, kind)
+            assert math.isfinite(work.value(work.model(0)))
 
     def test_unknown(self) -> None:
         with pytest.raises(ValueError, match="there is no workload 'wines'"):

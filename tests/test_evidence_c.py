@@ -13,8 +13,12 @@ from torch import Tensor, nn
 import wellcond as wc
 from wellcond import stability
 from wellcond.evidence import Claim, Runs, Workload, workload
+from wellcond.evidence.blocks import curvature_by_outputs, row_blocks
 from wellcond.evidence.claims import block_bound, bnp, edge, forecast, normalization
-from wellcond.evidence.order import pairs_alike
+from wellcond.evidence.comparison import pairs_alike
+from wellcond.evidence.descents import descents, steps_to
+from wellcond.evidence.normalized import normalized, with_batch_norm
+from wellcond.evidence.tasks import with_squared_error
 
 
 def measured(claim: Claim, case: str, seeds: int = 1) -> Runs:
@@ -36,7 +40,7 @@ def test_normalized_networks_compute_the_same(data: str, kind: str) -> None:
             if isinstance(layer, nn.Conv2d):
                 layer.padding = (0, 0)
         model[-1] = nn.Linear(8, 10).double()
-    changed = normalization.normalized(model, kind, x)
+    changed = normalized(model, kind, x)
     # Batch norm's ε of 1e-5 beside variances of 0.01 and more.
     torch.testing.assert_close(changed(x), model(x), rtol=1e-2, atol=1e-2)
     hidden = [m for m in changed if isinstance(m, wc.Standardize | nn.BatchNorm1d | nn.BatchNorm2d)]
@@ -45,7 +49,7 @@ def test_normalized_networks_compute_the_same(data: str, kind: str) -> None:
 
 def test_layer_norm_is_put_in_front_of_every_layer() -> None:
     work = workload("wine, MLP", standardized=False, examples=50)
-    changed = normalization.normalized(work.model(0), "layer norm", work.train[0])
+    changed = normalized(work.model(0), "layer norm", work.train[0])
     rows = changed[0](work.train[0])
     torch.testing.assert_close(rows.mean(1), torch.zeros(50, dtype=rows.dtype), rtol=0, atol=1e-12)
     assert sum(isinstance(m, nn.GroupNorm) for m in changed) == 3
@@ -55,14 +59,14 @@ def test_curves_are_those_of_gradient_descent() -> None:
     x = torch.tensor([[1.0], [1.0]], dtype=torch.float64)
     work = regression(x, 0 * x, lambda: nn.Linear(1, 1, bias=False))
     model = work.model(0)
-    curves = normalization.curves_of(work, model, steps=5)
+    curves = descents(work, model, normalization.RATES, steps=5)
     start = float(model.weight.detach()) ** 2
     for rate, curve in zip(normalization.RATES, curves, strict=True):  # L = w², w ← (1 − 2α)w
         expected = [start * min((1 - 2 * rate) ** (2 * n) for n in range(k + 1)) for k in range(6)]
         assert curve.tolist() == pytest.approx(expected)
     # α = 10^(−1/2) leaves 0.1350 of the loss in a step, 10^(−1) leaves 0.64.
-    assert normalization.steps_to(0.14 * start, curves) == 1
-    assert normalization.steps_to(0.0, curves) == float("inf")
+    assert steps_to(0.14 * start, curves) == 1
+    assert steps_to(0.0, curves) == float("inf")
 
 
 def test_standardizing_by_the_inverse_breaks_the_claim(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -98,11 +102,11 @@ def test_blocks_are_made_of_inputs_and_curvature_by_outputs(data: str) -> None:
     model = work.model(0)
     assert isinstance(model, nn.Sequential)
     place = next(i for i, m in enumerate(model) if i > 1 and isinstance(m, nn.Linear | nn.Conv2d))
-    S = block_bound.curvature_by_outputs(work, model, place)
+    S = curvature_by_outputs(work, model, place)
     out = model[: place + 1](work.train[0])
     assert S.shape == (out.shape[1], len(out), out[0, 0].numel())
     # The trace of a bias's curvature is the sum of S over everything, when positions don't interact.
-    blocks = block_bound.row_blocks(model[place], wc.layer_block(work.problem(model), str(place)).dense())
+    blocks = row_blocks(model[place], wc.layer_block(work.problem(model), str(place)).dense())
     if out.ndim == 2:
         torch.testing.assert_close(blocks[:, 0, 0], S.sum((1, 2)) / len(out))
     torch.testing.assert_close(blocks, blocks.mT)
@@ -129,7 +133,7 @@ def test_batch_norm_stands_before_hidden_activations() -> None:
     for name, kind in kinds.items():
         model = workload(name).model(0)
         assert isinstance(model, nn.Sequential)
-        changed = list(bnp.with_batch_norm(model))
+        changed = list(with_batch_norm(model))
         for i, layer in enumerate(changed):
             assert isinstance(layer, kind) == (i + 1 < len(changed) and isinstance(changed[i + 1], nn.ReLU))
 
@@ -151,7 +155,7 @@ def test_rule_of_bnp(batch: int, over_plain: float, over_batch_norm: float, held
 
 def test_squared_error_is_on_the_classes_indicators() -> None:
     work = workload("wine, MLP")
-    changed = edge.with_squared_error(work)
+    changed = with_squared_error(work)
     assert changed.train[1].shape == (len(work.train[1]), 3)
     torch.testing.assert_close(changed.train[1].argmax(1), work.train[1])
     assert float(changed.train[1].sum(1).std()) == 0

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from functools import partial
 
 import torch
-from torch import Tensor
 
 import wellcond as wc
-from wellcond.evidence.workloads import Workload, workload
+from wellcond.evidence.workloads import Build, Workload, workload
 
-ADAPTIVE: Mapping[str, Callable[[Iterable[Tensor]], torch.optim.Optimizer]] = {
+ADAPTIVE: Mapping[str, Build] = {
     "AdaGrad": partial(torch.optim.Adagrad, lr=0.03),
     "RMSProp": partial(torch.optim.RMSprop, lr=0.003),
     "Adam": partial(torch.optim.Adam, lr=0.003),
@@ -22,12 +21,13 @@ BATCH = 32
 STOPS = (10, 60, 300)
 """The steps at which a training is looked at: start, middle, end."""
 
-_EXAMPLES = {"digits, MLP": 400, "diabetes, MLP": 400, "characters, transformer": 96}
+DATA: Mapping[str, int] = {"digits, MLP": 400, "diabetes, MLP": 400, "characters, transformer": 96}
+"""What is trained on, and how many examples of it."""
 
 
 def small(name: str, quick: bool = False) -> Workload:
     """A workload so small that its dense Hessian takes a second or two; with a third of the examples if quick."""
-    return workload(name, width=8, examples=_EXAMPLES[name] // (3 if quick else 1))
+    return workload(name, width=8, examples=DATA[name] // (3 if quick else 1))
 
 
 def stops(
@@ -48,8 +48,3 @@ def stops(
         work.descend(model, made, step - done, batch=batch, seed=1000 * seed + step)
         done = step
         yield work.problem(model), wc.preconditioner_of(made)
-
-
-def squared_diagonal(P: wc.Preconditioner) -> Tensor:
-    """P_ii² of a diagonal P, (n,)."""
-    return torch.cat([s.flatten() for s in P.gram([torch.ones_like(p) for p in P.parameters])]).detach()

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, ClassVar
@@ -12,6 +13,9 @@ import numpy as np
 
 Figures = Mapping[str, float | Sequence[float]]
 """What one run gave, by name: numbers, and curves."""
+
+Axes = Any
+"""Of matplotlib, which only the plots need."""
 
 
 class Verdict(StrEnum):
@@ -43,10 +47,18 @@ class Runs:
         """Over seeds: a number, or an array of a curve's points."""
         return self[name].mean(0)[()]
 
+    def geometric_mean(self, name: str) -> float:
+        """Over seeds, of a positive number."""
+        return float(np.exp(np.log(self[name]).mean()))
+
     def spread(self, name: str) -> Any:
         """Standard deviation over seeds; 0 of a single run."""
         values = self[name]
         return values.std(0, ddof=1)[()] if len(values) > 1 else np.zeros(values.shape[1:])[()]
+
+
+Results = Sequence[Runs]
+"""The runs of every case of a claim."""
 
 
 class Claim(ABC):
@@ -85,12 +97,21 @@ class Claim(ABC):
         """The rule, on one case."""
 
     @abstractmethod
-    def plot(self, results: Sequence[Runs], ax: Any) -> None:
+    def plot(self, results: Results, ax: Axes) -> None:
         """Draw the runs of all cases on matplotlib axes, units on them."""
 
-    def verdict(self, results: Sequence[Runs]) -> Verdict:
+    def verdict(self, results: Results) -> Verdict:
         """What the cases say together."""
         held = [self.holds(runs) for runs in results]
         if all(held):
             return Verdict.SUPPORTED
         return Verdict.MIXED if any(held) else Verdict.NOT_SUPPORTED
+
+
+def crossed(*parts: Iterable[str], by: str = ": ") -> tuple[str, ...]:
+    """Names of cases: each of the first parts with each of the next.
+
+    >>> crossed(["digits", "wine"], ["Adam", "SGD"])
+    ('digits: Adam', 'digits: SGD', 'wine: Adam', 'wine: SGD')
+    """
+    return tuple(by.join(names) for names in itertools.product(*parts))

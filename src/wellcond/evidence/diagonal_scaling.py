@@ -16,9 +16,9 @@ class Best(NamedTuple):
     bound: float
 
 
-def condition(H: Tensor, D: Tensor) -> float:
-    """κ(DHD), H ≻ 0."""
-    values = torch.linalg.eigvalsh(D[:, None] * H * D)
+def condition(H: Tensor, D: Tensor | None = None) -> float:
+    """κ(DHD), or κ(H), of H ≻ 0."""
+    values = torch.linalg.eigvalsh(H if D is None else D[:, None] * H * D)
     return float(values[-1] / values[0])
 
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import copy
+import math
 import re
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 
@@ -14,6 +17,9 @@ import wellcond as wc
 
 CONTEXT = 12
 """Characters that the language model sees."""
+
+Build = Callable[..., torch.optim.Optimizer]
+"""Makes an optimizer of parameters."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +58,12 @@ class Workload:
         """Mean loss on the training (or test) set."""
         x, y = self.test if test else self.train
         return self.loss_fn(model(x), y)
+
+    def value(self, model: nn.Module, test: bool = False) -> float:
+        """The loss as a number; infinite where it is not finite."""
+        with torch.no_grad():
+            loss = float(self.loss(model, test))
+        return loss if math.isfinite(loss) else math.inf
 
     def accuracy(self, model: nn.Module, test: bool = True) -> float:
         """Share of right answers; of a regression the share of variance explained."""
@@ -98,6 +110,16 @@ class Workload:
             losses.append(float(loss.detach()))
         optimizer.zero_grad()
         return losses
+
+
+@contextmanager
+def put_back(model: nn.Module) -> Iterator[None]:
+    """Whatever a training inside does to a network, it is undone."""
+    start = copy.deepcopy(model.state_dict())
+    try:
+        yield
+    finally:
+        model.load_state_dict(start)
 
 
 class CharacterTransformer(nn.Module):

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
-
 import torch
 
 import wellcond as wc
-from wellcond.evidence.claim import Claim, Figures, Runs
+from wellcond.evidence.claim import Axes, Claim, Figures, Results, Runs
 from wellcond.evidence.workloads import Workload, workload
 
 LR, STRENGTH = 3e-3, 0.1
@@ -44,7 +41,7 @@ class AdamWIsIntrinsic(Claim):
         same = all(bool((runs[name] <= 1e-9).all()) for name in ("Adam", "Adagrad", "RMSprop"))
         return same and bool((runs["original"] > 1e-2).all())
 
-    def plot(self, results: Sequence[Runs], ax: Any) -> None:
+    def plot(self, results: Results, ax: Axes) -> None:
         for runs, color in zip(results, ("C0", "C1", "C2", "C3"), strict=True):
             ax.semilogy(runs["original distances"][0], "--", color=color, label=f"{runs.case}: Adam, original L2")
             for name, style in (("Adam", "-"), ("Adagrad", ":"), ("RMSprop", "-.")):

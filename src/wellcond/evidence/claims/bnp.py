@@ -2,28 +2,24 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
-from typing import Any, cast
-
-import numpy as np
-from torch import nn
-from torch.optim import SGD
+import torch
 
 import wellcond as wc
-from wellcond.evidence.claim import Claim, Figures, Runs
+from wellcond.evidence.claim import Axes, Claim, Figures, Results, Runs
+from wellcond.evidence.normalized import with_batch_norm
+from wellcond.evidence.plots import row_a_case
 from wellcond.evidence.workloads import Workload, workload
 
+RAW = " as they are"
 RATES = [10 ** (k / 2) for k in range(-4, 3)]
 BATCHES = {
     "digits, MLP": (64, 4, 1),
-    "digits as they are, MLP": (64, 1),
+    "digits as they are, MLP": (64, 1),  # of 0 to 16; the others are standardized
     "breast cancer, MLP": (64, 1),
     "digits, convolution": (64, 2),
 }
-"""Inputs are standardized, but for those as they are, of 0 to 16."""
-
-WAYS = ("plain", "batch norm", "BNP", "BNP, ρ = 0.9")
+WAYS = {"plain": (64, 4, 2, 1), "batch norm": (64, 4, 2), "BNP": (64, 4, 2, 1), "BNP, ρ = 0.9": (64,)}
+"""With the batches that each is tried at."""
 
 
 class BNP(Claim):
@@ -48,35 +44,26 @@ class BNP(Claim):
     }
 
     def measure(self, case: str, seed: int, quick: bool) -> Figures:
-        name, _, batch = case.rpartition(", batches of ")
-        work = workload(name.replace(" as they are", ""), standardized=" as they are" not in name, seed=seed)
+        name, _, size = case.rpartition(", batches of ")
+        work, batch = workload(name.replace(RAW, ""), standardized=RAW not in name, seed=seed), int(size)
         steps, rates = (100, RATES[::2]) if quick else (300, RATES)
-        losses = {
-            way: [trained(work, way, rate, int(batch), seed, steps) for rate in rates]
-            for way in WAYS
-            if (way != "batch norm" or batch != "1") and (way != "BNP, ρ = 0.9" or batch == "64")
-        }
+        ways = [way for way, batches in WAYS.items() if batch in batches]
+        losses = {way: [trained(work, way, rate, batch, seed, steps) for rate in rates] for way in ways}
         best = {way: min(x) for way, x in losses.items()}
         return best | {
-            "shorter memory": best.get("BNP, ρ = 0.9", math.nan) / best["plain"],
+            "shorter memory": best.get("BNP, ρ = 0.9", torch.nan) / best["plain"],
             "over plain": best["BNP"] / best["plain"],
-            "over batch norm": best["BNP"] / best.get("batch norm", math.nan),
-            "rate": rates[int(np.argmin(losses["BNP"]))],
+            "over batch norm": best["BNP"] / best.get("batch norm", torch.nan),
+            "rate": rates[losses["BNP"].index(best["BNP"])],
         }
 
     def holds(self, runs: Runs) -> bool:
-        over = {name: float(np.exp(np.log(runs[name]).mean())) for name in ("over plain", "over batch norm")}
         limit = 1.5 if runs.case.endswith("64") else 1.0
-        return over["over plain"] < 1 and not over["over batch norm"] >= limit
+        return runs.geometric_mean("over plain") < 1 and not runs.geometric_mean("over batch norm") >= limit
 
-    def plot(self, results: Sequence[Runs], ax: Any) -> None:
-        for offset, way in enumerate(WAYS):
-            shown = [(i, runs) for i, runs in enumerate(results) if way in runs.figures[0]]
-            places = [i + 0.2 * (offset - 1) for i, _ in shown]
-            ax.errorbar(
-                [r.mean(way) for _, r in shown], places, xerr=[r.spread(way) for _, r in shown], fmt="o", label=way
-            )
-        ax.set_yticks(range(len(results)), [runs.case for runs in results], fontsize=7)
+    def plot(self, results: Results, ax: Axes) -> None:
+        for i, way in enumerate(WAYS):
+            row_a_case(ax, results, way, lower=0.2 * (i - 1), fmt="o", label=way)
         ax.invert_yaxis()
         ax.set(xlabel="training loss at the end", xscale="log")
         ax.legend(fontsize=7)
@@ -84,24 +71,9 @@ class BNP(Claim):
 
 def trained(work: Workload, way: str, rate: float, batch: int, seed: int, steps: int) -> float:
     """The training loss after SGD, as inference sees it; infinite where it is not finite."""
-    model = cast(nn.Sequential, work.model(seed))
-    if way == "batch norm":
-        model = with_batch_norm(model)
-    optimizer = SGD(model.parameters(), lr=rate)
-    if "BNP" in way:
+    model = with_batch_norm(work.model(seed)) if way == "batch norm" else work.model(seed)
+    optimizer = torch.optim.SGD(model.parameters(), lr=rate)
+    if way.startswith("BNP"):
         wc.precondition(optimizer, wc.BatchNormPreconditioner(model, momentum=0.9 if "ρ" in way else 0.99))
     work.descend(model, optimizer, steps, batch=batch, seed=seed)
-    loss = work.loss(model.eval()).item()
-    return loss if math.isfinite(loss) else math.inf
-
-
-def with_batch_norm(model: nn.Sequential) -> nn.Sequential:
-    """The same layers with batch norm between each linear layer or convolution and its activation."""
-    layers: list[nn.Module] = []
-    for layer in model:
-        layers.append(layer)
-        if isinstance(layer, nn.Conv2d):
-            layers.append(nn.BatchNorm2d(layer.out_channels))
-        elif isinstance(layer, nn.Linear) and layer is not model[-1]:
-            layers.append(nn.BatchNorm1d(layer.out_features))
-    return nn.Sequential(*layers).double()
+    return work.value(model.eval())

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import Any
 
 import wellcond as wc
-from wellcond.evidence.adaptive import ADAPTIVE, BATCH, STOPS, small, stops
-from wellcond.evidence.claim import Claim, Figures, Runs
+from wellcond.evidence.adaptive import ADAPTIVE, BATCH, DATA, STOPS, small, stops
+from wellcond.evidence.claim import Axes, Claim, Figures, Results, Runs, crossed
 
-FIGURES = ("effective", "mean", "half", "most")
+TIMES = (" at start", " at middle", "")
+"""What a figure's name says of each of STOPS: of the last one nothing."""
 
 
 class Conditioning(Claim):
@@ -25,11 +24,7 @@ class Conditioning(Claim):
         "half of that of G, Gauss-Newton, in the geometric mean over seeds: half the steps (of each κ_eff its lower "
         "bound, the only one that rounding leaves where a network has directions without curvature)"
     )
-    cases = tuple(
-        f"{data}: {optimizer}"
-        for data in ("digits, MLP", "diabetes, MLP", "characters, transformer")
-        for optimizer in ADAPTIVE
-    )
+    cases = crossed(DATA, ADAPTIVE)
     shown = {
         "effective at start": f"κ_eff, P / none, log₁₀, step {STOPS[0]}",
         "effective at middle": f"step {STOPS[1]}",
@@ -47,25 +42,24 @@ class Conditioning(Claim):
     def measure(self, case: str, seed: int, quick: bool) -> Figures:
         data, optimizer = case.split(": ")
         figures: dict[str, float] = {}
-        for problem, P in stops(small(data, quick), optimizer, seed):
+        for time, (problem, P) in zip(TIMES, stops(small(data, quick), optimizer, seed), strict=True):
             H = wc.Hessian(problem)
             with problem:
                 none = kappas(wc.conditioning(H))
                 own = kappas(wc.conditioning(H.preconditioned(P)))
                 jacobi = kappas(wc.conditioning(H.preconditioned(wc.jacobi(wc.GaussNewton(problem)))))
-            time = f" at {('start', 'middle')[len(figures) // 8]}" if len(figures) < 16 else ""
-            for name in FIGURES:
+            for name in none:
                 figures[name + time] = math.log10(own[name]) - math.log10(none[name])
                 figures[f"{name}{time}, Jacobi"] = math.log10(jacobi[name]) - math.log10(none[name])
         return figures
 
     def holds(self, runs: Runs) -> bool:
-        return all(runs.mean(f"effective{time}") <= -math.log10(2) for time in (" at start", " at middle", ""))
+        return all(runs.mean(f"effective{time}") <= -math.log10(2) for time in TIMES)
 
-    def plot(self, results: Sequence[Runs], ax: Any) -> None:
+    def plot(self, results: Results, ax: Axes) -> None:
         for i, runs in enumerate(results):
             for which, style in (("", "-"), (", Jacobi", ":")):
-                values = [10 ** runs.mean(f"effective{time}{which}") for time in (" at start", " at middle", "")]
+                values = [10 ** runs.mean(f"effective{time}{which}") for time in TIMES]
                 color, marker = f"C{i // 3}", "osv"[i % 3]
                 ax.loglog(STOPS, values, style, color=color, marker=marker, markersize=4, label=runs.case + which)
         ax.axhline(0.5, color="k", lw=0.8)
@@ -77,5 +71,5 @@ def kappas(c: wc.Conditioning) -> dict[str, float]:
     """κ_eff, κ̄, κ(0.5), κ(0.9). Of κ_eff the lower bound, over the directions that have curvature beyond rounding: of a
     transformer's parameters a third has none, and what rounding leaves of the gradient there bounds nothing.
     """
-    values = (c.kappa_effective.low, *(e.value for e in (c.kappa_mean, c.kappa(0.5), c.kappa(0.9))))
-    return dict(zip(FIGURES, values, strict=True))
+    of_spectrum = {"mean": c.kappa_mean, "half": c.kappa(0.5), "most": c.kappa(0.9)}
+    return {"effective": c.kappa_effective.low} | {name: kappa.value for name, kappa in of_spectrum.items()}

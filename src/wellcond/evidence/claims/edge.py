@@ -2,37 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any
+from functools import partial
 
 import numpy as np
-from torch import nn
-from torch.nn.functional import one_hot
-from torch.optim import SGD, Adam, Optimizer, RMSprop
+from torch.optim import SGD, Adam, RMSprop
 
 import wellcond as wc
-from wellcond.evidence.claim import Claim, Figures, Runs
-from wellcond.evidence.workloads import Workload, workload
+from wellcond.evidence.claim import Axes, Claim, Figures, Results, Runs
+from wellcond.evidence.plots import key
+from wellcond.evidence.tasks import with_loss
+from wellcond.evidence.workloads import Build
 
-
-@dataclass(frozen=True)
-class Method:
-    """An optimizer, and learning rates at which training on each of DATA comes to the edge, if at any."""
-
-    build: Callable[..., Optimizer]
-    rates: Mapping[str, float]
-    settings: Mapping[str, float] = field(default_factory=dict)
-
-
-MEASUREMENTS, QUICK_MEASUREMENTS = 20, 7
+STEPS = {20: 25, 7: 50}  # between measurements, by the number of them in a run
 DATA = ("diabetes, MLP, squared error", "digits, convolution, squared error", "digits, MLP, cross entropy")
-METHODS = {
-    "gradient descent, 2/α": Method(SGD, dict(zip(DATA, (0.2, 1.6, 0.4), strict=True))),
-    "heavy ball, (2+2β)/α": Method(SGD, dict(zip(DATA, (0.1, 1.6, 0.4), strict=True)), {"momentum": 0.9}),
-    "RMSProp, 2/α": Method(RMSprop, dict(zip(DATA, (0.001, 0.001, 0.001), strict=True))),
-    "Adam, 38/α": Method(Adam, dict(zip(DATA, (0.01, 0.02, 0.01), strict=True))),
+METHODS: dict[str, tuple[Build, tuple[float, ...]]] = {
+    "gradient descent, 2/α": (SGD, (0.2, 1.6, 0.4)),
+    "heavy ball, (2+2β)/α": (partial(SGD, momentum=0.9), (0.1, 1.6, 0.4)),
+    "RMSProp, 2/α": (RMSprop, (0.001, 0.001, 0.001)),
+    "Adam, 38/α": (Adam, (0.01, 0.02, 0.01)),
 }
+"""Optimizers with learning rates at which training on each of DATA comes to the edge, if at any."""
 
 
 class Edge(Claim):
@@ -54,54 +43,34 @@ class Edge(Claim):
     }
 
     def measure(self, case: str, seed: int, quick: bool) -> Figures:
-        method, data, loss = case_of(case)
-        work = workload(data, examples=200, seed=seed)
-        if loss == "squared error" and not isinstance(work.loss_fn, nn.MSELoss):
-            work = with_squared_error(work)
-        model = work.model(seed)
-        optimizer = method.build(model.parameters(), lr=method.rates[f"{data}, {loss}"], **method.settings)
-        problem = work.problem(model)
-        ratios = []
-        for _ in range(QUICK_MEASUREMENTS if quick else MEASUREMENTS):
-            losses = work.descend(model, optimizer, 50 if quick else 25)
+        method, data = case.split(": ")
+        work = with_loss(data, examples=200, seed=seed)
+        model, (build, rates) = work.model(seed), METHODS[method]
+        optimizer = build(model.parameters(), lr=rates[DATA.index(data)])
+        problem, ratios, measurements = work.problem(model), [], 7 if quick else 20
+        for _ in range(measurements):
+            losses = work.descend(model, optimizer, STEPS[measurements])
             ratios.append(wc.edge_ratio(problem, optimizer, max_products=15 if quick else 25).ratio.value)
         return {"late ratio": late_mean(ratios), "highest ratio": max(ratios), "loss": losses[-1], "ratios": ratios}
 
     def holds(self, runs: Runs) -> bool:
         return bool((abs(np.log(runs["late ratio"])) <= np.log(1.25)).all())
 
-    def plot(self, results: Sequence[Runs], ax: Any) -> None:
+    def plot(self, results: Results, ax: Axes) -> None:
         colors = {method: f"C{i}" for i, method in enumerate(METHODS)}
         styles = dict(zip(DATA, ("-", "--", ":"), strict=True))
         for runs in results:
             method, data = runs.case.split(": ")
-            count = runs["ratios"].shape[1]
-            steps = np.arange(1, count + 1) * (50 if count == QUICK_MEASUREMENTS else 25)
-            ax.semilogy(steps, np.median(runs["ratios"], axis=0), styles[data], color=colors[method])
-        for method, color in colors.items():
-            ax.plot([], [], color=color, label=method)
-        for data, style in styles.items():
-            ax.plot([], [], style, color="gray", label=data)
+            ratios = np.median(runs["ratios"], axis=0)
+            steps = STEPS[len(ratios)] * np.arange(1, len(ratios) + 1)
+            ax.semilogy(steps, ratios, styles[data], color=colors[method])
+        key(ax, colors | {data: f"k{style}" for data, style in styles.items()})
         ax.axhline(1.0, color="gray", linewidth=0.8)
         ax.set(xlabel="step", ylabel="edge ratio, median of seeds", ylim=(1e-2, 3))
         ax.legend(fontsize=6, loc="lower left")
 
 
-def case_of(case: str) -> tuple[Method, str, str]:
-    """Optimizer, workload and loss of a case."""
-    method, data = case.split(": ")
-    name, _, loss = data.rpartition(", ")
-    return METHODS[method], name, loss
-
-
-def with_squared_error(work: Workload) -> Workload:
-    """A classification as a regression on the classes' indicators."""
-    classes = int(work.train[1].max()) + 1
-    train, test = ((a, one_hot(b, classes).to(a.dtype)) for a, b in (work.train, work.test))
-    return replace(work, loss_fn=nn.MSELoss(), train=train, test=test)
-
-
-def late_mean(ratios: Sequence[float]) -> float:
+def late_mean(ratios: list[float]) -> float:
     """Mean of the last third.
 
     >>> late_mean([9.0, 9.0, 9.0, 9.0, 1.0, 2.0])

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import copy
 import itertools
-from collections.abc import Sequence
-from typing import Any
+import math
 
 import numpy as np
 from torch import nn
 from torch.optim import SGD, Adam, RMSprop
 
 import wellcond as wc
-from wellcond.evidence.claim import Claim, Figures, Runs
-from wellcond.evidence.order import pairs_alike
-from wellcond.evidence.workloads import Workload, workload
+from wellcond.evidence.claim import Axes, Claim, Figures, Results, Runs
+from wellcond.evidence.comparison import pairs_alike
+from wellcond.evidence.workloads import Workload, put_back, workload
 
 STEPS = 30
 WIDTHS = {"diabetes, MLP": 16, "breast cancer, MLP": 16, "digits, convolution": 8}
@@ -45,36 +43,27 @@ class Forecast(Claim):
         name, point = case.split(": ")
         work = workload(name, width=WIDTHS[name], examples=60 if quick else 400, seed=seed)
         model, P = point_of_training(work, seed, int(point.split()[1]))
-        predicted = wc.forecast(work.problem(model), P, steps=STEPS)
-        losses = {key: trained(work, model, P[key], predicted[key].learning_rate) for key in P}
-        forecasts = {key: float(predicted[key].losses[-1]) for key in P}
-        trusted = {key: predicted[key].trusted_steps or 0 for key in P}
-        pairs = [
-            (pair, pairs_alike(*([x[key] for key in pair] for x in (forecasts, losses)))[0])
-            for pair in itertools.combinations(P, 2)
-        ]
-        sure = [right for (a, b), right in pairs if min(trusted[a], trusted[b]) >= TRUSTED]
+        curves = wc.forecast(work.problem(model), P, steps=STEPS)
+        forecasts = {name: float(curves[name].losses[-1]) for name in P}
+        losses = {name: trained(work, model, P[name], curves[name].learning_rate) for name in P}
+        steps = {name: curves[name].trusted_steps or 0 for name in P}
+        sure = [name for name in P if steps[name] >= TRUSTED]
+        pairs = math.comb(len(P), 2)
         return {
-            "right": sum(right for _, right in pairs) / len(pairs),
-            "trusted": len(sure) / len(pairs),
-            "trusted right": sum(sure) / len(pairs),
-            "trusted steps": float(np.median(list(trusted.values()))),
+            "right": pairs_alike(*([x[name] for name in P] for x in (forecasts, losses)))[0] / pairs,
+            "trusted": math.comb(len(sure), 2) / pairs,
+            "trusted right": pairs_alike(*([x[name] for name in sure] for x in (forecasts, losses)))[0] / pairs,
+            "trusted steps": float(np.median(list(steps.values()))),
         }
 
     def holds(self, runs: Runs) -> bool:
         return bool(runs.mean("right") >= 0.75)
 
-    def plot(self, results: Sequence[Runs], ax: Any) -> None:
-        names = [runs.case for runs in results]
-        ax.barh(
-            names,
-            [100 * runs.mean("right") for runs in results],
-            xerr=[100 * runs.spread("right") for runs in results],
-            color="C0",
-            label="all pairs",
-        )
-        ax.axvline(50, color="gray", linewidth=0.8)
-        ax.axvline(75, color="gray", linewidth=0.8, linestyle="--")
+    def plot(self, results: Results, ax: Axes) -> None:
+        means, spreads = ([100 * f(runs, "right") for runs in results] for f in (Runs.mean, Runs.spread))
+        ax.barh([runs.case for runs in results], means, xerr=spreads, color="C0")
+        for x, style in ((50, "-"), (75, "--")):
+            ax.axvline(x, color="gray", linewidth=0.8, linestyle=style)
         ax.invert_yaxis()
         ax.set(xlabel="pairs in the right order, %", xlim=(0, 100))
 
@@ -101,11 +90,9 @@ def point_of_training(work: Workload, seed: int, steps: int) -> tuple[nn.Module,
 
 def trained(work: Workload, model: nn.Module, P: wc.Preconditioner | None, rate: float) -> float:
     """The loss after gradient descent on all data with P frozen; the model is put back."""
-    start = copy.deepcopy(model.state_dict())
-    optimizer = SGD(model.parameters(), lr=rate)
-    if P is not None:
-        wc.precondition(optimizer, P)
-    work.descend(model, optimizer, STEPS)
-    loss = work.loss(model).item()
-    model.load_state_dict(start)
-    return loss if np.isfinite(loss) else np.inf
+    with put_back(model):
+        optimizer = SGD(model.parameters(), lr=rate)
+        if P is not None:
+            wc.precondition(optimizer, P)
+        work.descend(model, optimizer, STEPS)
+        return work.value(model)

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
-from typing import Any
 
-import numpy as np
 import torch
 
 import wellcond as wc
-from wellcond.evidence.claim import Claim, Figures, Runs
-from wellcond.evidence.workloads import Workload, workload
+from wellcond.evidence.claim import Axes, Claim, Figures, Results, Runs, crossed
+from wellcond.evidence.comparison import not_above_zero
+from wellcond.evidence.plots import row_a_case
+from wellcond.evidence.workloads import Build, Workload, workload
 
-Build = Callable[..., torch.optim.Optimizer]
 OPTIMIZERS: dict[str, tuple[Build, Sequence[float]]] = {
     "Adam": (partial(torch.optim.Adam, lr=1e-2, fused=True), (0.1, 0.2, 0.5, 1.0, 2.0, 5.0)),
     # Its steps become shorter, the decay's do not.
@@ -39,12 +38,8 @@ class L2Generalization(Claim):
         "seeds that is at most two standard errors above zero"
     )
     cases = (
-        *(f"Adam: {data}" for data in ("digits, MLP", "digits, convolution", "breast cancer, MLP", "diabetes, MLP")),
-        *(
-            f"{name}: {data}"
-            for name in ("AdaGrad", "RMSProp")
-            for data in ("digits, convolution", "breast cancer, MLP")
-        ),
+        *crossed(["Adam"], ["digits, MLP", "digits, convolution", "breast cancer, MLP", "diabetes, MLP"]),
+        *crossed(["AdaGrad", "RMSProp"], ["digits, convolution", "breast cancer, MLP"]),
     )
     shown = {
         "advantage": "ln(test loss, intrinsic / original), each at its best",
@@ -56,54 +51,39 @@ class L2Generalization(Claim):
     def measure(self, case: str, seed: int, quick: bool) -> Figures:
         name, data = case.split(": ")
         build, strengths = OPTIMIZERS[name]
-        losses = partial(losses_on_test, workload(data, seed=seed), build, seed=seed, steps=100 if quick else 600)
-        intrinsic, original = losses("intrinsic", strengths), losses("original", ORIGINAL)
+        train = partial(loss_on_test, workload(data, seed=seed), build, seed=seed, steps=100 if quick else 600)
+        intrinsic, original = [train("intrinsic", s) for s in strengths], [train("original", s) for s in ORIGINAL]
         return {
             "advantage": advantage(intrinsic, original),
             "intrinsic": min(intrinsic),
             "original": min(original),
-            "none": losses("intrinsic", (0.0,))[0],
+            "none": train("intrinsic", 0.0),
             "intrinsic losses": intrinsic,
             "original losses": original,
         }
 
     def holds(self, runs: Runs) -> bool:
-        return not_worse(runs["advantage"])
+        return not_above_zero(runs["advantage"])
 
-    def plot(self, results: Sequence[Runs], ax: Any) -> None:
-        for place, runs in enumerate(results):
-            error = 2 * runs.spread("advantage") / len(runs.figures) ** 0.5
-            ax.errorbar(runs.mean("advantage"), place, xerr=error, fmt="o", color="C0", capsize=3)
-            ax.plot(np.log(runs["none"] / runs["original"]).mean(), place, "x", color="gray")
-        ax.plot([], [], "o", color="C0", label="intrinsic L2, ± 2 standard errors")
-        ax.plot([], [], "x", color="gray", label="no penalty")
+    def plot(self, results: Results, ax: Axes) -> None:
+        row_a_case(ax, results, "advantage", errors=2.0, fmt="o", label="intrinsic L2, ± 2 standard errors")
+        none = [math.log(runs.geometric_mean("none") / runs.geometric_mean("original")) for runs in results]
+        ax.plot(none, range(len(results)), "x", color="gray", label="no penalty")
         ax.axvline(0, color="gray", lw=0.5)
-        ax.set_yticks(range(len(results)), [runs.case for runs in results], fontsize=7)
         ax.invert_yaxis()
         ax.set(xlabel="ln(test loss / test loss with original L2), best strengths", ylabel="optimizer: data, network")
         ax.legend(fontsize=7)
 
 
-def losses_on_test(
-    work: Workload, build: Build, space: str, strengths: Sequence[float], *, steps: int, seed: int
-) -> list[float]:
-    """Test loss after training in batches of 32 with L2 in a space, for each strength, from the same weights."""
-    found = []
-    for strength in strengths:
-        model = work.model(seed)
-        optimizer = build(model.parameters())
-        wc.regularize(optimizer, wc.penalties.L2(strength), space=space, model=model)
-        work.descend(model, optimizer, steps, batch=32, seed=seed)
-        with torch.no_grad():
-            found.append(float(work.loss(model, test=True)))
-    return found
+def loss_on_test(work: Workload, build: Build, space: str, strength: float, *, steps: int, seed: int) -> float:
+    """After training in batches of 32 with L2 in a space."""
+    model = work.model(seed)
+    optimizer = build(model.parameters())
+    wc.regularize(optimizer, wc.penalties.L2(strength), space=space, model=model)
+    work.descend(model, optimizer, steps, batch=32, seed=seed)
+    return work.value(model, test=True)
 
 
 def advantage(one: Sequence[float], other: Sequence[float]) -> float:
     """ln of the least of one's losses over the least of the other's: below zero if one is better."""
     return math.log(min(one) / min(other))
-
-
-def not_worse(advantages: np.ndarray) -> bool:
-    """Whether the mean is at most two standard errors above zero, the shape being (seeds,)."""
-    return bool(advantages.mean() <= 2 * advantages.std(ddof=1) / math.sqrt(len(advantages)))

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
-
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 import wellcond as wc
-from wellcond.evidence.claim import Claim, Figures, Runs
-from wellcond.evidence.workloads import Workload, workload
+from wellcond.evidence.claim import Axes, Claim, Figures, Results, Runs
+from wellcond.evidence.diagonal_scaling import condition
+from wellcond.evidence.plots import key
+from wellcond.evidence.tasks import penalized
+from wellcond.evidence.workloads import workload
 
 
 class L2Spectrum(Claim):
@@ -37,56 +37,38 @@ class L2Spectrum(Claim):
         model = work.model(seed)
         optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
         work.descend(model, optimizer, 100)
-        P = wc.preconditioner_of(optimizer)
-        problem = work.problem(model)
-        squares = P.gram([torch.ones_like(p) for p in problem.parameters])
+        P, problem = wc.preconditioner_of(optimizer), work.problem(model)
+        squares, ones = P.diagonal().square(), torch.ones_like(P.diagonal())
         plain = torch.linalg.eigvalsh(wc.Hessian(problem).preconditioned(P).dense())
         strength = 0.01 * float(plain[-1])
-        same_mean = strength / float(torch.cat([s.flatten() for s in squares]).mean())
-        intrinsic = lifts(plain, penalized(work, model, strength, squares), P)
-        original = lifts(plain, penalized(work, model, same_mean, [torch.ones_like(s) for s in squares]), P)
+        same_mean = strength / float(squares.mean())
+        intrinsic = lifts(plain, penalized(work, model, strength, squares), P) / strength
+        original = lifts(plain, penalized(work, model, same_mean, ones), P) / strength
         G = wc.GaussNewton(problem).preconditioned(P).dense()
-        diagonal = same_mean * torch.cat([s.flatten() for s in squares])
-        kept = torch.linspace(0, len(plain) - 1, min(len(plain), 200)).round().long()
+        kept = torch.linspace(0, len(G) - 1, min(len(G), 200)).round().long()
         return {
-            "intrinsic": float((intrinsic / strength - 1).abs().max()),
-            "smallest": float(original.min()) / strength,
-            "largest": float(original.max()) / strength,
-            "kappa": kappa(G + torch.diag(diagonal)) / kappa(G + strength * torch.eye(len(G), dtype=G.dtype)),
-            "position": (kept / (len(plain) - 1)).tolist(),
-            "intrinsic lifts": (intrinsic[kept] / strength).tolist(),
-            "original lifts": (original[kept] / strength).tolist(),
+            "intrinsic": float((intrinsic - 1).abs().max()),
+            "smallest": float(original.min()),
+            "largest": float(original.max()),
+            "kappa": condition(G + same_mean * squares.diag()) / condition(G + strength * ones.diag()),
+            "position": (kept / (len(G) - 1)).tolist(),
+            "intrinsic lifts": intrinsic[kept].tolist(),
+            "original lifts": original[kept].tolist(),
         }
 
     def holds(self, runs: Runs) -> bool:
         lifted = (runs["intrinsic"] <= 1e-6) & (runs["largest"] >= 2 * runs["smallest"])
         return bool((lifted & (runs["kappa"] > 1)).all())
 
-    def plot(self, results: Sequence[Runs], ax: Any) -> None:
-        for runs, color in zip(results, ("C0", "C1", "C2", "C3"), strict=True):
-            ax.semilogy(runs["position"][0], runs["original lifts"][0], color=color, label=f"{runs.case}: original")
-            ax.semilogy(runs["position"][0], runs["intrinsic lifts"][0], "--", color=color)
-        ax.plot([], [], "k--", label="intrinsic, all four")
+    def plot(self, results: Results, ax: Axes) -> None:
+        for i, runs in enumerate(results):
+            ax.semilogy(runs["position"][0], runs["original lifts"][0], color=f"C{i}", label=f"{runs.case}: original")
+            ax.semilogy(runs["position"][0], runs["intrinsic lifts"][0], "--", color=f"C{i}")
+        key(ax, {"intrinsic, all four": "k--"})
         ax.set(xlabel="share of eigenvalues of PᵀHP below, without the penalty", ylabel="lift / τ, first seed")
         ax.legend(fontsize=7)
-
-
-def penalized(work: Workload, model: nn.Module, strength: float, squares: Sequence[Tensor]) -> wc.Problem:
-    """The training set's loss with strength/2 · Σ p²/squares: the L2 of z for P², of p for ones."""
-
-    def loss(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
-        parts = [(p.square() / s).sum() for p, s in zip(model.parameters(), squares, strict=True)]
-        return work.loss_fn(model(batch[0]), batch[1]) + strength / 2 * torch.stack(parts).sum()
-
-    return wc.Problem(model, loss=loss, data=[work.train])
 
 
 def lifts(plain: Tensor, problem: wc.Problem, P: wc.Preconditioner) -> Tensor:
     """By how much each eigenvalue of PᵀHP, in ascending order, is above those given, (n,)."""
     return torch.linalg.eigvalsh(wc.Hessian(problem).preconditioned(P).dense()) - plain
-
-
-def kappa(matrix: Tensor) -> float:
-    """The largest over the smallest eigenvalue of a positive definite matrix."""
-    values = torch.linalg.eigvalsh(matrix)
-    return float(values[-1] / values[0])

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 import wellcond as wc
-from wellcond.evidence.claim import Claim, Figures, Runs
+from wellcond.evidence.claim import Axes, Claim, Figures, Results, Runs
 from wellcond.evidence.workloads import workload
 
 
@@ -36,13 +34,10 @@ class Rate(Claim):
         else:
             work = workload("diabetes, MLP", seed=seed)
             H = wc.Hessian(wc.Problem(nn.Linear(10, 1).double(), nn.MSELoss(), work.train)).dense()
-        scale = (
-            torch.exp(0.4 * torch.randn(len(H), dtype=H.dtype)) if "P" in case else torch.ones(len(H), dtype=H.dtype)
-        )
-        values = torch.linalg.eigvalsh(scale[:, None] * H * scale)
-        low, high = float(values[0]), float(values[-1])
-        root = math.sqrt(high / low)
-        start = torch.randn(len(H), dtype=H.dtype)
+        ones = torch.ones(len(H), dtype=H.dtype)
+        scale = torch.exp(0.4 * torch.randn_like(ones)) if "P" in case else ones
+        low, *_, high = torch.linalg.eigvalsh(scale[:, None] * H * scale).tolist()
+        root, start = math.sqrt(high / low), torch.randn_like(ones)
         descent = errors(H, scale, start, lr=2 / (low + high), momentum=0.0, steps=round(10 * root**2))
         lr, momentum = (2 / (low**0.5 + high**0.5)) ** 2, ((root - 1) / (root + 1)) ** 2
         heavy = errors(H, scale, start, lr=lr, momentum=momentum, steps=round(12 * root))
@@ -57,7 +52,7 @@ class Rate(Claim):
     def holds(self, runs: Runs) -> bool:
         return all(bool((abs(runs[name] - 1) <= 0.1).all()) for name in ("descent", "heavy ball"))
 
-    def plot(self, results: Sequence[Runs], ax: Any) -> None:
+    def plot(self, results: Results, ax: Axes) -> None:
         for runs, color in zip(results, ("C0", "C1", "C2"), strict=True):
             for name, style in (("descent", "-"), ("heavy ball", "--")):
                 ax.semilogy(runs.figures[0][f"{name} errors"], style, color=color, label=f"{runs.case}: {name}")
@@ -78,7 +73,7 @@ def errors(H: Tensor, P: Tensor, start: Tensor, *, lr: float, momentum: float, s
     return distances
 
 
-def contraction(errors: Sequence[float]) -> float:
+def contraction(errors: list[float]) -> float:
     """Mean logarithm of the contraction a step, over the second half of the steps."""
     half = len(errors) // 2
     return math.log(errors[-1] / errors[half]) / (len(errors) - 1 - half)

@@ -3,23 +3,21 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 import wellcond as wc
-from wellcond.evidence.claim import Claim, Figures, Runs
-from wellcond.evidence.claims.weighted_lasso import one_layer
-from wellcond.evidence.workloads import Workload, workload
+from wellcond.evidence.averages import averages
+from wellcond.evidence.claim import Axes, Claim, Figures, Results, Runs
+from wellcond.evidence.tasks import one_layer
+from wellcond.evidence.workloads import workload
 
 
 class Setting(NamedTuple):
-    """How a case is trained: strength, learning rate at the start and at the end, steps, batch size, β₂, and further
-    steps that are averaged over.
-
-    v̂ has to follow a gradient that settles (β₂ = 0.95), or to average over one that goes on moving (0.999).
+    """How a case is trained: v̂ has to follow a gradient that settles (β₂ = 0.95), or to average over one that goes on
+    moving (0.999). The learning rate falls from `lr` to `last`; `averaged` further steps are averaged over.
     """
 
     strength: float
@@ -70,19 +68,20 @@ class RestPoint(Claim):
     }
 
     def measure(self, case: str, seed: int, quick: bool) -> Figures:
-        how, setting = case.split(": ")[0], CASES[case]
-        work, model = _task(case.split(": ")[1], seed)
+        (how, task), setting = case.split(": "), CASES[case]
+        decay = how.startswith("AdamW")
+        work = one_layer(task, seed) if task.endswith("model") else workload(task, width=8, seed=seed)
+        model = work.model(seed)
         optimizer = torch.optim.Adam(model.parameters(), lr=setting.lr, betas=(0.9, setting.beta2), fused=True)
-        penalty = wc.penalties.L2 if how.startswith("AdamW") else wc.penalties.L1
-        weights = wc.regularize(optimizer, penalty(setting.strength), model=model).parameters()
+        penalty = wc.penalties.L2(setting.strength) if decay else wc.penalties.L1(setting.strength)
+        weights = wc.regularize(optimizer, penalty, model=model).parameters()
         for part in range(20):
             optimizer.param_groups[0]["lr"] = setting.lr * (setting.last / setting.lr) ** (part / 19)
             steps = setting.steps // (50 if quick else 20)
             work.descend(model, optimizer, steps, batch=setting.batch, seed=seed + 100 * part)
         p, g, inverse = averages(work, model, optimizer, weights, setting.batch, seed, setting.averaged)
         top = float(wc.eigenvalues(wc.Hessian(work.problem(model))).values[0])
-        zero, decay = p == 0, how.startswith("AdamW")
-        ratios = over_prediction(how, p, g, inverse, setting.strength)
+        ratios, zero = over_prediction(how, p, g, inverse, setting.strength), p == 0
         ratio, kept = ratios[g.abs() > 1e-2 * g.abs().max() if decay else ~zero], ratios[zero] <= 1.1
         return {
             "ratio": float(ratio.median()),
@@ -97,7 +96,7 @@ class RestPoint(Claim):
     def holds(self, runs: Runs) -> bool:
         return bool(((abs(runs["ratio"] - 1) <= 0.1) & (runs["kept"] >= 0.95)).all())
 
-    def plot(self, results: Sequence[Runs], ax: Any) -> None:
+    def plot(self, results: Results, ax: Axes) -> None:
         for runs in results:
             ax.semilogy(range(101), runs["quantiles"][0], label=runs.case)
         ax.axhline(1, color="gray", lw=0.5)
@@ -110,34 +109,3 @@ def over_prediction(how: str, p: Tensor, g: Tensor, inverse: Tensor, strength: f
     if how.startswith("AdamW"):
         return p.abs() * strength
     return g.abs() / (strength**2 if how.endswith("small steps") else strength * inverse)
-
-
-def averages(
-    work: Workload,
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    weights: Sequence[Tensor],
-    batch: int | None,
-    seed: int,
-    steps: int,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Means over every second of some further steps, for the weights whose sign stays: p, the gradient of the whole
-    training set, 1/P."""
-    points, gradients, inverses = [], [], []
-    for part in range(steps // 2):
-        P = wc.preconditioner_of(optimizer).over(weights, [""] * len(weights))
-        inverses.append(torch.cat([x.flatten() for x in P.invert([torch.ones_like(w) for w in weights])]))
-        gradients.append(torch.cat([x.flatten() for x in torch.autograd.grad(work.loss(model), weights)]))
-        points.append(torch.cat([w.detach().flatten() for w in weights]))
-        work.descend(model, optimizer, 2, batch=batch, seed=seed + 10_000 + part)
-    signs = torch.stack(points).sign()
-    stays = (signs == signs[0]).all(0)
-    p, g, inverse = (torch.stack(x).mean(0)[stays] for x in (points, gradients, inverses))
-    return p, g, inverse
-
-
-def _task(name: str, seed: int) -> tuple[Workload, nn.Module]:
-    if name.endswith("model"):
-        return one_layer(name.split(",")[0], seed)
-    work = workload(name, width=8, seed=seed)
-    return work, work.model(seed)

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
-
+import numpy as np
 import torch
 from torch import Tensor
 
 import wellcond as wc
-from wellcond.evidence.adaptive import ADAPTIVE, BATCH, STOPS, small, squared_diagonal, stops
-from wellcond.evidence.claim import Claim, Figures, Runs
+from wellcond.evidence.adaptive import ADAPTIVE, BATCH, DATA, STOPS, small, stops
+from wellcond.evidence.claim import Axes, Claim, Figures, Results, Runs, crossed
 
 SETTINGS = {"full batch": None, f"batches of {BATCH}": BATCH}
+TIMES = ("start", "middle", "end")
 
 
 class RowNorms(Claim):
@@ -26,12 +25,7 @@ class RowNorms(Claim):
         f"after {STOPS[0]}, {STOPS[1]} and {STOPS[2]} steps log √v explains at least half of the variance of the log "
         "row norm: a correlation of 0.71 or more, mean over seeds"
     )
-    cases = tuple(
-        f"{data}: {optimizer}, {setting}"
-        for data in ("digits, MLP", "diabetes, MLP", "characters, transformer")
-        for optimizer in ADAPTIVE
-        for setting in SETTINGS
-    )
+    cases = crossed(DATA, crossed(ADAPTIVE, SETTINGS, by=", "))
     shown = {
         "start": f"correlation of log √v with the log row norm, step {STOPS[0]}",
         "middle": f"step {STOPS[1]}",
@@ -44,36 +38,23 @@ class RowNorms(Claim):
     def measure(self, case: str, seed: int, quick: bool) -> Figures:
         data, rest = case.split(": ")
         optimizer, setting = rest.split(", ")
-        rows, within, diagonal = [], [], []
-        for problem, P in stops(small(data, quick), optimizer, seed, batch=SETTINGS[setting]):
-            H = wc.Hessian(problem).dense()
-            root_v = 1 / squared_diagonal(P)
-            tensors = torch.cat([torch.full((p.numel(),), i) for i, p in enumerate(problem.parameters)])
-            rows.append(log_correlation(root_v, H.norm(dim=1)))
-            within.append(log_correlation(root_v, H.norm(dim=1), tensors))
-            diagonal.append(log_correlation(root_v, H.diagonal().abs()))
-        return {
-            **dict(zip(("start", "middle", "end"), rows, strict=True)),
-            "within": within[-1],
-            "diagonal": diagonal[-1],
-        }
+        figures = {}
+        stopped = stops(small(data, quick), optimizer, seed, batch=SETTINGS[setting])
+        for time, (problem, P) in zip(TIMES, stopped, strict=True):
+            H, root_v = wc.Hessian(problem).dense(), 1 / P.diagonal().square()
+            figures[time] = log_correlation(root_v, H.norm(dim=1))
+        tensors = torch.cat([torch.full((p.numel(),), i) for i, p in enumerate(problem.parameters)])
+        figures["within"] = log_correlation(root_v, H.norm(dim=1), tensors)
+        return figures | {"diagonal": log_correlation(root_v, H.diagonal().abs())}
 
     def holds(self, runs: Runs) -> bool:
-        return all(runs.mean(time) >= 0.71 for time in ("start", "middle", "end"))
+        return all(runs.mean(time) >= 0.71 for time in TIMES)
 
-    def plot(self, results: Sequence[Runs], ax: Any) -> None:
+    def plot(self, results: Results, ax: Axes) -> None:
         for i, runs in enumerate(results):
-            values = [runs[time] for time in ("start", "middle", "end")]
-            ax.errorbar(
-                STOPS,
-                [x.mean() for x in values],
-                [x.std() for x in values],
-                label=runs.case,
-                color=f"C{i // 6}",
-                linestyle="-" if "full" in runs.case else "--",
-                marker="osv"[i // 2 % 3],
-                markersize=4,
-            )
+            style = {"color": f"C{i // 6}", "marker": "osv"[i // 2 % 3], "linestyle": ("-", "--")[i % 2]}
+            values = np.array([runs[time] for time in TIMES])
+            ax.errorbar(STOPS, values.mean(1), values.std(1), label=runs.case, markersize=4, **style)
         ax.axhline(0.71, color="k", lw=0.8)
         ax.set(xscale="log", xlabel="steps of training", ylabel="correlation, log √v with log row norm", ylim=(-0.4, 1))
         ax.legend(fontsize=5, ncols=3)

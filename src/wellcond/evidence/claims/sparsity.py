@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 import wellcond as wc
-from wellcond.evidence.claim import Claim, Figures, Runs
+from wellcond.evidence.claim import Axes, Claim, Figures, Results, Runs
+from wellcond.evidence.comparison import not_above_zero
 from wellcond.evidence.workloads import Workload, workload
 
 STRENGTHS = {
@@ -47,21 +47,21 @@ class SparsityOfL1(Claim):
     def measure(self, case: str, seed: int, quick: bool) -> Figures:
         work, steps = workload(case, seed=seed), 200 if quick else 600
         _, accuracy = train(work, "loss", 0.0, steps, seed)
-        figures: dict[str, Any] = {"accuracy": accuracy}
+        figures: dict[str, float | Sequence[float]] = {"accuracy": accuracy}
         for space, strengths in STRENGTHS.items():
             chosen = strengths[::2] if quick else strengths
             shares, accuracies = zip(*(train(work, space, s, steps, seed) for s in chosen), strict=True)
             free = zeros_for_free((0.0, *shares), (accuracy, *accuracies), accuracy - 0.01)
-            figures |= {space: max(shares) if space == "loss" else free}
-            figures |= {f"{space} shares": list(shares), f"{space} accuracies": list(accuracies)}
+            figures[space] = max(shares) if space == "loss" else free
+            figures |= {f"{space} shares": shares, f"{space} accuracies": accuracies}
         return figures
 
     def holds(self, runs: Runs) -> bool:
         intrinsic = runs["intrinsic"]
-        enough = not runs["loss"].any() and intrinsic.mean() >= 0.3
-        return bool(enough) and all(not_fewer(intrinsic - runs[space]) for space in ("euclidean", "original"))
+        fewer = [runs[space] - intrinsic for space in ("euclidean", "original")]
+        return not runs["loss"].any() and bool(intrinsic.mean() >= 0.3) and all(map(not_above_zero, fewer))
 
-    def plot(self, results: Sequence[Runs], ax: Any) -> None:
+    def plot(self, results: Results, ax: Axes) -> None:
         for runs, style in zip(results, ("-o", "--s", ":^"), strict=True):
             for space, color in zip(STRENGTHS, ("gray", "C1", "C2", "C0"), strict=True):
                 shares, accuracies = (100 * runs.mean(f"{space} {what}") for what in ("shares", "accuracies"))
@@ -98,8 +98,3 @@ def zeros_for_free(shares: Sequence[float], accuracies: Sequence[float], floor: 
     if last + 1 == len(x):
         return float(x[last])
     return float(round(x[last] + (x[last + 1] - x[last]) * (y[last] - floor) / (y[last] - y[last + 1]), 12))
-
-
-def not_fewer(differences: np.ndarray) -> bool:
-    """Whether the mean is at most two standard errors below zero, the shape being (seeds,)."""
-    return bool(differences.mean() >= -2 * differences.std(ddof=1) / len(differences) ** 0.5)

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import replace
-from typing import Any
-
 import numpy as np
 import torch
-from torch import nn
 
 import wellcond as wc
-from wellcond.evidence.claim import Claim, Figures, Runs
-from wellcond.evidence.workloads import Workload, workload
+from wellcond.evidence.claim import Axes, Claim, Figures, Results, Runs
+from wellcond.evidence.lasso import lasso
+from wellcond.evidence.tasks import one_layer
 
 
 class WeightedLasso(Claim):
@@ -35,28 +31,26 @@ class WeightedLasso(Claim):
     }
 
     def measure(self, case: str, seed: int, quick: bool) -> Figures:
-        work, model = one_layer(case.split(",")[0], seed)
-        weight = next(model.parameters())
-        optimizer = torch.optim.RMSprop(model.parameters(), lr=1e-3, momentum=0.97)
+        work = one_layer(case, seed)
+        model = work.model(seed)
+        (weight,) = model.parameters()
+        optimizer = torch.optim.RMSprop([weight], lr=1e-3, momentum=0.97)
         work.descend(model, optimizer, 200, batch=32, seed=seed)
         optimizer.param_groups[0]["alpha"] = 1.0  # from here on v, and with it P, stands still
-        P = wc.preconditioner_of(optimizer)
-        scale = P.apply([torch.ones_like(weight)])[0][0]
-        nn.init.zeros_(weight)
-        problem = work.problem(model)
+        torch.nn.init.zeros_(weight)
+        P, problem = wc.preconditioner_of(optimizer), work.problem(model)
         curvature = wc.Hessian(problem).preconditioned(P).dense()
         optimizer.param_groups[0]["lr"] = 2 / float(torch.linalg.eigvalsh(curvature)[-1])
-        strongest = float((scale * problem.gradient()).abs().max())  # from here on all weights are zero
+        strongest = float((P.diagonal() * problem.gradient()).abs().max())  # from here on all weights are zero
         penalty = wc.regularize(optimizer, wc.penalties.L1(strongest))
+        (x, y), inverse = (t.numpy() for t in work.train), 1 / P.diagonal().numpy()
         ours, weighted, equal = [], [], []
-        x, y = (t.numpy() for t in work.train)
         for share in (0.5, 0.2) if quick else (0.5, 0.2, 0.1):
             penalty.strength = share * strongest
             work.descend(model, optimizer, 2000)
             ours.append(weight.detach()[0].numpy().copy())
-            weights = 1 / scale.numpy()
-            weighted.append(lasso(x, y[:, 0], penalty.strength * weights))
-            equal.append(lasso(x, y[:, 0], penalty.strength * np.full_like(weights, weights.mean())))
+            weighted.append(lasso(x, y[:, 0], penalty.strength * inverse))
+            equal.append(lasso(x, y[:, 0], penalty.strength * np.full_like(inverse, inverse.mean())))
         return {
             "distance": max(map(relative_distance, ours, weighted)),
             "differing": float(np.sum((np.array(ours) == 0) != (np.array(weighted) == 0))),
@@ -68,10 +62,9 @@ class WeightedLasso(Claim):
         }
 
     def holds(self, runs: Runs) -> bool:
-        close = (runs["distance"] <= 1e-5) & (runs["differing"] == 0)
-        return bool((close & (runs["other"] >= 1e-3)).all())
+        return bool(((runs["distance"] <= 1e-5) & (runs["differing"] == 0) & (runs["other"] >= 1e-3)).all())
 
-    def plot(self, results: Sequence[Runs], ax: Any) -> None:
+    def plot(self, results: Results, ax: Axes) -> None:
         for runs, color in zip(results, ("C0", "C1"), strict=True):
             ours = runs["ours"][0]
             ax.plot(runs["equal"][0], ours, "x", color=color, alpha=0.5, label=f"{runs.case}: equal weights")
@@ -79,32 +72,6 @@ class WeightedLasso(Claim):
         ax.axline((0, 0), slope=1, color="gray", lw=0.5)
         ax.set(xlabel="weight, scikit-learn's lasso (1 / standard deviation of the input)", ylabel="weight, training")
         ax.legend(fontsize=7)
-
-
-def one_layer(data: str, seed: int) -> tuple[Workload, nn.Module]:
-    """A linear model of the targets, or a logistic one where they are classes 0 and 1, without a bias."""
-    work = workload(f"{data}, MLP", seed=seed)
-    (x, y), loss_fn = work.train, work.loss_fn
-    if not y.is_floating_point():
-        y, loss_fn = y.double()[:, None], nn.BCEWithLogitsLoss()
-    model = nn.Linear(x.shape[1], 1, bias=False).double()
-    return replace(work, loss_fn=loss_fn, train=(x, y)), model
-
-
-def lasso(x: np.ndarray, y: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """argmin_p of the mean loss + Σ weights_i |p_i|, by scikit-learn on the features x_i/weights_i.
-
-    The loss is (y − xp)², or the logistic one where y is 0 or 1.
-    """
-    from sklearn.linear_model import Lasso, LogisticRegression
-
-    if set(np.unique(y)) == {0.0, 1.0}:
-        solver = LogisticRegression(
-            l1_ratio=1.0, C=1 / len(y), solver="liblinear", fit_intercept=False, tol=1e-9, max_iter=100_000
-        )
-    else:
-        solver = Lasso(alpha=0.5, fit_intercept=False, tol=1e-14, max_iter=100_000)
-    return solver.fit(x / weights, y).coef_.reshape(-1) / weights
 
 
 def relative_distance(a: np.ndarray, b: np.ndarray) -> float:
