@@ -8,10 +8,10 @@ from typing import Any
 from wellcond.evidence.claim import Axes, Results
 
 
-def key(ax: Axes, styles: Mapping[str, str], **how: Any) -> None:
+def key(ax: Axes, styles: Mapping[str, str]) -> None:
     """Entries of the legend that tell what a color, line or marker stands for: words → matplotlib's format."""
     for words, style in styles.items():
-        ax.plot([], [], style, label=words, **how)
+        ax.plot([], [], style, label=words)
 
 
 def row_a_case(
@@ -22,8 +22,7 @@ def row_a_case(
     A case whose runs have no such figure leaves its row empty.
     """
     has = {place: runs for place, runs in enumerate(results) if name in runs.figures[0]}
-    means, spreads = [r.mean(name) for r in has.values()], [r.spread(name) for r in has.values()]
-    if errors is not None:
-        spreads = [errors * x / len(r.figures) ** 0.5 for x, r in zip(spreads, has.values(), strict=True)]
+    means = [runs.mean(name) for runs in has.values()]
+    spreads = [runs.spread(name) * (errors / len(runs.figures) ** 0.5 if errors else 1.0) for runs in has.values()]
     ax.errorbar(means, [place + lower for place in has], xerr=spreads, **how)
     ax.set_yticks(range(len(results)), [runs.case for runs in results], fontsize=7)

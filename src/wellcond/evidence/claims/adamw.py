@@ -6,6 +6,7 @@ import torch
 
 import wellcond as wc
 from wellcond.evidence.claim import Axes, Claim, Figures, Results, Runs
+from wellcond.evidence.plots import key
 from wellcond.evidence.workloads import Workload, workload
 
 LR, STRENGTH = 3e-3, 0.1
@@ -42,12 +43,11 @@ class AdamWIsIntrinsic(Claim):
         return same and bool((runs["original"] > 1e-2).all())
 
     def plot(self, results: Results, ax: Axes) -> None:
-        for runs, color in zip(results, ("C0", "C1", "C2", "C3"), strict=True):
-            ax.semilogy(runs["original distances"][0], "--", color=color, label=f"{runs.case}: Adam, original L2")
+        for i, runs in enumerate(results):
+            ax.semilogy(runs["original distances"][0], "--", color=f"C{i}", label=f"{runs.case}: Adam, original L2")
             for name, style in (("Adam", "-"), ("Adagrad", ":"), ("RMSprop", "-.")):
-                ax.semilogy(runs[f"{name} distances"][0].clip(1e-18), style, color=color)
-        for name, style in (("Adam", "-"), ("AdaGrad", ":"), ("RMSProp", "-.")):
-            ax.plot([], [], f"k{style}", label=f"{name}, intrinsic L2")
+                ax.semilogy(runs[f"{name} distances"][0].clip(1e-18), style, color=f"C{i}")
+        key(ax, {"Adam, intrinsic L2": "k-", "AdaGrad, intrinsic L2": "k:", "RMSProp, intrinsic L2": "k-."})
         ax.set(xlabel="step", ylabel="relative distance from decayed weights\n(0 drawn as 1e-18), first seed")
         ax.legend(fontsize=6)
 

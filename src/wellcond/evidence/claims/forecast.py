@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from torch import nn
@@ -50,9 +51,9 @@ class Forecast(Claim):
         sure = [name for name in P if steps[name] >= TRUSTED]
         pairs = math.comb(len(P), 2)
         return {
-            "right": pairs_alike(*([x[name] for name in P] for x in (forecasts, losses)))[0] / pairs,
+            "right": right(forecasts, losses, list(P)) / pairs,
             "trusted": math.comb(len(sure), 2) / pairs,
-            "trusted right": pairs_alike(*([x[name] for name in sure] for x in (forecasts, losses)))[0] / pairs,
+            "trusted right": right(forecasts, losses, sure) / pairs,
             "trusted steps": float(np.median(list(steps.values()))),
         }
 
@@ -66,6 +67,11 @@ class Forecast(Claim):
             ax.axvline(x, color="gray", linewidth=0.8, linestyle=style)
         ax.invert_yaxis()
         ax.set(xlabel="pairs in the right order, %", xlim=(0, 100))
+
+
+def right(forecasts: Mapping[str, float], losses: Mapping[str, float], names: Sequence[str]) -> int:
+    """Pairs of some preconditioners that forecasts and losses put in the same order."""
+    return pairs_alike([forecasts[name] for name in names], [losses[name] for name in names])[0]
 
 
 def point_of_training(work: Workload, seed: int, steps: int) -> tuple[nn.Module, dict[str, wc.Preconditioner | None]]:
