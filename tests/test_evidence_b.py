@@ -12,11 +12,11 @@ import torch
 
 import wellcond as wc
 from wellcond.evidence import Claim, Runs, workload
-from wellcond.evidence.averages import averages
 from wellcond.evidence.claims import adamw, l2_generalization, l2_spectrum, rest_point, sparsity, weighted_lasso
 from wellcond.evidence.comparison import not_above_zero
 from wellcond.evidence.diagonal_scaling import condition
 from wellcond.evidence.lasso import lasso
+from wellcond.evidence.settling import PARTS, averages, settle
 from wellcond.evidence.tasks import one_layer, penalized
 from wellcond.preconditioners import torch_optimizers
 
@@ -171,6 +171,14 @@ class TestRestPoint:
         g = tau**2 * torch.tensor([1.0, -1.0]) if "small" in regime else tau * inverse
         assert torch.allclose(rest_point.over_prediction(regime, p, g, inverse, tau), torch.ones(2))
         assert {case.split(": ")[0] for case in rest_point.CASES} >= {regime}
+
+    def test_the_rate_falls_to_the_last_in_equal_factors(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        work = one_layer("diabetes", 0)
+        optimizer = torch.optim.SGD(work.model(0).parameters(), lr=1.0)
+        rates: list[float] = []
+        monkeypatch.setattr(type(work), "descend", lambda *args, **how: rates.append(optimizer.param_groups[0]["lr"]))
+        settle(work, work.model(0), optimizer, 0.01, None, 0, 3)
+        assert np.allclose(rates, np.geomspace(1.0, 0.01, PARTS), rtol=1e-12)
 
     def test_averages_of_an_optimizer_that_stands_still(self) -> None:
         work = one_layer("diabetes", 0)

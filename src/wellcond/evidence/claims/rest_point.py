@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 import wellcond as wc
-from wellcond.evidence.averages import averages
 from wellcond.evidence.claim import Axes, Claim, Figures, Results, Runs
+from wellcond.evidence.settling import PARTS, averages, settle
 from wellcond.evidence.tasks import one_layer
 from wellcond.evidence.workloads import workload
 
@@ -75,10 +75,8 @@ class RestPoint(Claim):
         optimizer = torch.optim.Adam(model.parameters(), lr=setting.lr, betas=(0.9, setting.beta2), fused=True)
         penalty = wc.penalties.L2(setting.strength) if decay else wc.penalties.L1(setting.strength)
         weights = wc.regularize(optimizer, penalty, model=model).parameters()
-        for part in range(20):
-            optimizer.param_groups[0]["lr"] = setting.lr * (setting.last / setting.lr) ** (part / 19)
-            steps = setting.steps // (50 if quick else 20)
-            work.descend(model, optimizer, steps, batch=setting.batch, seed=seed + 100 * part)
+        steps = setting.steps // (50 if quick else PARTS)
+        settle(work, model, optimizer, setting.last, setting.batch, seed, steps)
         p, g, inverse = averages(work, model, optimizer, weights, setting.batch, seed, setting.averaged)
         top = float(wc.eigenvalues(wc.Hessian(work.problem(model))).values[0])
         ratios, zero = over_prediction(how, p, g, inverse, setting.strength), p == 0

@@ -1,4 +1,4 @@
-"""Means over further steps of a training."""
+"""A training that comes to rest, and means over its further steps."""
 
 from __future__ import annotations
 
@@ -9,6 +9,26 @@ from torch import Tensor, nn
 
 import wellcond as wc
 from wellcond.evidence.workloads import Workload
+
+PARTS = 20
+"""Of a training, each at its learning rate."""
+
+
+def settle(
+    work: Workload,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    last: float,
+    batch: int | None,
+    seed: int,
+    steps: int,
+) -> None:
+    """Train for PARTS of so many steps, at learning rates that fall by the same factor each time, to the last."""
+    (group,) = optimizer.param_groups
+    first = group["lr"]
+    for part in range(PARTS):
+        group["lr"] = first * (last / first) ** (part / (PARTS - 1))
+        work.descend(model, optimizer, steps, batch=batch, seed=seed + 100 * part)
 
 
 def averages(
