@@ -549,6 +549,10 @@ def test_other_bad_arguments():
         what_if(problem, torch.optim.SGD(mlp().parameters(), lr=0.1), "batch norm")
     with pytest.raises(ValueError, match="has not 2"):
         what_if(problem, torch.optim.SGD(model[0].parameters(), lr=0.1), "batch norm")
+    with pytest.raises(TypeError, match=r"the optimizer is a NoneType; give a torch\.optim"):
+        what_if(problem, None, "BNP")
+    with pytest.raises(TypeError, match="LBFGS can't be read"):
+        what_if(problem, torch.optim.LBFGS(model.parameters()), "BNP", **QUICK)
     with pytest.raises(TypeError, match="Rprop"):
         what_if(problem, torch.optim.Rprop(model.parameters()), "batch norm")
     with pytest.raises(ValueError, match="maximizes"):

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from wellcond.normalization.covariance import Covariance, Factor, WholeCovariance
-from wellcond.normalization.moments import Moments
+from wellcond.normalization.moments import LARGEST, Moments
 from wellcond.normalization.rows import (
     CONVOLUTIONS,
     PROJECTIONS,
@@ -27,9 +27,8 @@ from wellcond.problem.memory import out_of_memory
 KINDS = (nn.Linear, *CONVOLUTIONS, nn.MultiheadAttention)
 """What is looked at."""
 
-LARGEST, SMALLEST = 1e150, 1e-130
-"""Inputs above the first are refused, and those below the second count as zero: the squares of both, and of spreads a
-rounding of them, are numbers in float64."""
+SMALLEST = 1e-130
+"""Inputs below count as zero: the squares of others, and of a spread that is a rounding of them, float64 holds."""
 
 _Key = tuple[int, str]
 
