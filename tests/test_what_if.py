@@ -9,6 +9,7 @@ import random
 import numpy as np
 import pytest
 import torch
+from sklearn.datasets import load_wine
 from torch import nn
 
 import wellcond as wc
@@ -537,6 +538,17 @@ def test_activations_that_are_not_finite_name_the_layer():
     problem = problem_of(model, batch)
     with pytest.raises(ValueError, match="output of layer 0, feature 2: a value is inf"):
         what_if(problem, torch.optim.SGD(model.parameters(), lr=0.1), "batch norm")
+
+
+def test_what_float32_can_not_measure_says_what_to_do():
+    torch.manual_seed(0)
+    X, y = (torch.tensor(a) for a in load_wine(return_X_y=True))
+    model = nn.Sequential(nn.Linear(13, 32), nn.ReLU(), nn.Linear(32, 3))
+    problem = wc.Problem(model, nn.CrossEntropyLoss(), (X.float(), y))
+    found = what_if(problem, torch.optim.SGD(model.parameters(), lr=1e-3), "standardize inputs", warm_up=5, steps=5)
+    (note,) = found["as it is"].notes
+    assert note.startswith("no κ of H: the second derivative is not symmetric")
+    assert "measure in float64" in note
 
 
 def test_other_bad_arguments():

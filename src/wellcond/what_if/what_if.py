@@ -171,7 +171,7 @@ class _Measured:
         try:
             return measure()
         except (ValueError, FloatingPointError) as error:
-            self.notes.append(f"{what}: {str(error).split(': ')[0]}")
+            self.notes.append(f"{what}: {error}")
             return None
 
 
