@@ -387,4 +387,11 @@ def test_bad_input_is_refused_at_the_door():
     refused("the state has no layers", lambda: P.load_state_dict({}))
     refused("the state has 'first'", lambda: P.load_state_dict(built(net()).state_dict()))
     refused("has shape", lambda: P.load_state_dict(built(nn.Linear(3, 2)).state_dict()))
+    refused("the state has no layers", lambda: P.load_state_dict({"layers": 3}))
+    refused("give what state_dict", lambda: P.load_state_dict({"layers": {"": {"mean": torch.zeros(2)}}}))
+    for key, bad in (("mean", torch.nan), ("variance", -1.0)):
+        state = P.state_dict()
+        state["layers"][""][key][1] = bad
+        refused(f"the {key} of layer '' in the state is not finite", lambda state=state: P.load_state_dict(state))
+    refused("momentum is a str", lambda: built(nn.Linear(2, 2), momentum="0.9"), TypeError)
     refused("got 1 tensors for the 2", lambda: P.apply([torch.ones(2, 2)]))

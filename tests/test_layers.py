@@ -148,6 +148,11 @@ def test_inputs_that_are_not_finite_name_the_layer():
         negative[0].bias.fill_(torch.nan)
     with pytest.raises(ValueError, match="layer 2 are not finite"):
         layer_conditioning(Problem(negative, nn.MSELoss(), (torch.ones(3, 1), torch.ones(3, 1))))
+    problem = Problem(nn.Linear(1, 1), nn.MSELoss(), (torch.full((3, 1), torch.inf), torch.ones(3, 1)))
+    with pytest.raises(
+        ValueError, match="the model, which is a layer itself, are not finite; mend or drop them in the da"
+    ):
+        layer_conditioning(problem)
 
 
 def test_a_column_of_times_does_not_hide_its_conditioning():

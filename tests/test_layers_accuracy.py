@@ -1,4 +1,4 @@
-"""Figures of layers whose inputs lie far from zero, are nearly collinear or many, against sixty digits."""
+"""Figures of layers whose inputs lie far from zero, are nearly collinear or many, against 130 digits."""
 
 from __future__ import annotations
 
@@ -73,6 +73,36 @@ def test_so_far_from_zero_with_columns_that_are_constant_or_doubled_or_in_other_
     assert layer.row_normalized.low <= true
     assert defect == "units" or true in layer.row_normalized
     assert layer.rank == 5 + bias - (defect == "double") - (defect == "constant" and bias)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("mean", [0.0, 1.0])
+@pytest.mark.parametrize(("small", "large"), [(-10, 0), (-20, 0), (-28, 3), (-38, 0), (0, 38), (-20, 20)])
+def test_a_feature_in_units_of_its_own(small, large, mean, bias):
+    """κ of up to 1e41 is known to rounding: what counts is that of the scaled columns."""
+    X = far(60, 5, seed=4, mean=mean)
+    X[:, 1] *= 10.0**small
+    X[:, 2] *= 10.0**large
+    check(layer_of(nn.Linear(5, 1, bias=bias), X), X, bias, ["kappa", "centered", "scaled", "standardized"])
+
+
+def test_eigenvalues_between_the_largest_and_the_smallest():
+    X = far(60, 4, seed=5, mean=0.0) * torch.logspace(0, -18, 4, dtype=torch.float64)
+    spectrum = layer_of(nn.Linear(4, 1, bias=False), X).spectra["as it is"]
+    # Of columns a millionfold apart: the diagonal of R, to a relative 1e-12.
+    R = torch.linalg.qr(X).R.diagonal().square() / 60
+    torch.testing.assert_close(spectrum, R, rtol=1e-9, atol=0)
+
+
+def test_numbers_without_squares():
+    X = far(60, 3, seed=6, mean=1.0)
+    alone = layer_of(nn.Linear(3, 1), X)
+    saturated = layer_of(nn.Linear(4, 1), torch.cat([X, 1e-160 * X[:, :1]], 1))
+    assert (saturated.constant, saturated.rank, saturated.kappa.value) == (1, 4, pytest.approx(alone.kappa.value))
+    network = nn.Sequential(nn.Linear(3, 1), nn.Tanh()).double()
+    problem = Problem(network, nn.MSELoss(), (1e155 * X, torch.zeros(60, 1, dtype=torch.float64)))
+    with pytest.raises(ValueError, match=r"the inputs of layer 0 reach \de\+15\d, .*; divide the data"):
+        layer_conditioning(problem)
 
 
 @pytest.mark.parametrize("bias", [True, False])

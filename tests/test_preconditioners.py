@@ -271,6 +271,11 @@ def test_apply_adjoint_and_invert_belong_together():
         assert torch.allclose(back, original)
     with pytest.raises(ValueError, match="positive"):
         Diagonal(parameters, [torch.zeros(2, 3), torch.ones(4)])
+    with pytest.raises(ValueError, match="got 1 scales for 2 parameters"):
+        Diagonal(parameters, [torch.ones(2, 3)])
+    for shape in ((3, 2), (1, 2, 3), (2,)):
+        with pytest.raises(ValueError, match=r"for a parameter of shape \(2, 3\); give one for each entry"):
+            Diagonal(parameters, [torch.ones(shape), torch.ones(4)])
 
 
 def test_diagonal_is_p_on_ones():

@@ -84,6 +84,21 @@ def test_the_examples_of_a_page_run(page):
         exec(block, names)
 
 
+@pytest.mark.parametrize("page", ["normalization", "preconditioning", "what-if"])
+def test_a_page_runs_as_it_is_written(page, capsys):
+    """With no name but those that it makes itself; and what it prints is in its table."""
+    text, names = (ROOT / "docs" / f"{page}.md").read_text(encoding="utf-8"), {}
+    for block in re.findall(r"```python\n(.*?)```", text, re.DOTALL):
+        exec(block, names)
+    printed = capsys.readouterr().out
+    if page == "normalization":
+        rows = re.findall(r"^\| (\d) \| ([^%]*) \| \d\d %", text, re.MULTILINE)
+        assert printed.split() == " ".join(f"{name} {figures}" for name, figures in rows).replace(" | ", " ").split()
+        assert len(rows) == 3
+    if page == "preconditioning":
+        assert names["Hz"].size == sum(p.numel() for p in names["model"].parameters())
+
+
 @pytest.mark.parametrize("page", ["README.md", *(f"docs/{p.name}" for p in (ROOT / "docs").glob("*.md"))])
 def test_what_it_links_to_exists(page):
     text = (ROOT / page).read_text(encoding="utf-8")

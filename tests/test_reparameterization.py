@@ -5,8 +5,6 @@ from __future__ import annotations
 import copy
 import io
 import pickle
-import re
-from pathlib import Path
 
 import pytest
 import torch
@@ -701,15 +699,6 @@ def test_nothing_in_a_step_waits_for_the_device(attach):
         model(torch.empty(5, 4, device="meta")).sum().backward()
         optimizer.step()
     assert all(p.is_meta for p in model.parameters())
-
-
-def test_the_example_of_the_page_runs():
-    page = Path(__file__).parents[1] / "docs" / "preconditioning.md"
-    names: dict = {}
-    first, second = re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
-    exec(first, names)
-    exec(second, names)
-    assert names["Hz"].size == sum(p.numel() for p in names["model"].parameters())
 
 
 def test_compiled_and_eager_agree():

@@ -242,6 +242,8 @@ BAD = {
     "generator": (lambda: (b for b in batches(features(), 10)), {}, ValueError, "one-shot"),
     "vector": (lambda: torch.zeros(5), {}, ValueError, "one feature is"),
     "ambiguous": (lambda: torch.zeros(5, 3, 4), {}, ValueError, "dim=1"),
+    "no dimension": (lambda: torch.zeros(5, 3), {"dim": 1.0}, TypeError, "dim=1.0; give the number"),
+    "no squares": (lambda: torch.full((5, 3), 1e200, dtype=torch.float64), {}, ValueError, "batch 0 reaches 1e"),
     "examples": (lambda: torch.zeros(5, 3), {"dim": 0}, ValueError, "that of the examples"),
 }
 

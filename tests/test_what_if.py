@@ -9,6 +9,7 @@ import random
 import numpy as np
 import pytest
 import torch
+from sklearn.datasets import load_wine
 from torch import nn
 
 import wellcond as wc
@@ -539,6 +540,17 @@ def test_activations_that_are_not_finite_name_the_layer():
         what_if(problem, torch.optim.SGD(model.parameters(), lr=0.1), "batch norm")
 
 
+def test_what_float32_can_not_measure_says_what_to_do():
+    torch.manual_seed(0)
+    X, y = (torch.tensor(a) for a in load_wine(return_X_y=True))
+    model = nn.Sequential(nn.Linear(13, 32), nn.ReLU(), nn.Linear(32, 3))
+    problem = wc.Problem(model, nn.CrossEntropyLoss(), (X.float(), y))
+    found = what_if(problem, torch.optim.SGD(model.parameters(), lr=1e-3), "standardize inputs", warm_up=5, steps=5)
+    (note,) = found["as it is"].notes
+    assert note.startswith("no κ of H: the second derivative is not symmetric")
+    assert "measure in float64" in note
+
+
 def test_other_bad_arguments():
     model, batch = mlp(), data(5)
     problem = problem_of(model, batch)
@@ -549,6 +561,10 @@ def test_other_bad_arguments():
         what_if(problem, torch.optim.SGD(mlp().parameters(), lr=0.1), "batch norm")
     with pytest.raises(ValueError, match="has not 2"):
         what_if(problem, torch.optim.SGD(model[0].parameters(), lr=0.1), "batch norm")
+    with pytest.raises(TypeError, match=r"the optimizer is a NoneType; give a torch\.optim"):
+        what_if(problem, None, "BNP")
+    with pytest.raises(TypeError, match="LBFGS can't be read"):
+        what_if(problem, torch.optim.LBFGS(model.parameters()), "BNP", **QUICK)
     with pytest.raises(TypeError, match="Rprop"):
         what_if(problem, torch.optim.Rprop(model.parameters()), "batch norm")
     with pytest.raises(ValueError, match="maximizes"):

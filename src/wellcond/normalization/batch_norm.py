@@ -6,6 +6,7 @@ import ctypes
 import functools
 import math
 from collections.abc import Mapping
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -136,18 +137,28 @@ class BatchNormPreconditioner(Standardization):
         """Load what `state_dict` gave for a model of the same layers.
 
         Raises:
-            ValueError: if it has other layers, or other widths.
+            ValueError: if it has other layers, other widths, or what can't be a mean and a variance.
         """
         layers = state.get("layers") if isinstance(state, Mapping) else None
         if not isinstance(layers, Mapping) or set(layers) != set(self._statistics):
-            got = ", ".join(map(repr, layers or ())) or "no layers"
+            got = ", ".join(map(repr, layers if isinstance(layers, Mapping) else ())) or "no layers"
             raise ValueError(f"the state has {got}; this preconditioner has {', '.join(map(repr, self._statistics))}")
         for name, made in self._statistics.items():
+            if set(layers[name]) != {"mean", "variance", "rows"}:
+                raise ValueError(
+                    f"the state of layer {name!r} has {', '.join(layers[name]) or 'nothing'}, and not mean, variance "
+                    "and rows; give what state_dict() returned"
+                )
             for key, mine in (("mean", made.mean), ("variance", made.variance)):
-                if layers[name][key].shape != mine.shape:
+                given = layers[name][key]
+                if given.shape != mine.shape:
                     raise ValueError(
-                        f"the {key} of layer {name!r} has shape {tuple(layers[name][key].shape)} in the state; it is "
+                        f"the {key} of layer {name!r} has shape {tuple(given.shape)} in the state; it is "
                         f"{tuple(mine.shape)} here"
+                    )
+                if not bool(given.isfinite().all()) or (key == "variance" and bool((given < 0).any())):
+                    raise ValueError(
+                        f"the {key} of layer {name!r} in the state is not finite, or negative; load an older one"
                     )
         for name, made in self._statistics.items():
             made.load(**layers[name])
@@ -282,6 +293,9 @@ def _by_weight(model: nn.Module) -> list[tuple[str, Tensor, list[nn.Module]]]:
 
 
 def _refuse_numbers(momentum: float, eps_relative: float, eps: float) -> None:
+    for name, value in (("momentum", momentum), ("eps_relative", eps_relative), ("eps", eps)):
+        if not isinstance(value, Real):
+            raise TypeError(f"{name} is a {type(value).__name__}; give a number")
     if not 0 <= momentum < 1:
         raise ValueError(f"got momentum={momentum!r}; it is at least 0 and below 1")
     if not 0 <= eps_relative < math.inf:

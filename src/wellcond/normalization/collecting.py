@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from wellcond.normalization.covariance import Covariance, Factor, WholeCovariance
-from wellcond.normalization.moments import Moments
+from wellcond.normalization.moments import LARGEST, Moments
 from wellcond.normalization.rows import (
     CONVOLUTIONS,
     PROJECTIONS,
@@ -26,6 +26,9 @@ from wellcond.problem.memory import out_of_memory
 
 KINDS = (nn.Linear, *CONVOLUTIONS, nn.MultiheadAttention)
 """What is looked at."""
+
+SMALLEST = 1e-130
+"""Inputs below count as zero: the squares of others, and of a spread that is a rounding of them, float64 holds."""
 
 _Key = tuple[int, str]
 
@@ -179,13 +182,17 @@ class RowsSeen:
         for (_, tensor), rows in added.items():
             x = _plain(by_tensor[tensor].detach())
             if x.is_complex():
-                raise ValueError(f"layer {name} sees complex inputs; write them as real ones (torch.view_as_real)")
+                raise ValueError(f"{_called(name)} sees complex inputs; write them as real ones (torch.view_as_real)")
+            is_input = self.problem.is_input(x)
             # A sum that is finite proves it at a third of the cost; one that is not may have overflowed.
             if not bool(x.sum().isfinite() or torch.isfinite(x).all()):
-                raise ValueError(f"the inputs of layer {name} are not finite; look for the overflow before it")
+                advice = "mend or drop them in the data" if is_input else "look for the overflow before it"
+                raise ValueError(f"the inputs of {_called(name)} are not finite; {advice}")
+            if x.dtype == torch.float64 and x.numel():
+                x = _with_squares(name, x)
             if x.numel() and not (rows.plain and rows.resolved):  # an expert may get no tokens
                 with memory_for(name, f"its inputs of shape {tuple(x.shape)}"):
-                    rows.add(module, x, bias=bias, is_input=self.problem.is_input(x))
+                    rows.add(module, x, bias=bias, is_input=is_input)
 
 
 @contextlib.contextmanager
@@ -204,6 +211,25 @@ def memory_for(name: str, what: str = "the figures of its inputs") -> Iterator[N
             f"memory does not suffice for layer {name!r}: for {what}; give smaller batches, or a smaller `widest`, the "
             "number of columns up to which a layer's covariance is kept whole"
         ) from error
+
+
+def _called(name: str) -> str:
+    return f"layer {name}" if name else "the model, which is a layer itself,"
+
+
+def _with_squares(name: str, x: Tensor) -> Tensor:
+    """x in float64, what has no square there as zero.
+
+    Raises:
+        ValueError: for numbers whose squares overflow.
+    """
+    size = x.abs()
+    if float(size.max()) > LARGEST:
+        raise ValueError(
+            f"the inputs of {_called(name)} reach {float(size.max()):.1g}, and above {LARGEST:g} their squares "
+            "overflow; divide the data by a constant, or look for what grows before it"
+        )
+    return torch.where(size < SMALLEST, 0.0, x)
 
 
 def _keys(module: nn.Module) -> dict[str, _Key]:

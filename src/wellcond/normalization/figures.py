@@ -12,6 +12,9 @@ from torch import Tensor
 from wellcond.linalg import Estimate
 from wellcond.normalization.moments import EPS, SQUARES, Moments, root_of_squares, square_error
 
+GRADED = 1e10
+"""κ from which the singular values between the largest and the smallest are lost in Gram matrices."""
+
 
 @dataclass(frozen=True)
 class Figures:
@@ -131,9 +134,15 @@ class Figures:
                 outside = outside if outside > 4 * m.error * float(noise) else 0.0
             one, mean = math.hypot(one, outside), inside
         # Of the matrix itself rounding beside a large mean would hide the small ones; its inverse has them.
-        small = _singular_values_by_inverse(one, mean, root, lower=wide)
+        inverse = _inverse_of(one, mean, root, lower=wide)
+        if float(values[0]) * float(torch.linalg.vector_norm(inverse)) < GRADED:
+            small = torch.linalg.eigvalsh(inverse @ inverse.T).clamp_min(torch.finfo(root.dtype).tiny).rsqrt()
+        else:  # squares say nothing of what lies between the ends
+            small = torch.linalg.svdvals(inverse).flip(0).reciprocal()
+            values = torch.linalg.svdvals(_matrix(one, mean, root))
         values = values[: len(small)]
-        return torch.where(values > (values[:1] * small[-1:]).sqrt(), values, small)
+        limit = torch.maximum((values[0] * small[-1]).sqrt(), 4 * EPS * len(values) * values[0])
+        return torch.where(values > limit, values, torch.minimum(small, limit))
 
     def _centered_kappa(self, scale: Tensor, s: Tensor) -> Estimate:
         """From the singular values of the centered H, beside which that of the ones stands by itself."""
@@ -159,7 +168,7 @@ class Figures:
         if m.full and rank == len(s):
             low, high = max(low, top / bottom * (1 - self._relative)), min(high, top / bottom * (1 + self._relative))
         # Of the eigenvalues of squares, where these are enough.
-        rounding = min(square_error(len(s)) * (top / bottom) ** 2, SQUARES)
+        rounding = min(square_error(len(s)) * min(top / bottom, GRADED) ** 2, SQUARES)
         low, high = low * (1 - rounding), high * (1 + rounding)
         how = "exact: " + m.how if m.missed is None else f"bound: {len(m.root)} random directions"
         if self.rounding > 1e-10:
@@ -209,10 +218,17 @@ def _bordered(corner: float, side: Tensor, squares: Tensor) -> Tensor:
     return torch.cat([first[None], torch.cat([side[:, None], squares], 1)])
 
 
-def _singular_values_by_inverse(one: float, mean: Tensor, F: Tensor, *, lower: bool) -> Tensor:
-    """Of [[one, meanᵀ], [0, F]], falling, F triangular and regular; without the first column if `one` is 0.
+def _matrix(one: float, mean: Tensor, F: Tensor) -> Tensor:
+    """[[one, meanᵀ], [0, F]]."""
+    first = torch.cat([mean.new_tensor([one]), mean])
+    return torch.cat([first[None], torch.cat([F.new_zeros(len(F), 1), F], 1)])
 
-    The smallest is known to the conditioning of F, columns scaled, whatever the mean.
+
+def _inverse_of(one: float, mean: Tensor, F: Tensor, *, lower: bool) -> Tensor:
+    """A matrix with the singular values of the inverse of [[one, meanᵀ], [0, F]], F triangular and regular.
+
+    Without the first column if `one` is 0. The largest is known to the conditioning of F, columns scaled, whatever the
+    mean.
     """
     n = len(F)
     inverse = torch.linalg.solve_triangular(F, torch.eye(n, dtype=F.dtype, device=F.device), upper=not lower)
@@ -225,7 +241,7 @@ def _singular_values_by_inverse(one: float, mean: Tensor, F: Tensor, *, lower: b
         size = float(torch.linalg.vector_norm(row))
         w = row / size
         inverse = inverse - torch.outer(inverse @ w, w) * (1 - 1 / math.hypot(1, size))
-    return torch.linalg.eigvalsh(inverse @ inverse.T).clamp_min(torch.finfo(F.dtype).tiny).rsqrt()
+    return inverse
 
 
 def _inverse(x: Tensor) -> Tensor:

@@ -91,7 +91,7 @@ def layer_conditioning(problem: Problem, *, widest: int = WIDEST) -> list[LayerC
     matrix does not resolve get an R factor in a second pass. κ as it is has a relative error of about that of κ
     standardized times rounding, wherever the mean is; its interval holds that. All calls of a layer, and of layers that
     share its weight, give rows to one matrix, which has the first one's name. Layers that no data pass through come
-    last, with no rows and figures that are not defined.
+    last, with no rows and figures that are not defined. Inputs below 1e-130 count as zero.
 
     Args:
         problem: the network and its data.
@@ -101,7 +101,8 @@ def layer_conditioning(problem: Problem, *, widest: int = WIDEST) -> list[LayerC
 
     Raises:
         NoLayersError: if there is no `nn.Linear`, `nn.Conv1d/2d/3d` or `nn.MultiheadAttention` (a ValueError).
-        ValueError: if the inputs of a layer are not finite or complex, or memory does not suffice for them, naming it.
+        ValueError: if the inputs of a layer are not finite, above 1e150 or complex, or memory does not suffice for
+            them, naming it.
 
     Source: theory, sections 5.1 and 5.2.
 
@@ -119,7 +120,7 @@ def layer_conditioning(problem: Problem, *, widest: int = WIDEST) -> list[LayerC
     if not seen.modules:
         raise NoLayersError(
             f"{type(problem.model).__name__} has none of the layers that are looked at: nn.Linear, nn.Conv1d, "
-            "nn.Conv2d, nn.Conv3d, nn.MultiheadAttention"
+            "nn.Conv2d, nn.Conv3d, nn.MultiheadAttention; wc.conditioning(wc.Hessian(problem)) measures any network"
         )
     problem.record_calls(KINDS, seen.call)
     if not seen.finish():

@@ -17,6 +17,10 @@ SQUARES = 2e-9
 """Relative error up to which singular values are taken from eigenvalues of a Gram matrix."""
 
 
+LARGEST = 1e150
+"""Numbers above are refused: their squares overflow in float64."""
+
+
 @dataclass(frozen=True)
 class Moments:
     """What is known of a matrix H with N rows and d columns.

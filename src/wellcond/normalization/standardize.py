@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 from torch.nn.utils import parametrize
 
+from wellcond.normalization.moments import LARGEST
 from wellcond.problem import random_state
 from wellcond.problem.batches import each_batch
 
@@ -245,6 +246,10 @@ class Moments:
             raise ValueError(f"{where}, feature {feature}: a value is {float(x[row, feature])}; mend or drop it first")
         if not len(x):
             raise ValueError(f"{where} has no examples")
+        if float(x.abs().max()) > LARGEST:
+            raise ValueError(
+                f"{where} reaches {float(x.abs().max()):.1g}, whose square overflows; divide the data first"
+            )
         mean = x.mean(0)
         deviations = x - mean
         off = deviations.mean(0)  # what rounding left of it
@@ -312,6 +317,8 @@ def _from_the_end(x: Tensor, dim: int | None) -> int:
                 "for (N, time, d)"
             )
         dim = 1
+    if not isinstance(dim, int):
+        raise TypeError(f"got dim={dim!r}; give the number of the dimension that the features are on")
     if not -x.ndim < dim < x.ndim or dim == 0:
         raise ValueError(f"got dim={dim} for inputs of shape {tuple(x.shape)}; dimension 0 is that of the examples")
     return dim if dim < 0 else dim - x.ndim

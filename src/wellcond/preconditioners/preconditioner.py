@@ -131,10 +131,20 @@ class Diagonal(Preconditioner):
     """
 
     def __init__(self, parameters: Sequence[Tensor], scales: Sequence[Tensor], rounding: float = 0.0):
-        for p, s in zip(parameters, scales, strict=True):
-            if s.expand(p.shape).shape != p.shape or not bool(((s > 0) & s.isfinite()).all()):
-                raise ValueError(f"scales of a parameter of shape {tuple(p.shape)} are not all positive and finite")
         self.parameters, self.scales, self.rounding = list(parameters), list(scales), rounding
+        if len(self.scales) != len(self.parameters):
+            raise ValueError(
+                f"got {len(self.scales)} scales for {len(self.parameters)} parameters; give a tensor for each"
+            )
+        for p, s in zip(self.parameters, self.scales, strict=True):
+            sizes = zip(reversed(s.shape), reversed(p.shape), strict=False)
+            if s.ndim > p.ndim or any(n not in (1, d) for n, d in sizes):
+                raise ValueError(
+                    f"got scales of shape {tuple(s.shape)} for a parameter of shape {tuple(p.shape)}; give one for "
+                    "each entry"
+                )
+            if not bool(((s > 0) & s.isfinite()).all()):
+                raise ValueError(f"scales of a parameter of shape {tuple(p.shape)} are not all positive and finite")
 
     def apply(self, z: Sequence[Tensor]) -> list[Tensor]:
         return [s * x for s, x in zip(self.scales, z, strict=True)]

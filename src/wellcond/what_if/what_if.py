@@ -10,7 +10,7 @@ from wellcond.conditioning import Conditioning, Effort, conditioning
 from wellcond.curvature import Hessian
 from wellcond.forecast import Curve, forecast
 from wellcond.linalg import Estimate
-from wellcond.preconditioners import Preconditioner, Step
+from wellcond.preconditioners import Preconditioner, Step, reading_for, unwrapped_optimizer
 from wellcond.problem import Problem, check_problem, optimized_parameters
 from wellcond.stability import TARGET
 from wellcond.what_if.changes import CHANGES, changes_of
@@ -96,6 +96,8 @@ def what_if(
     if warm_up < 0 or steps < 1:
         raise ValueError(f"got warm_up={warm_up}, steps={steps}; the first is at least 0, the second at least 1")
     names = changes_of(change)
+    optimizer = unwrapped_optimizer(optimizer)
+    reading_for(optimizer)
     _, missing = optimized_parameters(problem.model, optimizer)
     if lacks := [name for name in problem.names if name in missing]:
         raise ValueError(f"the optimizer has not {lacks[0]}; give it all, or the Problem parameters= of those it has")
@@ -169,7 +171,7 @@ class _Measured:
         try:
             return measure()
         except (ValueError, FloatingPointError) as error:
-            self.notes.append(f"{what}: {str(error).split(': ')[0]}")
+            self.notes.append(f"{what}: {error}")
             return None
 
 
