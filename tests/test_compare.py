@@ -102,6 +102,8 @@ def test_an_old_file_compares_equal_to_a_new_one_of_the_same_run(base):
         (b'{"schema": "wellcond.examination/2"}', "update wellcond"),
         (b'{"schema": "wellcond.examination/1"}', "is damaged: 'severity' is missing"),
         (b"[" * 100_000, "not JSON"),
+        (b'{"kind": "run", "schema": "wellcond.monitor/1"}\n{"kind": "end"}\n', "its schema is 'wellcond.monitor/1'"),
+        (b'{"schema": "wellcond.examination/1"}\n{}\n', "not JSON, or is cut off"),
     ],
 )
 def test_what_is_no_examination_is_refused_in_one_line(content, words, tmp_path):

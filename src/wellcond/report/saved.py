@@ -88,6 +88,8 @@ def read_examination(path: str | Path) -> SavedExamination:
     try:
         data = json.loads(text)
     except (json.JSONDecodeError, RecursionError) as error:
+        if isinstance(error, json.JSONDecodeError) and error.msg == "Extra data":  # JSON lines, as a history has
+            check_schema(json.loads(text[: error.pos]), SCHEMA, str(path), "no wellcond examination")
         raise ValueError(f"{path} is not JSON, or is cut off: {error}") from error
     return SavedExamination.of(data, str(path))
 
