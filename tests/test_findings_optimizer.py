@@ -441,6 +441,23 @@ def test_what_only_diverges_more_slowly_is_not_the_noise():
     assert "rises" in found.text
 
 
+def test_noise_over_a_signal_that_may_be_zero_is_no_figure_to_show():
+    """Its lower end is something like 0.00856, which says nothing."""
+    torch.manual_seed(0)
+    x = torch.randn(32, 6)
+    y = x.sum(1, keepdim=True) + 3 * torch.randn(32, 1)
+    model = nn.Linear(6, 1)
+    run = wc.TrainingRun(
+        model, nn.MSELoss(), DataLoader(TensorDataset(x, y), 8), torch.optim.SGD(model.parameters(), lr=0.12)
+    )
+    train(run, 20)
+    found = find(gradient_noise, run)
+    assert found.severity is GOOD
+    assert found.evidence["noise_over_signal"].unresolved
+    assert "can't be told" in found.title
+    assert "at least" not in found.title + found.text
+
+
 def test_few_batches_say_nothing_about_noise():
     assert find(gradient_noise, trained(ADAPTIVE["Adam"], batch_size=40), quick=True) is None
 
