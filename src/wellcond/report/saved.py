@@ -127,7 +127,8 @@ def _facts(data: dict[str, Any]) -> Iterator[tuple[str, str]]:
         where = f"group {i}, " if len(groups) > 1 else ""
         for key, value in group.items():
             if key != "parameters":
-                yield f"{where}{'learning rate' if key == 'lr' else key.replace('_', ' ')}", str(value)
+                told = f"{value:.6g}" if isinstance(value, float) else str(value)
+                yield f"{where}{'learning rate' if key == 'lr' else key.replace('_', ' ')}", told
     for name, number in data["versions"].items():
         yield f"version of {name}", str(number)
 
