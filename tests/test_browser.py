@@ -109,6 +109,18 @@ def test_every_chart_is_drawn_and_nothing_is_wider_than_the_screen(name, width, 
         assert page.requests == []
 
 
+@pytest.mark.parametrize("name", ["monitor", "weight decay"])
+def test_a_chart_that_is_drawn_again_keeps_its_axes(name, page_of):
+    """As when the theme changes, the page is printed or the window gets another height."""
+    labels = "[...chart.querySelectorAll('.xtick, .ytick')].map((tick) => tick.textContent)"
+    ticks = f"[...document.querySelectorAll('.chart')].map((chart) => {labels})"
+    with Page(page_of(name)) as page:
+        before = page.run(ticks)
+        page.run("dispatchEvent(new Event('resize'))")
+        page.run("new Promise((drawn) => requestAnimationFrame(() => setTimeout(drawn, 200)))")
+        assert page.run(ticks) == before
+
+
 def test_a_hostile_name_stays_text_wherever_it_is_shown(tmp_path):
     """Layer, class, parameter; optimizer, group; messages, remedies and evidence of findings; notes."""
     examination = hostile()

@@ -165,7 +165,7 @@ MISTAKES = {
     "function missing": ("", "train.py:nothing", "no function nothing(); it defines run, setup"),
     "module missing": ("", "no_such_module", "no module no_such_module"),
     "needs arguments": ("def f(x):\n    pass\n", "train.py:f", "needs arguments"),
-    "returns something else": ("def f():\n    return 3\n", "train.py:f", "returned a int"),
+    "returns something else": ("def f():\n    return 3\n", "train.py:f", "returned int;"),
     "empty data": ("def f():\n    return run(data=[])\n", "train.py:f", "data is empty"),
     "one-shot generator": (
         "def f():\n    return run(data=(b for b in [(X, Y)]))\n",

@@ -102,6 +102,8 @@ def test_an_old_file_compares_equal_to_a_new_one_of_the_same_run(base):
         (b'{"schema": "wellcond.examination/2"}', "update wellcond"),
         (b'{"schema": "wellcond.examination/1"}', "is damaged: 'severity' is missing"),
         (b"[" * 100_000, "not JSON"),
+        (b'{"kind": "run", "schema": "wellcond.monitor/1"}\n{"kind": "end"}\n', "its schema is 'wellcond.monitor/1'"),
+        (b'{"schema": "wellcond.examination/1"}\n{}\n', "not JSON, or is cut off"),
     ],
 )
 def test_what_is_no_examination_is_refused_in_one_line(content, words, tmp_path):
@@ -191,11 +193,11 @@ def test_figures_apart_come_with_their_factor_and_overlapping_ones_do_not(base):
 def test_what_differs_between_the_runs_is_told_and_other_models_warn(base):
     other = changed(base, "run", "model", to="Other")
     other = changed(other, "run", "dtype", to="float32")
-    other["run"]["optimizer"]["groups"][0]["lr"] = 0.5
+    other["run"]["optimizer"]["groups"][0]["lr"] = 2.215688404129026
     other["versions"]["torch"] = "9.9"
     found = wc.compare(saved(base), saved(other))
     assert {"model", "dtype", "learning rate", "version of torch"} == {name for name, _, _ in found.facts}
-    assert ("learning rate", "0.01", "0.5") in found.facts
+    assert ("learning rate", "0.01", "2.21569") in found.facts
     assert [w.split(":")[0] for w in found.warnings] == ["different models", "different dtypes"]
 
 

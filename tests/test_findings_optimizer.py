@@ -210,6 +210,12 @@ def test_where_a_larger_rate_does_as_well_momentum_is_not_advised():
     assert find(momentum, run) is None or find(momentum, run).severity is GOOD
 
 
+def test_momentum_takes_no_credit_for_a_rate_that_was_too_large():
+    found = find(momentum, quadratic(partial(torch.optim.SGD, lr=6.0), [1.0, 1e-5, 1e-5, 9e-6]))
+    assert found.severity is GOOD
+    assert "a smaller rate wins too" in found.title
+
+
 def test_well_conditioned_runs_need_no_momentum():
     assert find(momentum, quadratic(partial(torch.optim.SGD, lr=1.0), [1.0, 0.5, 0.1])) is None
 
@@ -420,6 +426,36 @@ def test_noise_that_keeps_the_loss_up_is_noticed():
     assert "now 2" in found.remedy
     # The signal is that of the last steps, in another order.
     assert found.effect.with_remedy.value == pytest.approx(train(copied(run), 50, batches_a_step=4), rel=0.3)
+
+
+def test_what_only_diverges_more_slowly_is_not_the_noise():
+    """Of a run whose rate is several times its bound."""
+    run = trained(partial(torch.optim.Adam, lr=3e-3), batch_size=8, steps=60, noise=2.0)
+    run.optimizer.param_groups[0]["lr"] = 2.0
+    found = find(gradient_noise, run)
+    subject = Subject.of(run, Settings())
+    tried = subject.trials.effect(lambda run: run, batches_a_step=4)
+    assert tried.saves(0.2)
+    assert tried.with_remedy.value > subject.problem.loss()
+    assert found.severity is GOOD
+    assert "rises" in found.text
+
+
+def test_noise_over_a_signal_that_may_be_zero_is_no_figure_to_show():
+    """Its lower end is something like 0.00856, which says nothing."""
+    torch.manual_seed(0)
+    x = torch.randn(32, 6)
+    y = x.sum(1, keepdim=True) + 3 * torch.randn(32, 1)
+    model = nn.Linear(6, 1)
+    run = wc.TrainingRun(
+        model, nn.MSELoss(), DataLoader(TensorDataset(x, y), 8), torch.optim.SGD(model.parameters(), lr=0.12)
+    )
+    train(run, 20)
+    found = find(gradient_noise, run)
+    assert found.severity is GOOD
+    assert found.evidence["noise_over_signal"].unresolved
+    assert "can't be told" in found.title
+    assert "at least" not in found.title + found.text
 
 
 def test_few_batches_say_nothing_about_noise():

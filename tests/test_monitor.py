@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import gc
 import importlib.util
 import json
@@ -813,6 +814,23 @@ def test_the_page_shows_the_history_and_is_offline(tmp_path):
     assert len(page) < 6e6
 
 
+def test_the_page_says_below_a_chart_what_its_tile_says_and_tells_the_last_changes_first(tmp_path):
+    _, _, monitor = followed(every=10**6, steps=1)
+    first = monitor.history[0]
+    infinite = Estimate(math.inf, 1.0, math.inf, "no curvature along the gradient")
+    monitor.history.records = [
+        dataclasses.replace(first, changes=[Change("a", "good", None, "At first it is well.")]),
+        dataclasses.replace(
+            first, step=9, kappa_effective=infinite, changes=[Change("a", "severe", "good", "Then it is not.")]
+        ),
+    ]
+    page = monitor.save(tmp_path / "monitor.html").read_text(encoding="utf-8")
+    assert "κ_eff infinite." in page
+    table = page[page.index("How the findings changed") :]
+    assert "2 changes" in table
+    assert table.index("Then it is not.") < table.index("At first it is well.")
+
+
 def test_the_page_of_nothing_and_of_failures(tmp_path):
     _, _, monitor = followed(every=10**6, steps=0)
     assert "Nothing was measured yet" in monitor.save(tmp_path / "empty.html").read_text(encoding="utf-8")
@@ -867,3 +885,5 @@ def test_a_record_survives_its_json():
         warnings.simplefilter("error")
         assert wc.Record.from_json(json.loads(json.dumps(record.to_json(), allow_nan=False))) == record
     assert record.numbers()["edge_ratio"] == 1.0  # only a lower end is known
+    infinite = dataclasses.replace(record, edge_ratio=Estimate(math.inf, 1.0, math.inf, "x", 0.9))
+    assert infinite.numbers()["edge_ratio"] == math.inf

@@ -480,6 +480,26 @@ def test_columns_together_are_those_of_single_products(name, kind):
     assert float((together - single).norm()) <= 1e-13 * float(single.norm())
 
 
+@pytest.mark.parametrize("kind", [Hessian, GaussNewton, EmpiricalFisher])
+def test_a_parameter_without_dimensions_is_a_column_like_any_other(kind):
+    class Scaled(nn.Linear):
+        def __init__(self):
+            super().__init__(3, 2)
+            self.temperature = nn.Parameter(torch.tensor(0.7))
+
+        def forward(self, x):
+            return torch.tanh(self.temperature * super().forward(x))
+
+    torch.manual_seed(0)
+    X, y = torch.randn(12, 3, dtype=torch.float64), torch.randn(12, 2, dtype=torch.float64)
+    problem = Problem(Scaled().double(), nn.MSELoss(), (X, y))
+    operator = kind(problem)
+    I = torch.eye(problem.size, dtype=torch.float64)
+    single = torch.stack([operator @ column for column in I], dim=1)
+    assert torch.allclose(operator.dense(), single, rtol=0, atol=1e-14)
+    assert not problem.one_by_one
+
+
 def test_columns_go_one_by_one_where_they_cannot_go_together():
     problem = _untwistable()
     H = Hessian(problem)

@@ -90,7 +90,7 @@ def test_the_worst_findings_come_first_and_names_are_no_markup():
         (b'{"kind": "run", "sch', "holds half a line"),
         (b"epoch,loss\n1,2\n", "is not a history"),
         (b"{}\n", "is not a history"),
-        (b'{\n  "schema": "wellcond.examination/1"\n}\n', "is not a history"),
+        (b'{\n  "schema": "wellcond.examination/1"\n}\n', "is not a history of wellcond.Monitor, by its first line"),
         (b'{"kind": "run", "schema": "wellcond.monitor/2", "run": {"new": 1}}\n', "update wellcond"),
         (bytes(range(256)), "is not a history"),
     ],

@@ -64,7 +64,7 @@ def load_target(target: str) -> TrainingRun:
         run.close()
     if not isinstance(run, TrainingRun):
         raise TargetError(
-            f"{function}() in {where} returned a {type(run).__name__}; it should return "
+            f"{function}() in {where} returned {type(run).__name__}; it should return "
             "wc.TrainingRun(model, loss_fn, data, optimizer)"
         )
     return run

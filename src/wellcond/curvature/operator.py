@@ -170,7 +170,7 @@ class CurvatureOperator(SymmetricOperator):
                         found = self._batch_product(graph if keep else self._graph(index), pieces, keep)
                     except RuntimeError:
                         return None
-                    total.add_(torch.cat([x.flatten(1) for x in found], dim=1).T, alpha=weight)
+                    total.add_(torch.cat([x.reshape(len(x), -1) for x in found], dim=1).T, alpha=weight)
                 parts.append(torch.add(total, chunk, alpha=self.damping))
                 for _ in range(chunk.shape[1] - (len(parts) == 1)):
                     self.products += 1

@@ -78,10 +78,12 @@ class Effect:
             return True
         return False if self.without.high < self.with_remedy.low else None
 
-    def saves(self, share: float = SAVES) -> bool:
-        """Whether the remedy is better, and by more than this share of the figure as it is."""
+    def saves(self, share: float = SAVES, now: float = math.inf) -> bool:
+        """Whether the remedy is better, by more than this share of the figure as it is, and not for the worse of `now`,
+        the figure before the steps: what only makes a run diverge more slowly mends something else."""
         fall = self.without.value - self.with_remedy.value
-        return bool(self.better) and (math.isinf(fall) or fall > share * abs(self.without.value))
+        enough = math.isinf(fall) or fall > share * abs(self.without.value)
+        return bool(self.better) and enough and self.with_remedy.value < now
 
     def __str__(self) -> str:
         """As a sentence.

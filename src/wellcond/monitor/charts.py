@@ -7,7 +7,6 @@ from collections.abc import Sequence
 
 import plotly.graph_objects as go
 
-from wellcond.linalg import number
 from wellcond.monitor.history import History
 from wellcond.monitor.record import FIGURES, LABELS, Record
 from wellcond.report.chart import BOUND, FIRST, SECOND, Chart, plain, ticks
@@ -34,7 +33,7 @@ _CHARTS = [
         "Conditioning",
         ("kappa_mean", "kappa_effective"),
         "Of the Gauss-Newton matrix under P: λ_max over the mean eigenvalue, κ̄, and what gradient descent feels, "
-        "κ_eff; where nothing bounds a figure from above, its lower end.",
+        "κ_eff; where nothing bounds a figure from above, its lower end; an infinite one is a gap.",
     ),
     (
         "loss",
@@ -48,11 +47,11 @@ _CHARTS = [
 
 def charts(history: History) -> list[Chart]:
     """The charts that there are figures for."""
-    drawn = []
+    drawn, latest = [], history.latest()
     for key, title, names, description in _CHARTS:
         known = [name for name in names if any(map(math.isfinite, history.series(name)[1]))]
         if known:
-            last = "; ".join(f"{LABELS[name]} {number(history.series(name)[1][-1])}" for name in known)
+            last = "; ".join(f"{LABELS[name]} {latest[name]}" for name in known)
             figure = plain(_figure(key, known, history))
             drawn.append(Chart(key, title, f"{description} Last: {last}.", [figure], _table(known, history)))
     return drawn

@@ -157,7 +157,7 @@ def _last_run(path: Path) -> History | None:
             kind = line.get("kind")
             begun = history is not None or raw.startswith(_BEGINNING) or _BEGINNING.startswith(raw.strip())
             if kind == "run" or not begun:
-                check_schema(line, SCHEMA, str(path), "not a history of wellcond.Monitor")
+                check_schema(line, SCHEMA, str(path), "not a history of wellcond.Monitor, by its first line")
             with contextlib.suppress(*_TORN):
                 if kind == "run":
                     history = History(_run(line["run"]))

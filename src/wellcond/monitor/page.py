@@ -29,7 +29,7 @@ def page(history: History) -> str:
         facts=[*_progress(history), *((LABELS[name], text) for name, text in history.latest().items())],
         standing=history.findings(),
         since={change.key: record.step for record in records for change in record.changes},
-        changes=[(record.step, change) for record in records for change in record.changes],
+        changes=[(record.step, change) for record in reversed(records) for change in record.changes],
         failures=failures,
         jumps=[step for record in records for step in record.jumps],
         notes=list(dict.fromkeys(note for record in records for note in record.notes)),

@@ -97,9 +97,12 @@ class Record:
         return {name: e for name, e in known.items() if e is not None and e.defined}
 
     def numbers(self) -> dict[str, float]:
-        """All figures as plain numbers, by field: an estimate of which only a lower end is known as that."""
+        """All figures as plain numbers, by field: an estimate of which only a lower end is known as that, unless it is
+        infinite."""
         plain = {name: getattr(self, name) for name in NUMBERS}
-        best = {name: e.low if e.unresolved else e.value for name, e in self.estimates().items()}
+        best = {
+            name: e.low if e.unresolved and math.isfinite(e.value) else e.value for name, e in self.estimates().items()
+        }
         return {name: float(x) for name, x in {**plain, **best}.items() if x is not None}
 
     def texts(self) -> dict[str, str]:

@@ -88,6 +88,8 @@ def read_examination(path: str | Path) -> SavedExamination:
     try:
         data = json.loads(text)
     except (json.JSONDecodeError, RecursionError) as error:
+        if isinstance(error, json.JSONDecodeError) and error.msg == "Extra data":  # JSON lines, as a history has
+            check_schema(json.loads(text[: error.pos]), SCHEMA, str(path), "no wellcond examination")
         raise ValueError(f"{path} is not JSON, or is cut off: {error}") from error
     return SavedExamination.of(data, str(path))
 
@@ -125,7 +127,8 @@ def _facts(data: dict[str, Any]) -> Iterator[tuple[str, str]]:
         where = f"group {i}, " if len(groups) > 1 else ""
         for key, value in group.items():
             if key != "parameters":
-                yield f"{where}{'learning rate' if key == 'lr' else key.replace('_', ' ')}", str(value)
+                told = f"{value:.6g}" if isinstance(value, float) else str(value)
+                yield f"{where}{'learning rate' if key == 'lr' else key.replace('_', ' ')}", told
     for name, number in data["versions"].items():
         yield f"version of {name}", str(number)
 

@@ -32,7 +32,7 @@ _Layer = nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d
 
 def find(m: Measurements, subject: Subject) -> Finding | None:
     """The layer with the largest share of units that never vary or are multiples of another."""
-    layers = [without_pruned(subject.problem.model, units) for units in units_of(subject.problem)]
+    layers = [without_pruned(subject.problem.model, u) for u in units_of(subject.problem) if _is_trained(subject, u)]
     if not layers:
         return None
     worst = max(layers, key=lambda units: len(units.spare) / units.count)
@@ -48,7 +48,9 @@ def find(m: Measurements, subject: Subject) -> Finding | None:
             "dead_units",
             Severity.GOOD,
             "Hardly any unit is dead or a duplicate." if spare else "No unit is dead or a duplicate.",
-            f"At most {spare} of {count} units of a layer give the same on all data, or a multiple of another's.",
+            f"At most {spare} of {count} units of a layer give the same on all data, or a multiple of another's."
+            if spare
+            else "None gives the same on all data, or a multiple of another's.",
             evidence,
         )
     what = " and ".join(
@@ -63,6 +65,10 @@ def find(m: Measurements, subject: Subject) -> Finding | None:
     words = [*_words(worst), *(f"Layer “{u.layer}” has {len(u.spare)} of {u.count} more." for u in others)]
     if _can_be_redrawn(subject, worst):
         effect = subject.trials.effect(lambda run: redraw(run, worst))
+    else:
+        words.append(
+            f"What “{worst.seen_by}” makes of them can't be kept as it is, so drawing them anew was not tried."
+        )
     if effect is not None and not effect.saves():
         severity = max(severity.after(effect), Severity.NOTICE if _share(worst) >= MOST else Severity.GOOD)
         words.append(
@@ -79,6 +85,12 @@ def find(m: Measurements, subject: Subject) -> Finding | None:
         remedy,
         effect,
     )
+
+
+def _is_trained(subject: Subject, units: Units) -> bool:
+    """Whether steps move what makes the units: in a frozen layer nothing mends them."""
+    measured = {id(p) for p in subject.problem.parameters}
+    return any(id(p) in measured for p in subject.problem.model.get_submodule(units.layer).parameters())
 
 
 def _share(units: Units) -> float:
@@ -165,13 +177,11 @@ def _remedy(subject: Subject, units: Units) -> str:
     """`redraw` in the user's words."""
     modules = dict(subject.problem.model.named_modules())
     layer, after = modules[units.layer], modules[units.seen_by]
-    if not _can_be_redrawn(subject, units):
+    if not _is_plain(layer):
         return (
-            f"# draw weights of layer {units.layer!r} ({type(layer).__name__}) anew; then train with a smaller rate\n"
+            f"# all weights of layer {units.layer!r} ({type(layer).__name__}) anew; then train with a smaller rate\n"
             f"model.get_submodule({units.layer!r}).reset_parameters()"
         )
-    outgoing = _outgoing(after, layer, units.count)
-    assert outgoing is not None
     lines = [
         f"units = {units.spare}",
         "import copy",
@@ -180,8 +190,12 @@ def _remedy(subject: Subject, units: Units) -> str:
         "fresh.reset_parameters()",
         "with torch.no_grad():",
         *(f"    layer.{name}[units] = fresh.{name}[units]" for name, _ in layer.named_parameters(recurse=False)),
-        f"    out = after.weight{outgoing[1]}",
     ]
+    if not _can_be_redrawn(subject, units):
+        return "\n".join([*lines, "# the layers behind it see something new: train with a smaller rate at first"])
+    outgoing = _outgoing(after, layer, units.count)
+    assert outgoing is not None
+    lines.append(f"    out = after.weight{outgoing[1]}")
     if units.duplicates:
         lines.append(f"    for first, *others in {units.duplicates}:")
         lines.append("        out[:, first] += out[:, others].sum(1)")

@@ -32,11 +32,18 @@ def find(m: Measurements, subject: Subject) -> Finding | None:
     b = number(scale.batch)
     title = f"The gradient of a batch of {b} has {scale.ratio} times as much noise as signal, squared."
     text = f"Noise and signal are as large for batches of {scale.examples} examples."
+    if scale.ratio.unresolved and scale.ratio.low <= 1:
+        title = f"Whether the gradient of a batch of {b} has more noise than signal can't be told."
+        text = "The mean of the gradients looked at is not told from zero; more batches would tell."
     if scale.ratio.low <= 1 or not (scale.ratio.unresolved or scale.ratio.value > FAR_ABOVE):
         return Finding("gradient_noise", Severity.GOOD, title, text, evidence)
     effect = subject.trials.effect(lambda run: run, batches_a_step=BATCHES)
-    if effect is None or not effect.saves(SAVES):
-        text += f" Steps of {BATCHES} batches save little in a trial: near a minimum noise is always more than signal."
+    if effect is None or not effect.saves(SAVES, now=m.loss):
+        text += (
+            f" In a trial the loss rises with steps of {BATCHES} batches too: something else is to be mended first."
+            if effect is not None and effect.saves(SAVES)
+            else f" Steps of {BATCHES} batches save little in a trial: near a minimum noise is always more than signal."
+        )
         return Finding("gradient_noise", Severity.GOOD, title, text, evidence)
     text += (
         " Steps shake the parameters by learning rate times noise, which keeps the loss above its minimum and hides "

@@ -153,8 +153,8 @@ class Features:
             more = f" and {len(out) - FEW} more" if len(out) > FEW else ""
             text += f" Far from mean 0 and a common spread: {', '.join(listed)}{more}."
         if len(varies) > 1 and varies.any():
-            spread = self.deviation[varies]
-            text += f" Spreads go from {number(float(spread.min()))} to {number(float(spread.max()))}."
+            least, most = (number(float(end)) for end in self.deviation[varies].aminmax())
+            text += f" Spreads go from {least} to {most}." if least != most else f" All spreads are {most}."
         if constant := int((~varies).sum()):
             text += f" {constant} of {len(varies)} never vary, which does no harm."
         return text

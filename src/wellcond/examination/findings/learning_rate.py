@@ -49,7 +49,7 @@ def find(m: Measurements, subject: Subject) -> Finding | None:
             f"{edge.allowed.how.capitalize()}.",
             evidence,
         )
-    at = f"at {number(ratio.value)} of" if ratio.value < 10 else f"{number(ratio.value)} times"
+    at = f"at {number(ratio.value)} of" if ratio.value < 1 else f"{number(ratio.value)} times"
     title = f"The learning rate is {at} its stability bound: it is {lr}, and the bound is {edge.allowed}."
     if ratio.high > NEAR:
         severity, text, remedy, effect = _near_or_above(edge, subject)

@@ -70,10 +70,11 @@ def _missing(edge: EdgeRatio, subject: Subject, kappa: Estimate, beta: float) ->
     if found is None:
         return Finding("momentum", Severity.NOTICE, title, text, evidence, _code(subject, beta, 1.0))
     (_, factor), effect = found
-    control = subject.trials.effect(partial(_set, momentum=0.0, factor=half)) if half > 1 else None
-    larger = control is not None and not Effect("", control.with_remedy, effect.with_remedy).saves()
-    if larger or not effect.saves():
-        why = "what it wins in a trial a larger rate wins too" if larger else "a trial with it saves little"
+    control = subject.trials.effect(partial(_set, momentum=0.0, factor=half))
+    rate_alone = control is not None and not Effect("", control.with_remedy, effect.with_remedy).saves()
+    if rate_alone or not effect.saves():
+        other = "larger" if half > 1 else "smaller"
+        why = f"what it wins in a trial a {other} rate wins too" if rate_alone else "a trial with it saves little"
         return Finding("momentum", Severity.GOOD, f"{title[:-1]}, but {why}.", text, evidence)
     return Finding("momentum", Severity.NOTICE, title, text, evidence, _code(subject, beta, factor), effect)
 
