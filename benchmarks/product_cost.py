@@ -1,7 +1,8 @@
 """What does a product with a curvature matrix cost, in gradients, here and in other libraries?
 
 The gradient is a training loop's own, with the kernels that the model usually runs on. Gradients and products are timed
-in turn, in one run; a figure is the median over rounds of a product's time over that of the same round's gradient.
+in turn, in one run, each a few times in a row, as a Lanczos run and a training loop make them; a figure is the median
+over rounds of a product's time over that of the same round's gradient.
 Products that are not the float64 one's are named.
 
     python benchmarks/product_cost.py [--quick] [--threads N] [--device D] [--write-docs]
@@ -34,6 +35,9 @@ BOUNDS = {
 }
 """What a Hessian-vector product may cost, in gradients."""
 
+IN_A_ROW = 4
+"""Runs of each, one after the other, in a round."""
+
 WRONG = 1e-4
 """Products in float32 differ from the float64 one by rounding, some 1e-6 of its length; by more than this, they are
 wrong."""
@@ -58,7 +62,7 @@ class Measured:
             self.set_up[name] = measuring.seconds(lambda made=made, build=build: made.append(started(build, v)))
             actions[name] = lambda multiply=made[0]: multiply(v)
             results[name] = peers.flat(actions[name]()).detach()
-        taken = measuring.rounds(actions, count)
+        taken = measuring.rounds(actions, count, in_a_row=IN_A_ROW)
         self.cost = measuring.ratios(taken, "gradient")
         self.gradient = statistics.median(taken["gradient"])
         self.taken = taken
