@@ -177,7 +177,7 @@ class Monitor:
         """
         started = time.perf_counter()
         self._losses.observe(loss)
-        self._budget.other += time.perf_counter() - started
+        self._budget.counted(time.perf_counter() - started)
 
     def measure(self) -> Record:
         """Measure now, everything, whatever the budget; later measurements wait until it is kept again.
@@ -257,7 +257,7 @@ class Monitor:
             self._measure_if_affordable(optimizer, started)
             booked = budget.total - before
         self._ended_at = time.perf_counter()
-        budget.other += self._ended_at - started - booked
+        budget.counted(self._ended_at - started - booked)
 
     def _measure_if_affordable(self, optimizer: Optimizer, now: float) -> None:
         budget, parts, room = self._budget, [*self._looking.possible, FINDINGS], math.inf
