@@ -26,6 +26,10 @@ MARKS = """[...document.querySelectorAll(".chart")].map((chart) => ({
   inside: chart.getBoundingClientRect().right <= innerWidth,
 }))"""
 
+UNBROKEN = r"""(code) => new Set([...code.getClientRects()].map((box) => Math.round(box.top))).size
+    <= code.textContent.trimEnd().split('\n').length"""
+"""Python's lines stay whole, since their indentation counts."""
+
 WIDER = """[...document.querySelectorAll("body *")].filter((e) => !e.closest("svg, .scroll, pre, script, .skip")
   && e.getBoundingClientRect().right > innerWidth + 1).map((e) => e.outerHTML.slice(0, 80))"""
 
@@ -104,6 +108,7 @@ def test_every_chart_is_drawn_and_nothing_is_wider_than_the_screen(name, width, 
         assert page.run("[...document.querySelectorAll('details')].forEach((d) => { d.open = true; })") is None
         assert page.run(WIDER) == []
         assert page.run("document.documentElement.scrollWidth <= innerWidth")
+        assert page.run(f"[...document.querySelectorAll('pre code')].every({UNBROKEN})")
         assert page.run("document.images.length") == 0
         assert page.console == []
         assert page.requests == []

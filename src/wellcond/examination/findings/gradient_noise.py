@@ -29,7 +29,7 @@ def find(m: Measurements, subject: Subject) -> Finding | None:
     if scale is None or not scale.ratio.defined:
         return None
     evidence = {"noise_scale": scale.examples, "noise_over_signal": scale.ratio}
-    b = number(scale.batch)
+    b = number(round(scale.batch))  # a harmonic mean where batches differ
     title = f"The gradient of a batch of {b} has {scale.ratio} times as much noise as signal, squared."
     text = f"Noise and signal are as large for batches of {scale.examples} examples."
     if scale.ratio.unresolved and scale.ratio.low <= 1:

@@ -61,7 +61,8 @@ def find(m: Measurements, subject: Subject) -> Finding | None:
     target, effect = found
     if effect.saves():
         return Finding("update_ratio", Severity.NOTICE, title, text, evidence, _code(subject, rates[target]), effect)
-    text += " In a trial a rate of its own saves little, or costs: what is wrong is not that alone."
+    text += " In a trial a rate of its own saves little, or costs: "
+    text += "what is wrong is not that alone." if wild else "leave it as it is."
     return Finding("update_ratio", Severity.NOTICE if wild else Severity.GOOD, title, text, evidence, "", effect)
 
 
