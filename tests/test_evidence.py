@@ -204,13 +204,13 @@ class TestCommand:
                 "--output",
                 str(tmp_path / "out"),
                 "--json",
-                str(tmp_path / "e.json"),
+                str(tmp_path / "out" / "e.json"),  # in a directory that the command makes
             ],
         )
         assert done.exit_code == 0, done.output
         assert "1 claim: 1 supported" in done.output
-        assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["evidence.html", "rate.svg"]
-        assert read_evidence(tmp_path / "e.json", CLAIMS).results[0].verdict is Verdict.SUPPORTED
+        assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["e.json", "evidence.html", "rate.svg"]
+        assert read_evidence(tmp_path / "out" / "e.json", CLAIMS).results[0].verdict is Verdict.SUPPORTED
 
     def test_lists_claims_with_their_rules(self) -> None:
         done = CliRunner().invoke(app, ["evidence", "--list"])

@@ -263,9 +263,9 @@ def evidence_command(
         for needed in ("sklearn", *(["matplotlib"] if output else [])):  # before the hour, not after it
             if importlib.util.find_spec(needed) is None:
                 raise TargetError("the evidence needs scikit-learn and matplotlib: pip install 'wellcond[evidence]'")
-        check_writable(json_file)
-        if output is not None:
+        if output is not None:  # the JSON may go there too
             make_directory(output)
+        check_writable(json_file)
         with _progress(Console(stderr=True), "runs") as progress:
             task = progress.add_task("starting", total=None)
             evidence = run_claims(
