@@ -5,7 +5,7 @@ in turn, in one run, each a few times in a row, as a Lanczos run and a training 
 over rounds of a product's time over that of the same round's gradient.
 Products that are not the float64 one's are named.
 
-    python benchmarks/product_cost.py [--quick] [--threads N] [--device D] [--write-docs]
+    python benchmarks/product_cost.py [--quick] [--threads N] [--in-a-row N] [--device D] [--write-docs]
 """
 
 import argparse
@@ -35,9 +35,6 @@ BOUNDS = {
 }
 """What a Hessian-vector product may cost, in gradients."""
 
-IN_A_ROW = 4
-"""Runs of each, one after the other, in a round."""
-
 WRONG = 1e-4
 """Products in float32 differ from the float64 one by rounding, some 1e-6 of its length; by more than this, they are
 wrong."""
@@ -49,20 +46,20 @@ class Measured:
     """One network's products with one curvature: cost in gradients, seconds to the first product, bytes at its peak and
     kept between products, and whose result is wrong."""
 
-    def __init__(self, run: networks.Trained, curvature: str, count: int, compiled: bool, stack: contextlib.ExitStack):
+    def __init__(self, run: networks.Trained, curvature: str, chosen: argparse.Namespace, stack: contextlib.ExitStack):
         v = torch.randn(run.size, device=run.batches[0][0].device)
         self.set_up: dict[str, float] = {}
         self.peak: dict[str, int] = {}
         self.kept: dict[str, int] = {}
         actions: dict[str, measuring.Action] = {"gradient": run.gradient}
         results: dict[str, Tensor] = {}
-        builders = ours(run, curvature, compiled, stack) | peers.products(run, curvature, compiled)
+        builders = ours(run, curvature, not chosen.quick, stack) | peers.products(run, curvature, not chosen.quick)
         for name, build in builders.items():
             made: list[peers.Product] = []
             self.set_up[name] = measuring.seconds(lambda made=made, build=build: made.append(started(build, v)))
             actions[name] = lambda multiply=made[0]: multiply(v)
             results[name] = peers.flat(actions[name]()).detach()
-        taken = measuring.rounds(actions, count, in_a_row=IN_A_ROW)
+        taken = measuring.rounds(actions, 4 if chosen.quick else 15, in_a_row=chosen.in_a_row)
         self.cost = measuring.ratios(taken, "gradient")
         self.gradient = statistics.median(taken["gradient"])
         self.taken = taken
@@ -111,12 +108,12 @@ def main() -> None:
     arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     arguments.add_argument("--quick", action="store_true", help="fewer rounds, nothing compiled")
     arguments.add_argument("--threads", type=int, help="of torch; its own choice unless given")
+    arguments.add_argument("--in-a-row", type=int, default=4, help="runs of each one after the other in a round (4)")
     arguments.add_argument("--device", default="cpu")
     arguments.add_argument("--write-docs", action="store_true", help="put the tables into docs/spectra-speed.md")
     chosen = arguments.parse_args()
     if chosen.threads:
         torch.set_num_threads(chosen.threads)
-    count = 4 if chosen.quick else 15
     cost = Table("product, in gradients", "gradient", *COLUMNS)
     set_up, memory = Table("seconds to the first", *COLUMNS), Table("peak MiB of a product, + kept", *COLUMNS)
     remarks: list[str] = []
@@ -124,7 +121,7 @@ def main() -> None:
         run = networks.trained(build, batch, device=chosen.device)
         for curvature in ("hessian", "gauss-newton"):
             with contextlib.ExitStack() as stack:
-                m = Measured(run, curvature, count, not chosen.quick, stack)
+                m = Measured(run, curvature, chosen, stack)
             row = f"{build.__name__}, {curvature}"
             cost.add(row, f"{1e3 * m.gradient:.1f} ms", *(m.cost.get(column) for column in COLUMNS))
             set_up.add(row, *(m.set_up.get(column) for column in COLUMNS))

@@ -244,21 +244,23 @@ def test_planted_units_are_found_and_mended(plant, network):
         assert not torch.equal(layer.weight, by_hand.get_submodule(units.layer).weight)
 
 
-def test_dead_units_of_a_frozen_layer_are_no_finding():
+def with_dead_units() -> nn.Sequential:
     torch.manual_seed(0)
     model = mlp(13, 3)
     with torch.no_grad():
         model[0].bias[:10] = -50.0
+    return model
+
+
+def test_dead_units_of_a_frozen_layer_are_no_finding():
+    model = with_dead_units()
     model[0].requires_grad_(False)
     finding, _ = found(trained(model, data("wine")), dead_units.find)
     assert finding.severity is GOOD
 
 
 def test_dead_units_before_a_layer_that_is_frozen_are_drawn_anew_alone():
-    torch.manual_seed(0)
-    model = mlp(13, 3)
-    with torch.no_grad():
-        model[0].bias[:10] = -50.0
+    model = with_dead_units()
     model[2].requires_grad_(False)
     run = trained(model, data("wine"))
     finding, _ = found(run, dead_units.find)

@@ -410,15 +410,19 @@ def test_the_noise_scale_is_that_of_the_examples_gradients(sizes):
     assert sorted(middle)[10] == pytest.approx(exact, rel=0.2)
 
 
-def test_noise_that_keeps_the_loss_up_is_noticed():
+def noisy_regression(examples: int, batch_size: int, steps: int) -> wc.TrainingRun:
     torch.manual_seed(0)
-    x = torch.randn(200, 6)
-    y = x.sum(1, keepdim=True) + 3 * torch.randn(200, 1)
+    x = torch.randn(examples, 6)
+    y = x.sum(1, keepdim=True) + 3 * torch.randn(examples, 1)
     model = nn.Linear(6, 1)
-    run = wc.TrainingRun(
-        model, nn.MSELoss(), DataLoader(TensorDataset(x, y), 2), torch.optim.SGD(model.parameters(), lr=0.12)
-    )
-    train(run, 100)
+    loader = DataLoader(TensorDataset(x, y), batch_size)
+    run = wc.TrainingRun(model, nn.MSELoss(), loader, torch.optim.SGD(model.parameters(), lr=0.12))
+    train(run, steps)
+    return run
+
+
+def test_noise_that_keeps_the_loss_up_is_noticed():
+    run = noisy_regression(examples=200, batch_size=2, steps=100)
     found = find(gradient_noise, run)
     assert found.severity is NOTICE
     assert found.effect.better
@@ -443,14 +447,7 @@ def test_what_only_diverges_more_slowly_is_not_the_noise():
 
 def test_noise_over_a_signal_that_may_be_zero_is_no_figure_to_show():
     """Its lower end is something like 0.00856, which says nothing."""
-    torch.manual_seed(0)
-    x = torch.randn(32, 6)
-    y = x.sum(1, keepdim=True) + 3 * torch.randn(32, 1)
-    model = nn.Linear(6, 1)
-    run = wc.TrainingRun(
-        model, nn.MSELoss(), DataLoader(TensorDataset(x, y), 8), torch.optim.SGD(model.parameters(), lr=0.12)
-    )
-    train(run, 20)
+    run = noisy_regression(examples=32, batch_size=8, steps=20)
     found = find(gradient_noise, run)
     assert found.severity is GOOD
     assert found.evidence["noise_over_signal"].unresolved
