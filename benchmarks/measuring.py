@@ -17,13 +17,11 @@ Action = Callable[[], object]
 Clock = Callable[[], float]
 
 
-def rounds(
-    actions: dict[str, Action], count: int, clock: Clock = time.perf_counter, *, in_a_row: int = 1
-) -> dict[str, list[float]]:
-    """Seconds that each action took in each round, by the clock; the mean of some runs in a row.
+def rounds(actions: dict[str, Action], count: int, clock: Clock = time.perf_counter) -> dict[str, list[float]]:
+    """Seconds that each action took in each round, by the clock.
 
-    Every round runs all actions, in an order of its own, so that what else the machine does falls on all alike. Each
-    runs once before, untimed.
+    Every round runs all actions once, in an order of its own, so that what else the machine does falls on all alike.
+    Each runs once before, untimed.
     """
     order, shuffle = list(actions), random.Random(0).shuffle
     for action in actions.values():
@@ -32,7 +30,7 @@ def rounds(
     for _ in range(count):
         shuffle(order)
         for name in order:
-            taken[name].append(seconds(lambda run=actions[name]: [run() for _ in range(in_a_row)], clock) / in_a_row)
+            taken[name].append(seconds(actions[name], clock))
     return taken
 
 

@@ -34,13 +34,11 @@ class Trained:
 
     def gradient(self) -> list[Tensor]:
         """The gradient of the whole loss as a training loop takes it: what every cost is counted in."""
-        parameters = list(self.model.parameters())
-        total = [torch.zeros_like(p) for p in parameters]
+        self.optimizer.zero_grad()
         for x, y in self.batches:
-            parts = torch.autograd.grad(self.loss_fn(self.model(x), y), parameters)
-            for summed, part in zip(total, parts, strict=True):
-                summed.add_(part, alpha=len(x) / self.examples)
-        return total
+            loss = self.loss_fn(self.model(x), y)
+            (loss if len(x) == self.examples else loss * (len(x) / self.examples)).backward()
+        return [p.grad for p in self.model.parameters() if p.grad is not None]
 
 
 Network = tuple[nn.Module, tuple[int, ...]]

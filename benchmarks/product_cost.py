@@ -1,11 +1,10 @@
 """What does a product with a curvature matrix cost, in gradients, here and in other libraries?
 
 The gradient is a training loop's own, with the kernels that the model usually runs on. Gradients and products are timed
-in turn, in one run, each a few times in a row, as a Lanczos run and a training loop make them; a figure is the median
-over rounds of a product's time over that of the same round's gradient.
+in turn, in one run; a figure is the median over rounds of a product's time over that of the same round's gradient.
 Products that are not the float64 one's are named.
 
-    python benchmarks/product_cost.py [--quick] [--threads N] [--in-a-row N] [--device D] [--write-docs]
+    python benchmarks/product_cost.py [--quick] [--threads N] [--device D] [--write-docs]
 """
 
 import argparse
@@ -59,7 +58,7 @@ class Measured:
             self.set_up[name] = measuring.seconds(lambda made=made, build=build: made.append(started(build, v)))
             actions[name] = lambda multiply=made[0]: multiply(v)
             results[name] = peers.flat(actions[name]()).detach()
-        taken = measuring.rounds(actions, 4 if chosen.quick else 15, in_a_row=chosen.in_a_row)
+        taken = measuring.rounds(actions, 4 if chosen.quick else 15)
         self.cost = measuring.ratios(taken, "gradient")
         self.gradient = statistics.median(taken["gradient"])
         self.taken = taken
@@ -108,7 +107,6 @@ def main() -> None:
     arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     arguments.add_argument("--quick", action="store_true", help="fewer rounds, nothing compiled")
     arguments.add_argument("--threads", type=int, help="of torch; its own choice unless given")
-    arguments.add_argument("--in-a-row", type=int, default=4, help="runs of each one after the other in a round (4)")
     arguments.add_argument("--device", default="cpu")
     arguments.add_argument("--write-docs", action="store_true", help="put the tables into docs/spectra-speed.md")
     chosen = arguments.parse_args()

@@ -15,6 +15,7 @@ from tests.problems import PROBLEMS, make
 from wellcond.curvature import EmpiricalFisher, GaussNewton, Hessian, bilinear
 from wellcond.problem import Problem
 from wellcond.problem.kept import graph_nodes
+from wellcond.problem.problem import ClosedError
 
 KINDS = [Hessian, GaussNewton, EmpiricalFisher]
 
@@ -22,6 +23,7 @@ KINDS = [Hessian, GaussNewton, EmpiricalFisher]
 @pytest.fixture(autouse=True)
 def layers_of_any_size(monkeypatch):
     monkeypatch.setattr(bilinear, "WORTH", 0)
+    monkeypatch.setattr(bilinear, "WORTH_RELU", 0)
 
 
 def torchs_own(monkeypatch) -> None:
@@ -277,3 +279,138 @@ def test_small_linear_layers_are_left_to_torch(monkeypatch):
     assert own_layers(Hessian(Problem(case.model, case.loss_fn, case.data))) == 0
     monkeypatch.setattr(bilinear, "WORTH", 24 * 4 * 6)
     assert own_layers(Hessian(Problem(case.model, case.loss_fn, case.data))) == 1
+
+
+# -- products in which nothing but derivatives runs ------------------------------------------------------------------
+
+
+class Noisy(torch.autograd.Function):
+    """A user's own, whose derivative is a random one."""
+
+    @staticmethod
+    def forward(ctx, x):
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, d):
+        return d * torch.rand_like(d)
+
+
+class Own(nn.Module):
+    """A network that runs something of its own in a backward pass, or not."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.how, self.seen = how, []
+        self.a, self.norm, self.b = nn.Linear(3, 5), nn.BatchNorm1d(5), nn.Linear(5, 3)
+        if how == "a module's hook":
+            self.a.register_full_backward_hook(self.see)
+        if how == "a module's hook of the old kind":
+            self.a.register_backward_hook(self.see)
+
+    def see(self, *_: object) -> None:
+        self.seen.append(torch.rand(()))
+
+    def body(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.relu(self.norm(self.a(x)))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.how == "a checkpoint":
+            return self.b(checkpoint(self.body, x, use_reentrant=False))
+        h = self.body(x)
+        if self.how == "a function":
+            h = Noisy.apply(h)
+        if self.how == "a hook":
+            h.register_hook(self.see)
+        return self.b(h).tanh()
+
+
+OWN = ["a checkpoint", "a function", "a hook", "a module's hook", "a module's hook of the old kind"]
+
+
+def derivatives_alone(problem: Problem) -> bool:
+    (graph,) = problem._kept.graphs.values()
+    return graph.alone
+
+
+@pytest.mark.parametrize("kind", [Hessian, GaussNewton])
+@pytest.mark.parametrize("how", [*OWN, "nothing"])
+def test_what_a_network_runs_in_a_backward_pass_leaves_no_trace(how, kind):
+    torch.manual_seed(0)
+    data = torch.randn(6, 3, dtype=torch.float64), torch.randn(6, 3, dtype=torch.float64)
+    problem = Problem(Own(how).double(), nn.MSELoss(), data)
+    operator, v = kind(problem), vector(problem)
+    before = copy.deepcopy(problem.model.state_dict()), torch.get_rng_state()
+    with problem:
+        products = [operator @ v for _ in range(4)]
+        assert derivatives_alone(problem) == (how == "nothing")
+    if how == "a function":  # the graph is made once, so the second derivative too has a state of its own
+        products = products[1:]
+    assert all(torch.equal(product, products[0]) for product in products)
+    assert all(torch.equal(x, before[0][name]) for name, x in problem.model.state_dict().items())
+    assert torch.equal(torch.get_rng_state(), before[1])
+    assert problem.model.seen == []
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_settings_of_the_caller_do_not_reach_a_kept_product(kind):
+    case = make("ReLU MLP")
+    problem = Problem(
+        case.model.float(), case.loss_fn, tuple(x.float() if x.is_floating_point() else x for x in case.data)
+    )
+    operator, v = kind(problem), vector(problem)
+    with problem:
+        expected = [operator @ v for _ in range(2)][1]
+        assert derivatives_alone(problem)
+        with torch.autocast("cpu", torch.bfloat16), torch.inference_mode():
+            product = operator @ v
+        threads = torch.get_num_threads()
+        problem.closed = True
+        with pytest.raises(ClosedError):
+            operator @ v
+    assert torch.equal(product, expected)
+    assert torch.get_num_threads() == threads
+
+
+def test_a_block_is_differentiated_alone_too():
+    case = make("ReLU MLP")
+    problem = Problem(case.model, case.loss_fn, case.data)
+    block = Hessian(problem).block("0.*")
+    with problem:
+        products = [block @ torch.ones(block.size, dtype=problem.dtype) for _ in range(3)]
+        assert derivatives_alone(problem)
+    assert all(torch.equal(product, products[0]) for product in products)
+
+
+class Equilibrium(nn.Module):
+    """z = f(z, x), differentiated by solving the linear system at z in a hook, as in deep equilibrium models."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.of_z, self.of_x = nn.Linear(4, 4), nn.Linear(3, 4)
+        nn.init.normal_(self.of_z.weight, std=0.1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        z = x.new_zeros(len(x), 4)
+        with torch.no_grad():
+            for _ in range(100):
+                z = torch.tanh(self.of_z(z) + self.of_x(x))
+        start = z.clone().requires_grad_()
+        again = torch.tanh(self.of_z(start) + self.of_x(x))
+        z = torch.tanh(self.of_z(z) + self.of_x(x))
+
+        def solved(d: torch.Tensor) -> torch.Tensor:
+            y = d
+            for _ in range(100):
+                y = torch.autograd.grad(again, start, y, create_graph=True)[0] + d
+            return y
+
+        z.register_hook(solved)
+        return z
+
+
+def test_a_gradient_taken_within_a_backward_pass_is_no_part_of_the_product(monkeypatch):
+    torch.manual_seed(0)
+    data = torch.randn(6, 3, dtype=torch.float64), torch.randn(6, 4, dtype=torch.float64)
+    problem = Problem(Equilibrium().double(), nn.MSELoss(), data)
+    agrees_with_torchs(monkeypatch, problem)

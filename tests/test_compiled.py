@@ -9,14 +9,16 @@ import torch
 from torch import nn
 
 from tests.problems import PROBLEMS, make
-from wellcond.curvature import EmpiricalFisher, GaussNewton, Hessian, compiled
+from wellcond.curvature import EmpiricalFisher, GaussNewton, Hessian, bilinear, compiled
 from wellcond.problem import Problem
 
 
 @pytest.fixture
 def uncompiled(monkeypatch):
     """Traced, divided and held against the eager product as always, but run without the compiler (seconds each)."""
-    monkeypatch.setattr(compiled, "_compiled", lambda program: program)
+    monkeypatch.setattr(compiled, "_Compiled", lambda program: program)
+    monkeypatch.setattr(bilinear, "WORTH", 0)  # as in large networks
+    monkeypatch.setattr(bilinear, "WORTH_RELU", 0)
 
 
 def pair(name: str, **settings) -> tuple[Problem, Problem]:
@@ -62,7 +64,9 @@ def test_traced_products_are_the_eager_ones(uncompiled, name, kind):
     assert all(torch.equal(x, y) for x, y in zip(before, traced.model.state_dict().values(), strict=True))
 
 
-def test_the_compiler_gives_the_same():
+def test_the_compiler_gives_the_same(monkeypatch):
+    monkeypatch.setattr(bilinear, "WORTH", 0)
+    monkeypatch.setattr(bilinear, "WORTH_RELU", 0)
     eager, fast = pair("uneven batches")
     A, B = Hessian(eager), Hessian(fast)
     with warnings.catch_warnings():
@@ -75,6 +79,35 @@ def test_the_compiler_gives_the_same():
         with fast:
             assert close(B @ vector(fast), A @ vector(eager))
             assert trusted(B) == {0, 1, 2}
+
+
+def test_the_last_products_of_layers_are_left_to_their_places(uncompiled):
+    _, traced = pair("ReLU MLP")
+    with traced:
+        Hessian(traced) @ vector(traced)
+    (program,) = programs(Hessian(traced))
+    # In the first layer the input does not move, and the bias is a sum in every layer.
+    assert program._layout == [(1, False), (0, True), (2, False), (0, True)]
+
+
+def test_vectors_and_parameters_may_lie_in_memory_as_they_like():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(64, 2)).double()
+    data = torch.randn(5, 3, 6, 6, dtype=torch.float64), torch.randint(2, (5,))
+    eager, fast = (Problem(model, nn.CrossEntropyLoss(), data, compile=compile) for compile in (False, True))
+    V = torch.randn(eager.size, 2, dtype=torch.float64)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        for _ in range(2):
+            expected = Hessian(eager) @ V
+            with fast:
+                for _ in range(2):
+                    assert close(Hessian(fast).matvec(V[:, 0]), expected[:, 0])
+                assert close(Hessian(fast).matvec(V[:, 1].contiguous()), expected[:, 1])
+                with torch.autocast("cpu", torch.bfloat16), torch.inference_mode():
+                    assert close(Hessian(fast).matvec(V[:, 1]), expected[:, 1])
+                assert trusted(Hessian(fast)) == {0}
+            model.to(memory_format=torch.channels_last)
 
 
 def test_products_follow_the_parameters(uncompiled):
@@ -207,7 +240,7 @@ def test_a_program_that_does_not_compile_is_replaced_by_the_eager_product(monkey
 
         return run
 
-    monkeypatch.setattr(compiled, "_compiled", broken)
+    monkeypatch.setattr(compiled, "_Compiled", broken)
     eager, traced = pair("tanh MLP")
     with traced:
         with pytest.warns(UserWarning, match=r"can't be compiled \(RuntimeError: no compiler\)"):

@@ -14,6 +14,6 @@ def flatten(tensors: Sequence[Tensor]) -> Tensor:
 
 
 def unflatten(vector: Tensor, like: Sequence[Tensor]) -> list[Tensor]:
-    """The inverse of `flatten`: views of `vector` with the shapes of `like`."""
-    pieces = vector.split([t.numel() for t in like])
-    return [piece.view(t.shape) for piece, t in zip(pieces, like, strict=True)]
+    """The inverse of `flatten`: views of `vector` with the shapes of `like`; of rows, (k, n), with k in front."""
+    pieces = vector.split([t.numel() for t in like], dim=-1)
+    return [piece.view(vector.shape[:-1] + t.shape) for piece, t in zip(pieces, like, strict=True)]

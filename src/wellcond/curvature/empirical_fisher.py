@@ -8,6 +8,7 @@ from torch import Tensor
 
 from wellcond.curvature.jacobian import Jacobian
 from wellcond.curvature.of_output import OutputCurvature
+from wellcond.curvature.places import Place
 
 
 class EmpiricalFisher(OutputCurvature):
@@ -28,8 +29,11 @@ class EmpiricalFisher(OutputCurvature):
 
     def _graph(self, index: int) -> Jacobian:
         output, leaves = self._output(index), self._leaves()
-        return Jacobian(self.problem.example_losses(index, output), leaves, self._bilinear)
+        alone = self._alone(output)
+        with self._layers:
+            losses = self.problem.example_losses(index, output)
+        return Jacobian(losses, leaves, self._layers, alone and self._alone(losses))
 
-    def _batch_product(self, graph: Jacobian, pieces: Sequence[Tensor], keep: bool) -> tuple[Tensor, ...]:
+    def _batch_product(self, places: Sequence[Place], graph: Jacobian, pieces: Sequence[Tensor], keep: bool) -> None:
         pushed = graph.push(pieces)
-        return graph.pull(pushed / len(graph.output), keep)
+        graph.pull_into(places, pushed / len(graph.output), keep)

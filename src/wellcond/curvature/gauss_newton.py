@@ -10,6 +10,7 @@ from torch import Tensor
 
 from wellcond.curvature.jacobian import Jacobian, pulled
 from wellcond.curvature.of_output import OutputCurvature
+from wellcond.curvature.places import Place
 
 
 class _Graph(NamedTuple):
@@ -18,6 +19,7 @@ class _Graph(NamedTuple):
     jacobian: Jacobian
     loss_input: Tensor  # the output, cut off from the network
     loss_gradient: Tensor  # ∇loss, as a function of loss_input
+    alone: bool  # nothing of the user's runs in a product
 
 
 class GaussNewton(OutputCurvature):
@@ -35,13 +37,14 @@ class GaussNewton(OutputCurvature):
 
     def _graph(self, index: int) -> _Graph:
         output = self._output(index)
-        jacobian = Jacobian(output, self._leaves(), self._bilinear)
+        jacobian = Jacobian(output, self._leaves(), self._layers, self._alone(output))
         loss_input = output.detach().requires_grad_()
-        loss = self.problem.batch_loss(index, loss_input)
+        with self._layers:
+            loss = self.problem.batch_loss(index, loss_input)
         (loss_gradient,) = torch.autograd.grad(loss, loss_input, create_graph=True)
-        return _Graph(jacobian, loss_input, loss_gradient)
+        return _Graph(jacobian, loss_input, loss_gradient, jacobian.alone and self._alone(loss))
 
-    def _batch_product(self, graph: _Graph, pieces: Sequence[Tensor], keep: bool) -> tuple[Tensor, ...]:
+    def _batch_product(self, places: Sequence[Place], graph: _Graph, pieces: Sequence[Tensor], keep: bool) -> None:
         pushed = graph.jacobian.push(pieces)
         (curved,) = pulled([graph.loss_gradient], [graph.loss_input], [pushed], keep)
-        return graph.jacobian.pull(curved, keep)
+        graph.jacobian.pull_into(places, curved, keep)

@@ -3,12 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from torch import Tensor
 
 from wellcond.curvature.gauss_newton import GaussNewton
-from wellcond.curvature.jacobian import pulled
+from wellcond.curvature.jacobian import pull_into
 from wellcond.curvature.operator import CurvatureOperator
+from wellcond.curvature.places import Place
+
+
+class _Graph(NamedTuple):
+    """One batch's gradient, to be differentiated again."""
+
+    leaves: list[Tensor]
+    gradient: Sequence[Tensor]  # of the loss, by the leaves
+    alone: bool  # nothing of the user's runs in a product
 
 
 class Hessian(CurvatureOperator):
@@ -29,17 +39,13 @@ class Hessian(CurvatureOperator):
             stand_in = stand_in.block(*self.parameters)
         return stand_in if stand_in.positive_semidefinite else None
 
-    def _graph(self, index: int) -> tuple[list[Tensor], Sequence[Tensor]]:
-        """The leaves, and the gradient of one batch's loss by them, to be differentiated again."""
+    def _graph(self, index: int) -> _Graph:
         with self._layers:
             loss = self.problem.batch_loss(index)
         self.problem.check_depends(loss)
-        leaves = self._leaves()
-        return leaves, self._bilinear.differentiable_gradient(loss, leaves)
+        leaves, alone = self._leaves(), self._alone(loss)
+        return _Graph(leaves, self._layers.differentiable_gradient(loss, leaves), alone)
 
-    def _batch_product(
-        self, graph: tuple[list[Tensor], Sequence[Tensor]], pieces: Sequence[Tensor], keep: bool
-    ) -> tuple[Tensor, ...]:
-        leaves, gradient = graph
+    def _batch_product(self, places: Sequence[Place], graph: _Graph, pieces: Sequence[Tensor], keep: bool) -> None:
         # A parameter in which the loss is linear has a gradient without a graph: its row of H is zero.
-        return pulled(gradient, leaves, pieces, keep)
+        pull_into(places, graph.gradient, graph.leaves, pieces, keep, self._layers if graph.alone else None)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from wellcond.curvature.bilinear import BilinearLayers
+from wellcond.curvature.places import Place
 
 
 def pulled(
@@ -22,18 +24,42 @@ def pulled(
         keep: the graphs for further products.
     """
     front = vectors[0].shape[: vectors[0].ndim - outputs[0].ndim]
-    curved = [(y, v) for y, v in zip(outputs, vectors, strict=True) if y.requires_grad]
-    found: Sequence[Tensor | None] = [None] * len(leaves)
-    if curved:
-        found = torch.autograd.grad(
-            [y for y, _ in curved],
-            leaves,
-            [v for _, v in curved],
-            retain_graph=keep,
-            allow_unused=True,
-            is_grads_batched=bool(front),
-        )
+    found = _reached(outputs, leaves, vectors, keep, batched=bool(front))
     return tuple(x.new_zeros(front + x.shape) if g is None else g for x, g in zip(leaves, found, strict=True))
+
+
+def pull_into(
+    places: Sequence[Place],
+    outputs: Sequence[Tensor],
+    leaves: Sequence[Tensor],
+    vectors: Sequence[Tensor],
+    keep: bool,
+    layers: BilinearLayers | None,
+) -> None:
+    """What `pulled` finds, into places, one a leaf: of its shape, or with one more dimension in front where the vectors
+    have one. Layers that the outputs were evaluated inside of may write there themselves."""
+    batched = vectors[0].ndim > outputs[0].ndim
+    with contextlib.nullcontext() if batched or layers is None else layers.writing(leaves, places):
+        found = _reached(outputs, leaves, vectors, keep, batched)
+    for place, summand in zip(places, found, strict=True):
+        place.add_last(summand)
+
+
+def _reached(
+    outputs: Sequence[Tensor], leaves: Sequence[Tensor], vectors: Sequence[Tensor], keep: bool, batched: bool
+) -> Sequence[Tensor | None]:
+    """As `pulled`, with None where nothing depends on a leaf."""
+    curved = [(y, v) for y, v in zip(outputs, vectors, strict=True) if y.requires_grad]
+    if not curved:
+        return [None] * len(leaves)
+    return torch.autograd.grad(
+        [y for y, _ in curved],
+        leaves,
+        [v for _, v in curved],
+        retain_graph=keep,
+        allow_unused=True,
+        is_grads_batched=batched,
+    )
 
 
 class Jacobian:
@@ -44,11 +70,12 @@ class Jacobian:
     Args:
         output: any shape, with a graph.
         leaves: what it is differentiated by.
-        layers: that the output was evaluated inside of.
+        layers: that the output was last evaluated inside of.
+        alone: whether nothing of the user's runs in a product.
     """
 
-    def __init__(self, output: Tensor, leaves: list[Tensor], layers: BilinearLayers):
-        self.output, self.leaves = output, leaves
+    def __init__(self, output: Tensor, leaves: list[Tensor], layers: BilinearLayers, alone: bool):
+        self.output, self.leaves, self.alone, self._layers = output, leaves, alone, layers
         self._cotangent = torch.zeros_like(output, requires_grad=True)
         self._pulled = layers.differentiable_gradient(output, leaves, self._cotangent)
 
@@ -56,6 +83,6 @@ class Jacobian:
         """J v, of the output's shape, for v in pieces of the leaves' shapes, or several at once as in `pulled`."""
         return pulled(self._pulled, [self._cotangent], pieces, keep=True)[0]
 
-    def pull(self, u: Tensor, keep: bool) -> tuple[Tensor, ...]:
-        """Jᵀu, by leaf; `keep` the graph for further products."""
-        return pulled([self.output], self.leaves, [u], keep)
+    def pull_into(self, places: Sequence[Place], u: Tensor, keep: bool) -> None:
+        """Jᵀu, into places, one a leaf; `keep` the graph for further products."""
+        pull_into(places, [self.output], self.leaves, [u], keep, self._layers if self.alone else None)

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from wellcond.curvature.bilinear import BilinearLayers
 from wellcond.curvature.compiled import compiled_product, kept_product
+from wellcond.curvature.places import Place
 from wellcond.curvature.preconditioned import Preconditioned
 from wellcond.linalg import SymmetricOperator
 from wellcond.parameters import flatten, unflatten
@@ -47,7 +48,7 @@ class CurvatureOperator(SymmetricOperator):
         super().__init__(problem.size, problem.dtype, problem.device)
         self.problem = problem
         self.positions = tuple(range(len(problem.parameters)))
-        self._bilinear = BilinearLayers()
+        self._layers = BilinearLayers()
         self.on_batch: Callable[[float], None] | None = None
 
     @property
@@ -71,6 +72,8 @@ class CurvatureOperator(SymmetricOperator):
         block.positions = self.problem.positions_of(which, self.positions)
         block.size, block.products = sum(p.numel() for p in block.parameters), 0
         block.on_product = block.on_batch = None
+        # Of a part of the parameters Python can't tell which derivatives it has no use for.
+        block._layers = BilinearLayers(own=block.size == self.problem.size)
         return block
 
     def gradient(self) -> Tensor:
@@ -120,11 +123,9 @@ class CurvatureOperator(SymmetricOperator):
         """Under which its graphs are kept."""
         return type(self), self.positions
 
-    @property
-    def _layers(self) -> contextlib.AbstractContextManager[object]:
-        """Around evaluations of the network. Not of a block: Python can't tell which derivatives it has no use for."""
-        whole = len(self.positions) == len(self.problem.parameters)
-        return self._bilinear if whole else contextlib.nullcontext()
+    def _alone(self, output: Tensor) -> bool:
+        """Whether nothing of the user's runs when what was just evaluated is differentiated."""
+        return not self.problem.hooked and self._layers.derivatives_alone(output)
 
     def _leaves(self) -> list[Tensor]:
         """What stands for the parameters in the latest evaluation."""
@@ -132,12 +133,19 @@ class CurvatureOperator(SymmetricOperator):
 
     @abstractmethod
     def _graph(self, index: int) -> Any:
-        """What products with the matrix of one batch are made from."""
+        """What products with the matrix of one batch are made from. Its attribute `alone` says what `_alone` does."""
 
     @abstractmethod
-    def _batch_product(self, graph: Any, pieces: Sequence[Tensor], keep: bool) -> tuple[Tensor, ...]:
-        """The product of one batch's matrix with a vector, by parameter; with several at once where the pieces, and
-        then the product, have one more dimension in front."""
+    def _batch_product(self, places: Sequence[Place], graph: Any, pieces: Sequence[Tensor], keep: bool) -> None:
+        """The product of one batch's matrix with a vector, or with several at once where the pieces have one more
+        dimension in front.
+
+        Args:
+            places: one for each parameter, of the pieces' shapes.
+            graph: the batch's.
+            pieces: of the vector, by parameter.
+            keep: the graph for further products.
+        """
 
     def _columns(self, V: Tensor) -> Tensor:
         """Several columns in one backward pass where the network is so small that most of a product is overhead."""
@@ -161,16 +169,14 @@ class CurvatureOperator(SymmetricOperator):
                 return None
             for chunk in V.split(at_once, dim=1):
                 total = torch.zeros_like(chunk)
-                rows = chunk.T.split([p.numel() for p in self.parameters], dim=1)
-                pieces = [x.reshape(-1, *p.shape) for x, p in zip(rows, self.parameters, strict=True)]
+                rows = chunk.T.contiguous()
                 for index, weight in enumerate(self.problem.weights):
-                    graph = self.problem.kept(self.key, index, partial(self._graph, index))
-                    keep = graph is not None
+                    kept = self.problem.kept(self.key, index, partial(self._graph, index))
                     try:
-                        found = self._batch_product(graph if keep else self._graph(index), pieces, keep)
+                        product = self._product_by(kept or self._graph(index), rows, keep=kept is not None)
                     except RuntimeError:
                         return None
-                    total.add_(torch.cat([x.reshape(len(x), -1) for x in found], dim=1).T, alpha=weight)
+                    total.add_(product.T, alpha=weight)
                 parts.append(torch.add(total, chunk, alpha=self.damping))
                 for _ in range(chunk.shape[1] - (len(parts) == 1)):
                     self.products += 1
@@ -183,6 +189,7 @@ class CurvatureOperator(SymmetricOperator):
         with contextlib.ExitStack() as stack:
             for index, weight in enumerate(problem.weights):
                 part = kept_product(self, index, v)
+                part = self._kept_product(index, v) if part is None else part
                 if part is None:
                     stack.enter_context(problem.evaluating())
                     part = compiled_product(self, index, v) if problem.compile else None
@@ -197,11 +204,25 @@ class CurvatureOperator(SymmetricOperator):
         assert total is not None
         return total
 
+    def _kept_product(self, index: int, v: Tensor) -> Tensor | None:
+        """By a graph that is kept already and runs nothing but derivatives, for which the model need not be isolated;
+        None where there is none."""
+        kept = self.problem.already_kept(self.key, index)
+        if kept is None or not kept.alone:
+            return None
+        with self.problem.differentiating():
+            return self._product_by(kept, v, keep=True)
+
     def _eager_product(self, index: int, v: Tensor) -> Tensor:
-        graph = self.problem.kept(self.key, index, partial(self._graph, index))
-        keep = graph is not None
-        parts = self._batch_product(graph if keep else self._graph(index), unflatten(v, self.parameters), keep)
-        return flatten(parts)
+        kept = self.problem.kept(self.key, index, partial(self._graph, index))
+        return self._product_by(kept or self._graph(index), v, keep=kept is not None)
+
+    def _product_by(self, graph: Any, v: Tensor, keep: bool) -> Tensor:
+        """With a vector, (n,), or with each row of (k, n)."""
+        product = torch.empty_like(v)
+        places = [Place(x) for x in unflatten(product, self.parameters)]
+        self._batch_product(places, graph, unflatten(v, self.parameters), keep)
+        return product
 
 
 def _agree(a: Tensor, b: Tensor) -> bool:

@@ -4,6 +4,7 @@ from wellcond.problem.drawn import draw_batches as draw_batches
 from wellcond.problem.held import generators_of as generators_of
 from wellcond.problem.held import states_kept as states_kept
 from wellcond.problem.isolation import random_state as random_state
+from wellcond.problem.kept import graph_nodes as graph_nodes
 from wellcond.problem.parameters import optimized_parameters as optimized_parameters
 from wellcond.problem.parameters import unwrapped as unwrapped
 from wellcond.problem.problem import LossNotFiniteError as LossNotFiniteError

@@ -126,9 +126,11 @@ def with_tensors(batch: Any, change: Callable[[Tensor], Tensor]) -> Any:
 
 
 def signature(batch: Any) -> Any:
-    """The same for two batches that take one way through a network: shapes, dtypes, and all that is no tensor."""
+    """The same for two batches that take one way through a network: shapes, strides, dtypes, and all that is no
+    tensor."""
     if isinstance(batch, Tensor):
-        return tuple(batch.shape), batch.dtype
+        dense = batch.layout == torch.strided and not batch.is_nested
+        return tuple(batch.shape), batch.stride() if dense else batch.layout, batch.dtype
     if isinstance(batch, Mapping):
         return tuple((key, signature(value)) for key, value in batch.items())
     if isinstance(batch, tuple | list):
