@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import copy
 import pickle
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
 from torch import nn
+from torch.autograd import forward_ad
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
@@ -322,10 +325,12 @@ class Own(nn.Module):
             h = Noisy.apply(h)
         if self.how == "a hook":
             h.register_hook(self.see)
+        if self.how == "a node's hook":
+            h.grad_fn.register_prehook(self.see)
         return self.b(h).tanh()
 
 
-OWN = ["a checkpoint", "a function", "a hook", "a module's hook", "a module's hook of the old kind"]
+OWN = ["a checkpoint", "a function", "a hook", "a node's hook", "a module's hook", "a module's hook of the old kind"]
 
 
 def derivatives_alone(problem: Problem) -> bool:
@@ -407,6 +412,92 @@ class Equilibrium(nn.Module):
 
         z.register_hook(solved)
         return z
+
+
+class Remade(torch.autograd.Function):
+    """tanh(xWᵀ + b), evaluated again for its derivative, which is then one more graph."""
+
+    @staticmethod
+    def forward(ctx, x, W, b):
+        ctx.save_for_backward(x, W, b)
+        return torch.tanh(nn.functional.linear(x, W, b))
+
+    @staticmethod
+    def backward(ctx, d):
+        with torch.enable_grad():
+            y = torch.tanh(nn.functional.linear(*ctx.saved_tensors))
+            return torch.autograd.grad(y, ctx.saved_tensors, d, create_graph=True)
+
+
+class WithRemade(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.third = nn.Linear(3, 3), nn.Linear(3, 5), nn.Linear(5, 2)
+
+    def forward(self, x):
+        return self.third(Remade.apply(self.first(x), self.second.weight, self.second.bias))
+
+
+def test_a_function_whose_derivative_has_a_graph_of_its_own(monkeypatch):
+    torch.manual_seed(0)
+    data = torch.randn(6, 3, dtype=torch.float64), torch.randn(6, 2, dtype=torch.float64)
+    problem = Problem(WithRemade().double(), nn.MSELoss(), data)
+    assert not (EmpiricalFisher(problem) @ vector(problem)).requires_grad
+    agrees_with_torchs(monkeypatch, problem, KINDS)
+
+
+class Forward(nn.Module):
+    """The derivative of a network along one direction of its input, in forward mode."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Sequential(nn.Linear(3, 5), nn.ReLU(), nn.Linear(5, 2), nn.Softplus())
+
+    def forward(self, x):
+        with forward_ad.dual_level():
+            y = self.body(forward_ad.make_dual(x, torch.ones_like(x)))
+            return forward_ad.unpack_dual(y).tangent
+
+
+def test_forward_mode_within_a_network(monkeypatch):
+    torch.manual_seed(0)
+    data = torch.randn(6, 3, dtype=torch.float64), torch.randn(6, 2, dtype=torch.float64)
+    agrees_with_torchs(monkeypatch, Problem(Forward().double(), nn.MSELoss(), data))
+
+
+def test_a_mode_of_the_users_is_asked_first():
+    class Cubed(TorchFunctionMode):
+        def __torch_function__(self, function, types, args=(), kwargs=None):
+            if function is nn.functional.relu:
+                return args[0] ** 3
+            return function(*args, **(kwargs or {}))
+
+    torch.manual_seed(0)
+    data = torch.randn(6, 3, dtype=torch.float64), torch.randn(6, 2, dtype=torch.float64)
+    layers = [nn.Linear(3, 5).double(), nn.ReLU(), nn.Linear(5, 2).double()]
+    replaced = Problem(nn.Sequential(*layers), nn.MSELoss(), data)
+    written = Problem(nn.Sequential(layers[0], Cube(), layers[2]), nn.MSELoss(), data)
+    with Cubed():
+        product = Hessian(replaced) @ vector(replaced)
+    assert torch.allclose(product, Hessian(written) @ vector(written), rtol=1e-12)
+
+
+class Cube(nn.Module):
+    def forward(self, x):
+        return x**3
+
+
+@pytest.mark.parametrize("kind", [Hessian, GaussNewton])
+def test_threads_may_share_what_is_kept(kind):
+    case = make("ReLU MLP")
+    problem = Problem(case.model, case.loss_fn, case.data)
+    operator = kind(problem)
+    vectors = [torch.randn(problem.size, dtype=problem.dtype) for _ in range(4)]
+    with problem:
+        expected = [operator @ v for v in vectors]
+        with ThreadPoolExecutor(4) as pool:
+            found = list(pool.map(lambda v: [operator.damped(0.0) @ v for _ in range(50)], vectors))
+    assert all(torch.equal(x, y) for products, y in zip(found, expected, strict=True) for x in products)
 
 
 def test_a_gradient_taken_within_a_backward_pass_is_no_part_of_the_product(monkeypatch):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from types import FunctionType
@@ -10,9 +11,9 @@ from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
-from torch.autograd import Function
+from torch.autograd import Function, forward_ad
 from torch.autograd.function import BackwardCFunction
-from torch.overrides import TorchFunctionMode
+from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack
 
 from wellcond.curvature.places import Place
 from wellcond.problem import graph_nodes
@@ -26,7 +27,11 @@ WORTH_RELU = 2**17
 """Elements from which on this pays for a ReLU. With four of 1,024 elements a product took 0.75 ms by torch's own and
 0.92 by these, of 65,000 4.9 and 5.0, of 154,000 14.6 and 14.6, of 262,000 28.1 and 27.6."""
 
-_HOOKS = (Tensor.register_hook, Tensor.register_post_accumulate_grad_hook)
+_HOOKS = (
+    Tensor.register_hook,
+    Tensor.register_post_accumulate_grad_hook,
+    vars(torch._C.TensorBase)["grad_fn"].__get__,  # modules' hooks, and all that are set on a node
+)
 
 
 class BilinearLayers(TorchFunctionMode):
@@ -51,6 +56,7 @@ class BilinearLayers(TorchFunctionMode):
         super().__init__()
         self.unread = self.linear = self._hooked = False
         self._places: dict[int, Place] = {}
+        self._writing = threading.Lock()
         self._own: dict[Any, Callable[..., Any]] = {}
         if own:
             self._own = {
@@ -68,7 +74,8 @@ class BilinearLayers(TorchFunctionMode):
 
     def derivatives_alone(self, output: Tensor) -> bool:
         """Whether nothing but derivatives of torch's and these will run when what was last evaluated inside is
-        differentiated: no function of the user's, no hook on a tensor or on what is saved, as by checkpointing."""
+        differentiated: no function of the user's, no hook on a tensor, a node or a module, nor on what is saved, as by
+        checkpointing."""
         return not self._hooked and not any(
             isinstance(node, BackwardCFunction) and getattr(node, "_forward_cls", None) not in (_Layer, _ReLU)
             for node in graph_nodes(output)
@@ -101,11 +108,12 @@ class BilinearLayers(TorchFunctionMode):
             leaves: that are differentiated by.
             places: theirs.
         """
-        self._places = {id(leaf): place for leaf, place in zip(leaves, places, strict=True)}
-        try:
-            yield
-        finally:
-            self._places = {}
+        with self._writing:  # one thread at a time
+            self._places = {id(leaf): place for leaf, place in zip(leaves, places, strict=True)}
+            try:
+                yield
+            finally:
+                self._places = {}
 
     def place(self, leaf: int) -> Place | None:
         """Of the leaf of this id, inside `writing`."""
@@ -119,7 +127,7 @@ class BilinearLayers(TorchFunctionMode):
         return self._own.get(function, function)(*args, **(kwargs or {}))
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return BilinearLayers, ()  # a copy knows nothing of graphs made here
+        return BilinearLayers, (bool(self._own),)  # a copy knows nothing of graphs made here
 
     def _linear(self, input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         if input.ndim < 2 or not _possible(input, weight, bias) or input.numel() * len(weight) < WORTH:
@@ -162,6 +170,9 @@ def _possible(x: Tensor, weight: Tensor | None = None, bias: Tensor | None = Non
         and all(p.is_leaf and p.requires_grad for p in parameters)
         and not torch.is_autocast_enabled(x.device.type)
         and not torch._C._are_functorch_transforms_active()
+        and forward_ad._current_level < 0
+        # A mode of the user's around it may put something else in a layer's place.
+        and all(type(mode).__module__.startswith("torch.") for mode in _get_current_function_mode_stack())
         # A checkpointed part runs again in the backward pass, where it must save the same tensors.
         and not _saving_is_hooked()
     )

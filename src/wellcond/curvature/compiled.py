@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import copy
 import math
+import sys
 import warnings
 from collections.abc import Callable, Iterable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 import torch._inductor
@@ -35,11 +36,11 @@ def kept_product(operator: CurvatureOperator, index: int, v: Tensor) -> Tensor |
     program = _programs(operator).get(problem.signature(index))
     if program is None or not problem.already_kept(program.trust, index):
         return None
-    constants = problem.already_kept(program.key, index)
-    if constants is None:
+    kept = problem.already_kept(program.key, index)
+    if kept is None:
         return None
     with problem.differentiating():
-        return program.finish(constants, v)
+        return program.finish(kept, v)
 
 
 def compiled_product(operator: CurvatureOperator, index: int, v: Tensor) -> Tensor | None:
@@ -148,10 +149,10 @@ class _Program:
             return expected, "it draws other random numbers than the eager one (measure with mode='eval' to have none)"
         return expected, "it differs from the eager one: what the network does depends on values, or has changed"
 
-    def finish(self, constants: Sequence[Tensor], v: Tensor) -> Tensor:
+    def finish(self, kept: _Constants, v: Tensor) -> Tensor:
         """The product from the constants of a batch."""
         with torch.no_grad():
-            return self._product(self._second(*constants, v.contiguous()), v)
+            return self._product(kept.second(*kept.tensors, v.contiguous()), v)
 
     def constants(self, operator: CurvatureOperator, index: int) -> Sequence[Tensor]:
         """What a batch's products have in common."""
@@ -163,14 +164,20 @@ class _Program:
 
     def _run(self, operator: CurvatureOperator, index: int, v: Tensor) -> Tensor | None:
         problem = operator.problem
-        constants = problem.kept(self.key, index, lambda: self.constants(operator, index), lambda: self.bytes)
-        if constants is not None:
-            return self.finish(constants, v)
+
+        def build() -> _Constants:
+            constants = self.constants(operator, index)
+            return _Constants(constants, self._second.laid_out_as(*constants, v.contiguous()))
+
+        kept = problem.kept(self.key, index, build, lambda: self.bytes)
+        if kept is not None:
+            return self.finish(kept, v)
         if self.random:  # compiled, its numbers would not be those of the eager product
             return None
         held, tensors = problem.inputs(index)
         with torch.no_grad():
-            return self._product(self._whole(*held, *tensors, v.contiguous()), v)
+            inputs = *held, *tensors, v.contiguous()
+            return self._product(self._whole.laid_out_as(*inputs)(*inputs), v)
 
     def _product(self, terms: Iterable[Tensor], v: Tensor) -> Tensor:
         product, following = torch.empty_like(v), iter(terms)
@@ -182,21 +189,31 @@ class _Program:
         return product
 
 
+class _Constants(NamedTuple):
+    """What a batch's products have in common, and the compiled program that takes it."""
+
+    tensors: Sequence[Tensor]
+    second: Callable[..., list[Tensor]]
+
+
 class _Compiled:
-    """A traced program, compiled when it is first called, and anew for inputs that lie otherwise in memory. Without
-    torch.compile, whose guards cost more than some products and are not needed: what else they look at does not
-    change."""
+    """A traced program, compiled without torch.compile, whose guards cost more than some products. What they would look
+    at does not change inside `with problem:`, but how tensors lie in memory, which is asked when constants are made."""
 
     def __init__(self, program: fx.GraphModule):
         self._program = program
         self._compiled: dict[Any, Callable[..., list[Tensor]]] = {}
 
-    def __call__(self, *inputs: Tensor) -> list[Tensor]:
-        strides = tuple(x.stride() for x in inputs)
-        if strides not in self._compiled:
+    def laid_out_as(self, *inputs: Tensor) -> Callable[..., list[Tensor]]:
+        """The program for inputs of these shapes, strides and dtypes."""
+        layout = tuple((x.shape, x.stride(), x.dtype) for x in inputs)
+        if layout not in self._compiled:
             options = OPTIONS if inputs[-1].device.type == "cpu" else None
-            self._compiled[strides] = torch._inductor.compile(copy.deepcopy(self._program), list(inputs), options)
-        return self._compiled[strides](*inputs)
+            limit = sys.getrecursionlimit()  # which the compiler raises
+            with torch.no_grad():
+                self._compiled[layout] = torch._inductor.compile(copy.deepcopy(self._program), list(inputs), options)
+            sys.setrecursionlimit(limit)
+        return self._compiled[layout]
 
 
 def _split(whole: fx.GraphModule) -> tuple[fx.GraphModule, fx.GraphModule]:

@@ -29,10 +29,10 @@ class EmpiricalFisher(OutputCurvature):
 
     def _graph(self, index: int) -> Jacobian:
         output, leaves = self._output(index), self._leaves()
-        alone = self._alone(output)
+        alone = self._layers.derivatives_alone(output)
         with self._layers:
             losses = self.problem.example_losses(index, output)
-        return Jacobian(losses, leaves, self._layers, alone and self._alone(losses))
+        return Jacobian(losses, leaves, self._layers, alone and self._layers.derivatives_alone(losses))
 
     def _batch_product(self, places: Sequence[Place], graph: Jacobian, pieces: Sequence[Tensor], keep: bool) -> None:
         pushed = graph.push(pieces)

@@ -37,12 +37,12 @@ class GaussNewton(OutputCurvature):
 
     def _graph(self, index: int) -> _Graph:
         output = self._output(index)
-        jacobian = Jacobian(output, self._leaves(), self._layers, self._alone(output))
+        jacobian = Jacobian(output, self._leaves(), self._layers, self._layers.derivatives_alone(output))
         loss_input = output.detach().requires_grad_()
         with self._layers:
             loss = self.problem.batch_loss(index, loss_input)
         (loss_gradient,) = torch.autograd.grad(loss, loss_input, create_graph=True)
-        return _Graph(jacobian, loss_input, loss_gradient, jacobian.alone and self._alone(loss))
+        return _Graph(jacobian, loss_input, loss_gradient, jacobian.alone and self._layers.derivatives_alone(loss))
 
     def _batch_product(self, places: Sequence[Place], graph: _Graph, pieces: Sequence[Tensor], keep: bool) -> None:
         pushed = graph.jacobian.push(pieces)

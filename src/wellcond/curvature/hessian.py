@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
+from wellcond.curvature.bilinear import BilinearLayers
 from wellcond.curvature.gauss_newton import GaussNewton
 from wellcond.curvature.jacobian import pull_into
 from wellcond.curvature.operator import CurvatureOperator
@@ -18,6 +19,7 @@ class _Graph(NamedTuple):
 
     leaves: list[Tensor]
     gradient: Sequence[Tensor]  # of the loss, by the leaves
+    layers: BilinearLayers  # that the loss was evaluated inside of
     alone: bool  # nothing of the user's runs in a product
 
 
@@ -43,9 +45,10 @@ class Hessian(CurvatureOperator):
         with self._layers:
             loss = self.problem.batch_loss(index)
         self.problem.check_depends(loss)
-        leaves, alone = self._leaves(), self._alone(loss)
-        return _Graph(leaves, self._layers.differentiable_gradient(loss, leaves), alone)
+        leaves, layers = self._leaves(), self._layers
+        gradient = layers.differentiable_gradient(loss, leaves)
+        return _Graph(leaves, gradient, layers, layers.derivatives_alone(loss))
 
     def _batch_product(self, places: Sequence[Place], graph: _Graph, pieces: Sequence[Tensor], keep: bool) -> None:
         # A parameter in which the loss is linear has a gradient without a graph: its row of H is zero.
-        pull_into(places, graph.gradient, graph.leaves, pieces, keep, self._layers if graph.alone else None)
+        pull_into(places, graph.gradient, graph.leaves, pieces, keep, graph.layers if graph.alone else None)

@@ -123,17 +123,14 @@ class CurvatureOperator(SymmetricOperator):
         """Under which its graphs are kept."""
         return type(self), self.positions
 
-    def _alone(self, output: Tensor) -> bool:
-        """Whether nothing of the user's runs when what was just evaluated is differentiated."""
-        return not self.problem.hooked and self._layers.derivatives_alone(output)
-
     def _leaves(self) -> list[Tensor]:
         """What stands for the parameters in the latest evaluation."""
         return [self.problem.leaves[i] for i in self.positions]
 
     @abstractmethod
     def _graph(self, index: int) -> Any:
-        """What products with the matrix of one batch are made from. Its attribute `alone` says what `_alone` does."""
+        """What products with the matrix of one batch are made from. Its attribute `alone` says whether nothing of the
+        user's runs in a product."""
 
     @abstractmethod
     def _batch_product(self, places: Sequence[Place], graph: Any, pieces: Sequence[Tensor], keep: bool) -> None:

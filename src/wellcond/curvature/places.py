@@ -26,12 +26,9 @@ class Place:
 
     def add_last(self, summand: Tensor | None) -> None:
         """Add what else there is, if anything; after it the sum is complete."""
-        if not self._empty:
-            if summand is not None:
-                self._tensor.add_(summand)
-        elif summand is not None:
-            self._tensor.copy_(summand)
-        else:
+        if summand is not None:
+            (self._tensor.copy_ if self._empty else self._tensor.add_)(summand.detach())
+        elif self._empty:
             self._tensor.zero_()
 
 

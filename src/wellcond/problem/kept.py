@@ -6,6 +6,7 @@ import contextlib
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from wellcond.problem.heap import heap_kept
@@ -63,7 +64,8 @@ class Kept:
 
 def graph_nodes(tensor: Tensor) -> Iterator[Any]:
     """The nodes of the autograd graph that a tensor hangs on, each once."""
-    seen, stack = set(), [tensor.grad_fn]
+    with torch._C.DisableTorchFunction():
+        seen, stack = set(), [tensor.grad_fn]
     while stack:
         node = stack.pop()
         if node is not None and node not in seen:

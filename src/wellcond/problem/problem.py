@@ -263,11 +263,6 @@ class Problem:
             inside.append(_one_thread())
         return _all_of(inside) if inside else contextlib.nullcontext()
 
-    @property
-    def hooked(self) -> bool:
-        """Whether a module has a hook that its backward pass calls."""
-        return any(m._backward_hooks or m._backward_pre_hooks for m in self._isolation.modules)
-
     def batch_output(self, index: int) -> Any:
         """The model's output on a batch (pairs only), inside `evaluating`."""
         return self.model(self._begin(index)[0])

@@ -61,8 +61,11 @@ def graph_bytes(build: Callable[[], Any]) -> float:
     seen: dict[int, int] = {}
 
     def pack(x: Tensor) -> Tensor:
-        storage = x.untyped_storage()
-        seen[storage.data_ptr()] = storage.nbytes()
+        try:
+            storage = x.untyped_storage()
+            seen[storage.data_ptr()] = storage.nbytes()
+        except (RuntimeError, NotImplementedError):  # sparse, nested, or under forward AD: without a storage of its own
+            seen[-id(x)] = x.numel() * x.element_size()
         return x
 
     try:
