@@ -8,6 +8,7 @@ import warnings
 import pytest
 import torch
 from torch import nn
+from torch._dynamo.utils import counters
 
 from tests.problems import PROBLEMS, make
 from wellcond.curvature import EmpiricalFisher, GaussNewton, Hessian, bilinear, compiled
@@ -69,6 +70,7 @@ def test_the_compiler_gives_the_same(monkeypatch):
     monkeypatch.setattr(bilinear, "WORTH", 0)
     monkeypatch.setattr(bilinear, "WORTH_RELU", 0)
     limit = sys.getrecursionlimit()
+    counters.clear()
     eager, fast = pair("uneven batches")
     A, B = Hessian(eager), Hessian(fast)
     with warnings.catch_warnings():
@@ -82,6 +84,7 @@ def test_the_compiler_gives_the_same(monkeypatch):
             assert close(B @ vector(fast), A @ vector(eager))
             assert trusted(B) == {0, 1, 2}
     assert sys.getrecursionlimit() == limit
+    assert not counters["inductor"]["fxgraph_cache_bypass"]  # the compiler's cache on disk is asked
 
 
 def test_the_last_products_of_layers_are_left_to_their_places(uncompiled):

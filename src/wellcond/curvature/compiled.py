@@ -12,7 +12,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 import torch._inductor
 from torch import Tensor, fx
+from torch._guards import TracingContext, tracing
+from torch._subclasses import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
+from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
 from wellcond.curvature.places import Place, Terms
 from wellcond.linalg import norm
@@ -210,7 +213,8 @@ class _Compiled:
         if layout not in self._compiled:
             options = OPTIONS if inputs[-1].device.type == "cpu" else None
             limit = sys.getrecursionlimit()  # which the compiler raises
-            with torch.no_grad():
+            # Without a context of its own it would not look into its cache on disk.
+            with torch.no_grad(), tracing(TracingContext(FakeTensorMode(shape_env=ShapeEnv()))):
                 self._compiled[layout] = torch._inductor.compile(copy.deepcopy(self._program), list(inputs), options)
             sys.setrecursionlimit(limit)
         return self._compiled[layout]
