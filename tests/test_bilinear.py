@@ -357,6 +357,18 @@ def test_what_a_network_runs_in_a_backward_pass_leaves_no_trace(how, kind):
     assert problem.model.seen == []
 
 
+def test_a_hook_on_all_modules_is_seen():
+    case = make("ReLU MLP")
+    problem = Problem(case.model, case.loss_fn, case.data)
+    handle = nn.modules.module.register_module_full_backward_hook(lambda *_: None)
+    try:
+        with problem:
+            Hessian(problem) @ vector(problem)
+            assert not derivatives_alone(problem)
+    finally:
+        handle.remove()
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_settings_of_the_caller_do_not_reach_a_kept_product(kind):
     case = make("ReLU MLP")

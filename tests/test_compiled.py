@@ -116,6 +116,29 @@ def test_vectors_and_parameters_may_lie_in_memory_as_they_like():
             model.to(memory_format=torch.channels_last)
 
 
+class Scaled(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("scale", torch.tensor([1.0, 2.0, 3.0]))
+
+    def forward(self, x):
+        return torch.tanh(self.scale * x)
+
+
+def test_a_buffer_may_change_its_dtype():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(2, 3).double(), Scaled())
+    data = torch.randn(5, 2, dtype=torch.float64), torch.randn(5, 3, dtype=torch.float64)
+    eager, fast = (Problem(model, nn.MSELoss(), data, compile=compile) for compile in (False, True))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        for dtype in (torch.float32, torch.float64, torch.float32):
+            model[1].to(dtype)
+            with fast:
+                for seed in (0, 1):
+                    assert close(Hessian(fast) @ vector(fast, seed), Hessian(eager) @ vector(eager, seed))
+
+
 def test_products_follow_the_parameters(uncompiled):
     eager, traced = pair("tanh MLP")
     A, B = Hessian(eager), Hessian(traced)
