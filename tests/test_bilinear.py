@@ -19,6 +19,7 @@ from wellcond.curvature import EmpiricalFisher, GaussNewton, Hessian, bilinear
 from wellcond.problem import Problem
 from wellcond.problem.kept import graph_nodes
 from wellcond.problem.problem import ClosedError
+from wellcond.problem.sizes import graph_bytes
 
 KINDS = [Hessian, GaussNewton, EmpiricalFisher]
 
@@ -475,6 +476,28 @@ def test_forward_mode_within_a_network(monkeypatch):
     torch.manual_seed(0)
     data = torch.randn(6, 3, dtype=torch.float64), torch.randn(6, 2, dtype=torch.float64)
     agrees_with_torchs(monkeypatch, Problem(Forward().double(), nn.MSELoss(), data))
+
+
+class Graph(nn.Module):
+    """A layer of a graph network: A X Wᵀ, with a sparse A and a weight inside."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(3, 2)
+        self.A = torch.randn(6, 6, dtype=torch.float64).relu().to_sparse()
+
+    def forward(self, x):
+        return torch.sparse.mm(self.A, torch.tanh(self.layer(x)))
+
+
+def test_sparse_tensors_within_a_network(monkeypatch):
+    torch.manual_seed(0)
+    data = torch.randn(6, 3, dtype=torch.float64), torch.randn(6, 2, dtype=torch.float64)
+    model = Graph().double()
+    x = torch.randn(6, 2, dtype=torch.float64, requires_grad=True)
+    held = graph_bytes(lambda: torch.sparse.mm(model.A, x))
+    assert 0 < held <= 8 * (model.A._nnz() + x.numel())
+    agrees_with_torchs(monkeypatch, Problem(model, nn.MSELoss(), data))
 
 
 def test_a_mode_of_the_users_is_asked_first():

@@ -212,11 +212,14 @@ class _Compiled:
         layout = tuple((x.shape, x.stride(), x.dtype) for x in inputs)
         if layout not in self._compiled:
             options = OPTIONS if inputs[-1].device.type == "cpu" else None
-            limit = sys.getrecursionlimit()  # which the compiler raises
-            # Without a context of its own it would not look into its cache on disk.
-            with torch.no_grad(), tracing(TracingContext(FakeTensorMode(shape_env=ShapeEnv()))):
-                self._compiled[layout] = torch._inductor.compile(copy.deepcopy(self._program), list(inputs), options)
-            sys.setrecursionlimit(limit)
+            limit = sys.getrecursionlimit()
+            try:
+                # Without a context of its own the compiler would not look into its cache on disk.
+                with torch.no_grad(), tracing(TracingContext(FakeTensorMode(shape_env=ShapeEnv()))):
+                    compiled = torch._inductor.compile(copy.deepcopy(self._program), list(inputs), options)
+            finally:
+                sys.setrecursionlimit(limit)  # which the compiler raises
+            self._compiled[layout] = compiled
         return self._compiled[layout]
 
 

@@ -250,18 +250,19 @@ class Problem:
         finally:
             self._inside, self.leaves, self._batch = False, [], None
 
-    def differentiating(self) -> contextlib.AbstractContextManager[object]:
+    @contextlib.contextmanager
+    def differentiating(self) -> Iterator[None]:
         """As `evaluating`, for a backward pass in which nothing of the user's runs: the model is not touched."""
         if self.closed:
             raise ClosedError("this problem is closed")
-        inside: list[contextlib.AbstractContextManager[object]] = []
-        if torch.is_inference_mode_enabled():
-            inside.append(torch.inference_mode(False))
-        if torch.is_autocast_enabled(self.device.type):
-            inside.append(torch.autocast(self.device.type, enabled=False))
-        if self._tiny:
-            inside.append(_one_thread())
-        return _all_of(inside) if inside else contextlib.nullcontext()
+        with contextlib.ExitStack() as stack:
+            if torch.is_inference_mode_enabled():
+                stack.enter_context(torch.inference_mode(False))
+            if torch.is_autocast_enabled(self.device.type):
+                stack.enter_context(torch.autocast(self.device.type, enabled=False))
+            if self._tiny:
+                stack.enter_context(_one_thread())
+            yield
 
     def batch_output(self, index: int) -> Any:
         """The model's output on a batch (pairs only), inside `evaluating`."""
@@ -511,14 +512,6 @@ def check_problem(problem: Problem) -> None:
     """
     if not isinstance(problem, Problem):
         raise TypeError(f"got a {type(problem).__name__}; give a wc.Problem(model, loss_fn, data)")
-
-
-@contextlib.contextmanager
-def _all_of(contexts: Iterable[contextlib.AbstractContextManager[object]]) -> Iterator[None]:
-    with contextlib.ExitStack() as stack:
-        for context in contexts:
-            stack.enter_context(context)
-        yield
 
 
 @contextlib.contextmanager

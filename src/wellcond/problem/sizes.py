@@ -64,8 +64,8 @@ def graph_bytes(build: Callable[[], Any]) -> float:
         try:
             storage = x.untyped_storage()
             seen[storage.data_ptr()] = storage.nbytes()
-        except (RuntimeError, NotImplementedError):  # sparse, nested, or under forward AD: without a storage of its own
-            seen[-id(x)] = x.numel() * x.element_size()
+        except RuntimeError:  # sparse, nested, or under forward AD: without a storage of its own
+            seen[-id(x)] = (x._nnz() if "sparse" in str(x.layout) else x.numel()) * x.element_size()
         return x
 
     try:
