@@ -15,7 +15,7 @@ import torch
 
 import wellcond as wc
 from forecast_order import POINTS, breast_cancer, diabetes, digits
-from wellcond.sharpness import critical_sharpness, next_step
+from wellcond.stability.critical_sharpness import critical_sharpness, next_step
 
 KINDS = {
     "SGD": lambda p: torch.optim.SGD(p, lr=0.05, momentum=0.9),

@@ -16,7 +16,8 @@ from typer.testing import CliRunner
 import wellcond as wc
 from tests.test_report import examined
 from wellcond.cli import app
-from wellcond.report import SavedExamination, to_json
+from wellcond.examination import to_json
+from wellcond.report import SavedExamination
 
 OLD = Path(__file__).parent / "data" / "examination-1-without-effect.json"
 """Written by the code as it was before findings had effects, layers normalized rows, runs a forecast."""

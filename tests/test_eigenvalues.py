@@ -12,8 +12,8 @@ from torch.utils._pytree import tree_leaves
 
 from tests.problems import random_spectrum
 from wellcond.linalg import Eigenvalues, Lanczos, MatrixOperator, Quadrature, RandomDirections, eigenvalues
-from wellcond.linalg.unseen import Unseen
-from wellcond.linalg.wanted import Claim, Wanted
+from wellcond.linalg.missed import Unseen
+from wellcond.linalg.targets import Claim, Wanted
 
 WHICH = ("largest", "smallest", "both", "magnitude")
 FAMILIES = ("clustered at the top", "repeated", "graded", "indefinite", "planted spike")

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 import wellcond as wc
 from wellcond.conditioning import conditioning
-from wellcond.layer_block import layer_block
 from wellcond.normalization import LayerNormalization, layer_conditioning
+from wellcond.normalization.layer_block import layer_block
 
 
 def normalization(groups: int, bias: bool, seed: int = 0) -> tuple[LayerNormalization, list[nn.Parameter]]:

@@ -12,8 +12,8 @@ from torch import nn
 import wellcond as wc
 from tests.test_monitor import followed
 from tests.test_report import INJECTION, examined, hostile
-from wellcond.examination.trial import Effect
 from wellcond.linalg import MatrixOperator
+from wellcond.trials.trials import Effect
 
 matplotlib.use("Agg")
 

@@ -19,7 +19,7 @@ from wellcond.linalg import MatrixOperator, eigenvalues, student
 from wellcond.parameters import flatten
 from wellcond.preconditioners import Diagonal, preconditioner_of
 from wellcond.problem import Problem
-from wellcond.stability import edge_ratio
+from wellcond.stability.edge import edge_ratio
 
 KINDS = (Hessian, GaussNewton, EmpiricalFisher)
 

@@ -13,7 +13,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import wellcond as wc
-from wellcond import onepass
+from wellcond import one_pass
 from wellcond import penalties as R  # noqa: N812
 
 NAMES = ("SGD", "Adagrad", "RMSprop", "Adam", "AdamW")
@@ -528,13 +528,13 @@ class Largest(TorchDispatchMode):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_the_eager_step_needs_no_memory_of_a_parameters_size(name):
-    p = nn.Parameter(torch.randn(3 * onepass.BLOCK))
+    p = nn.Parameter(torch.randn(3 * one_pass.BLOCK))
     optimizer = built(name, [p], {"lr": 0.1}, R.L1(0.1))
     p.grad = torch.randn_like(p)
     optimizer.step()
     with Largest([p, p.grad, *optimizer.state.get(p, {}).values()]) as largest:
         optimizer.step()
-    assert 0 < largest.entries <= onepass.BLOCK
+    assert 0 < largest.entries <= one_pass.BLOCK
     torchs = built(name, [nn.Parameter(torch.ones(3))], {"lr": 0.1}, ours=False)
     torchs.param_groups[0]["params"][0].grad = torch.ones(3)
     torchs.step()

@@ -10,8 +10,7 @@ import torch
 from torch import nn
 
 from tests.problems import make, train
-from wellcond.normalization import BatchNormPreconditioner
-from wellcond.preconditioners import Diagonal, preconditioner_of, reads, steps_of, supported
+from wellcond.preconditioners import BatchNormPreconditioner, Diagonal, preconditioner_of, reads, steps_of, supported
 
 # Momentum is off: then the step is −α P² g and nothing else.
 OPTIMIZERS = {

@@ -28,7 +28,7 @@ from tests.regularized import (
     y,
 )
 from wellcond import penalties as R  # noqa: N812
-from wellcond.regularization import spaces
+from wellcond.steps import spaces
 
 # -- identities: L2 --
 

@@ -28,7 +28,7 @@ from tests.regularized import (
     y,
 )
 from wellcond import penalties as R  # noqa: N812
-from wellcond.regularization import spaces
+from wellcond.steps import spaces
 
 
 def test_an_optimizer_without_state_is_penalized_too():

@@ -24,8 +24,8 @@ from tests.regularized import (
     train,
 )
 from wellcond import penalties as R  # noqa: N812
-from wellcond.attachment import attachment_of
-from wellcond.regularization import spaces
+from wellcond.hooks import attachment_of
+from wellcond.steps import spaces
 
 # -- traps of hooks --
 

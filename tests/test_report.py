@@ -15,7 +15,8 @@ from torch import nn
 
 import wellcond as wc
 from tests.problems import make, train
-from wellcond.report import print_summary, to_json
+from wellcond.examination import to_json
+from wellcond.report import print_summary
 from wellcond.report.charts import charts
 
 INJECTION = "<img src=x onerror=alert(1)></script><script>document.title='owned'</script>[bold red]"

@@ -19,7 +19,7 @@ import wellcond as wc
 from tests.test_cli import write
 from wellcond.examination import examination as examining
 from wellcond.examination import measurements as measuring
-from wellcond.examination.failures import Failures
+from wellcond.problem.failures import Failures
 from wellcond.problem.memory import halved, out_of_memory
 from wellcond.report import page
 from wellcond.report.terminal import print_summary

@@ -14,8 +14,8 @@ from tests.problems import PROBLEMS, batches_of, make, train
 from wellcond import optim, penalties
 from wellcond.curvature import Hessian
 from wellcond.problem import Problem
-from wellcond.regularization import regularize
-from wellcond.sharpness import critical_sharpness, next_step
+from wellcond.stability.critical_sharpness import critical_sharpness, next_step
+from wellcond.steps import regularize
 
 
 def problem_of(case):

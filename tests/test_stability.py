@@ -14,7 +14,7 @@ from wellcond.curvature import Hessian
 from wellcond.linalg import eigenvalues
 from wellcond.preconditioners import preconditioner_of
 from wellcond.problem import Problem
-from wellcond.stability import edge_ratio, suggest_learning_rate
+from wellcond.stability.edge import edge_ratio, suggest_learning_rate
 
 LAMBDA = 3.0
 

@@ -12,8 +12,8 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import wellcond as wc
 from wellcond.examination.subject import Settings, Subject
-from wellcond.examination.trial import Trials
 from wellcond.problem import random_state
+from wellcond.trials.trials import Trials
 
 
 def small_run(dropout: float = 0.0, examples: int = 60, batch_size: int = 20) -> wc.TrainingRun:

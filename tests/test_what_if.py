@@ -15,9 +15,9 @@ from torch import nn
 import wellcond as wc
 from tests.problems import Recurrent, Tied
 from wellcond.preconditioners import Diagonal
+from wellcond.trials.networks import Network, batch_normalized, layer_normalized, standardized_inputs
+from wellcond.trials.warm_up import WarmUp
 from wellcond.what_if import what_if
-from wellcond.what_if.networks import Network, batch_normalized, layer_normalized, standardized_inputs
-from wellcond.what_if.warm_up import WarmUp
 
 QUICK = {"warm_up": 3, "steps": 3}
 
@@ -455,7 +455,7 @@ def test_half_precision_is_measured_in_float32():
 
 
 def test_batch_norm_preconditioning():
-    pytest.importorskip("wellcond.normalization.batch_norm")
+    pytest.importorskip("wellcond.preconditioners.batch_norm")
     model, (X, y) = mlp(), data(5)
     problem = problem_of(model, (X, y))
     for make in (OPTIMIZERS["SGD"], OPTIMIZERS["Adam"]):

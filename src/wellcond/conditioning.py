@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from wellcond.display import table
 from wellcond.linalg import (
     DENSE_LIMIT,
     Effort,
@@ -19,10 +20,9 @@ from wellcond.linalg import (
     SymmetricOperator,
     WholeSpectrum,
     check_operator,
+    check_symmetric,
     eigenvalues,
 )
-from wellcond.linalg.notebook import table
-from wellcond.linalg.spectrum import check_symmetric
 
 REMAINING = 0.01
 """ε of κ_eff: the fraction of the reducible loss that gradient descent is to leave."""

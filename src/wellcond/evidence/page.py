@@ -23,7 +23,7 @@ def page(evidence: Evidence) -> str:
     Raises:
         ModuleNotFoundError: without matplotlib (`pip install wellcond[evidence]`).
     """
-    from wellcond.report.template import render
+    from wellcond.report import render
 
     counts = Counter(r.verdict for r in evidence.results)
     return render(

@@ -16,8 +16,7 @@ from typing import Any
 import torch
 
 from wellcond.evidence.claim import Claim, Figures, Runs, Verdict
-from wellcond.linalg import number
-from wellcond.linalg.estimate import number_to_json
+from wellcond.linalg import number, number_to_json
 
 FORMAT = 1
 """Version of the JSON."""

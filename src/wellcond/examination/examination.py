@@ -10,16 +10,14 @@ from typing import Any
 import torch
 from torch import nn
 
-from wellcond.examination.failures import Failures
+from wellcond.display import table
 from wellcond.examination.finding import Finding, Severity
 from wellcond.examination.findings import FINDINGS, Find
 from wellcond.examination.measurements import Measurements, measure
 from wellcond.examination.memory import on_fewer
 from wellcond.examination.progress import Progress
-from wellcond.examination.run import TrainingRun
 from wellcond.examination.subject import Settings, Subject
-from wellcond.linalg.notebook import table
-from wellcond.problem.memory import out_of_memory
+from wellcond.problem import Failures, TrainingRun, out_of_memory
 
 
 @dataclass(frozen=True, repr=False)
@@ -65,7 +63,7 @@ class Examination:
             ValueError: for another chart, or one that this examination has no data for.
             ModuleNotFoundError: without matplotlib (`pip install wellcond[plot]`).
         """
-        from wellcond.report.plots import plot
+        from wellcond.report import plot
 
         return plot(self.measurements, which, ax)
 
@@ -75,7 +73,7 @@ class Examination:
         return "\n".join([self._title(), *found])
 
     def _title(self) -> str:
-        from wellcond.report.figures import headline, interruption
+        from wellcond.examination.figures import headline, interruption
 
         return " ".join([headline(self.measurements), interruption(self)]).strip()
 
@@ -85,7 +83,7 @@ class Examination:
 
     def to_json(self) -> dict[str, Any]:
         """Every figure with its interval and origin, ready for `json.dump`; the schema is in docs/json.md."""
-        from wellcond.report import to_json
+        from wellcond.examination.json import to_json
 
         return to_json(self)
 

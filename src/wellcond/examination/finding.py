@@ -7,9 +7,9 @@ import math
 from dataclasses import dataclass, field
 from enum import IntEnum
 
-from wellcond.examination.trial import Effect
+from wellcond.display import paragraphs, table
 from wellcond.linalg import Estimate
-from wellcond.linalg.notebook import paragraphs, table
+from wellcond.trials import Effect
 
 
 class Severity(IntEnum):

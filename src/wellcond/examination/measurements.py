@@ -12,7 +12,6 @@ import torch
 
 from wellcond.conditioning import Conditioning, Effort, conditioning
 from wellcond.curvature import CurvatureOperator, GaussNewton, Hessian, OutputUnknownError
-from wellcond.examination.failures import raised_by_us
 from wellcond.examination.progress import Course, Progress
 from wellcond.examination.prospects import products_planned, prospects, scaled_rows
 from wellcond.examination.row_norms import RowNormCorrelation, row_norm_correlation
@@ -23,7 +22,7 @@ from wellcond.linalg import norm
 from wellcond.normalization import LayerConditioning, NoLayersError, layer_conditioning
 from wellcond.parameters import flatten
 from wellcond.preconditioners import steps_of
-from wellcond.problem import Problem
+from wellcond.problem import Problem, raised_by_us
 from wellcond.stability import EdgeRatio, edge_ratio, takes_products
 
 

@@ -6,8 +6,7 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from wellcond.examination.subject import Subject
-from wellcond.problem.batches import count_examples
-from wellcond.problem.memory import free, halved, out_of_memory
+from wellcond.problem import count_examples, free, halved, out_of_memory
 
 T = TypeVar("T")
 

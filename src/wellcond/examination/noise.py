@@ -9,8 +9,7 @@ import torch
 from torch import Tensor
 
 from wellcond.linalg import CONFIDENCE, Estimate, student
-from wellcond.problem import Problem
-from wellcond.problem.batches import count_examples
+from wellcond.problem import Problem, count_examples
 
 FEWEST = 4
 """Batches of which a spread can be told."""

@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch.optim import Optimizer
 
-from wellcond.examination.run import TrainingRun
 from wellcond.preconditioners import unwrapped_optimizer
+from wellcond.problem import TrainingRun
 
 Settings = Mapping[str, Any]
 

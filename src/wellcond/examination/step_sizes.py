@@ -11,8 +11,7 @@ import torch
 from torch import Tensor
 
 from wellcond.preconditioners import Diagonal, preconditioner_of, steps_of
-from wellcond.problem import Problem
-from wellcond.problem.kinds import biases, embeddings, normalizations
+from wellcond.problem import Problem, biases, embeddings, normalizations
 
 QUANTILES = (0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 1.0)
 BINS = 48

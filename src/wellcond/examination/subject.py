@@ -11,9 +11,6 @@ import torch
 from torch.optim import Optimizer
 
 from wellcond.conditioning import DENSE_LIMIT, Effort
-from wellcond.examination.failures import Failures
-from wellcond.examination.run import TrainingRun
-from wellcond.examination.trial import Trials
 from wellcond.preconditioners import (
     NotPreconditionedError,
     NotReadableError,
@@ -22,8 +19,8 @@ from wellcond.preconditioners import (
     reading_of,
     unwrapped_optimizer,
 )
-from wellcond.problem import Problem, optimized_parameters
-from wellcond.problem.memory import out_of_memory
+from wellcond.problem import Failures, Problem, TrainingRun, optimized_parameters, out_of_memory
+from wellcond.trials import Trials
 
 
 @dataclass(frozen=True)

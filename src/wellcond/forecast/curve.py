@@ -9,9 +9,8 @@ from typing import Any
 
 from torch import Tensor
 
+from wellcond.display import axes, table
 from wellcond.linalg import number
-from wellcond.linalg.axes import axes
-from wellcond.linalg.notebook import table
 from wellcond.preconditioners import Momentum
 
 

@@ -27,6 +27,7 @@ from wellcond.linalg.spectrum import Effort as Effort
 from wellcond.linalg.spectrum import Ends as Ends
 from wellcond.linalg.spectrum import SampledSpectrum as SampledSpectrum
 from wellcond.linalg.spectrum import WholeSpectrum as WholeSpectrum
+from wellcond.linalg.spectrum import check_symmetric as check_symmetric
 from wellcond.linalg.vectors import RandomDirections as RandomDirections
 from wellcond.linalg.vectors import inner as inner
 from wellcond.linalg.vectors import norm as norm

@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from wellcond.display import table
 from wellcond.linalg.deflation import DeflatedTails, Isolated
 from wellcond.linalg.eigenvalues import eigenvalues
 from wellcond.linalg.estimate import CONFIDENCE, Estimate
 from wellcond.linalg.lanczos import Lanczos
-from wellcond.linalg.notebook import table
 from wellcond.linalg.operator import SymmetricOperator, check_operator
 from wellcond.linalg.quadrature import Quadrature
 
@@ -99,7 +99,7 @@ class SpectralDensity:
         Raises:
             ImportError: without matplotlib, which the extra "plot" installs.
         """
-        from wellcond.linalg.density_plot import plot
+        from wellcond.display import plot
 
         return plot(self, ax)
 

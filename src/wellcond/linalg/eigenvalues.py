@@ -8,13 +8,13 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from wellcond.display import table
 from wellcond.linalg.estimate import CONFIDENCE, Estimate, number
 from wellcond.linalg.lanczos import Lanczos
-from wellcond.linalg.notebook import table
+from wellcond.linalg.missed import Unseen
 from wellcond.linalg.operator import EVALUATION, SymmetricOperator, check_operator
-from wellcond.linalg.unseen import Unseen
+from wellcond.linalg.targets import Claim, Wanted
 from wellcond.linalg.vectors import RandomDirections, inner, norm
-from wellcond.linalg.wanted import Claim, Wanted
 
 SHARE = 0.3
 """Of the random direction in a start that is a user's guess. From 0.01 to 1 the products differed by two or three."""

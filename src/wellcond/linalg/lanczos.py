@@ -7,10 +7,10 @@ import math
 import torch
 from torch import Tensor
 
+from wellcond.linalg.missed import Unseen
 from wellcond.linalg.operator import SymmetricOperator
-from wellcond.linalg.unseen import Unseen
+from wellcond.linalg.targets import Wanted
 from wellcond.linalg.vectors import NOT_FINITE, RandomDirections, inner, norm, rotate, without
-from wellcond.linalg.wanted import Wanted
 
 
 class Lanczos:

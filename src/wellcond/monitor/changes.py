@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from wellcond.examination.findings import FINDINGS
+from wellcond.examination import FINDINGS
 from wellcond.monitor.measuring import Look
 from wellcond.monitor.record import Change
 

@@ -9,7 +9,7 @@ import plotly.graph_objects as go
 
 from wellcond.monitor.history import History
 from wellcond.monitor.record import FIGURES, LABELS, Record
-from wellcond.report.chart import BOUND, FIRST, SECOND, Chart, plain, ticks
+from wellcond.report import BOUND, FIRST, SECOND, Chart, plain, ticks
 
 SHOWN = 200
 """Measurements in a table at most; the charts have all."""

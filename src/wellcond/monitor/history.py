@@ -12,10 +12,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
+from wellcond.display import table
 from wellcond.examination import Severity
-from wellcond.linalg.notebook import table
 from wellcond.monitor.record import LABELS, Record
-from wellcond.report.saved import check_schema
+from wellcond.report import check_schema
 
 SCHEMA = "wellcond.monitor/1"
 

@@ -15,15 +15,13 @@ from torch.optim import Optimizer
 
 from wellcond.conditioning import Conditioning, Effort, conditioning
 from wellcond.curvature import GaussNewton, Hessian, OutputUnknownError
-from wellcond.examination import Measurements, TrainingRun
-from wellcond.examination.measurements import first_order
-from wellcond.examination.subject import Settings, Subject
-from wellcond.examination.trial import Trials
+from wellcond.examination import Measurements, Settings, Subject, first_order
 from wellcond.linalg import SymmetricOperator, eigenvalues
 from wellcond.normalization import NoLayersError, layer_conditioning
 from wellcond.preconditioners import NotPreconditionedError, Preconditioner, preconditioner_of
-from wellcond.problem import Problem, generators_of, optimized_parameters, states_kept
+from wellcond.problem import Problem, TrainingRun, generators_of, optimized_parameters, states_kept
 from wellcond.stability import edge_ratio, takes_products
+from wellcond.trials import Trials
 
 TOLERANCE = 0.01
 """Of an eigenvalue, where a run stops by itself."""

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from wellcond.attachment import can_nest, check_runs_hooks, nested
+from wellcond.hooks import can_nest, check_runs_hooks, nested
 from wellcond.monitor.budget import Budget
 from wellcond.monitor.changes import Findings
 from wellcond.monitor.history import SCHEMA, History, Writer

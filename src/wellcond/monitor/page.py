@@ -6,8 +6,7 @@ from wellcond.linalg import CONFIDENCE, number
 from wellcond.monitor.charts import charts, spread
 from wellcond.monitor.history import History
 from wellcond.monitor.record import LABELS
-from wellcond.report.page import VERDICT
-from wellcond.report.template import render
+from wellcond.report import VERDICT, render
 
 
 def page(history: History) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from wellcond.linalg.axes import axes
+from wellcond.display import axes
 from wellcond.monitor.history import History
 from wellcond.monitor.record import FIGURES, LABELS
 

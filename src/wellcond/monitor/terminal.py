@@ -16,7 +16,7 @@ from wellcond.examination import Severity
 from wellcond.linalg import number
 from wellcond.monitor.history import History, read_history
 from wellcond.monitor.record import LABELS
-from wellcond.report.terminal import STYLES, item
+from wellcond.report import STYLES, item
 
 BARS = "▁▂▃▄▅▆▇█"
 POLL = 0.5

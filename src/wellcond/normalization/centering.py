@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from wellcond.normalization.standardization import Block, Standardization
+from wellcond.preconditioners import Block, Standardization
 
 
 class LayerNormalization(Standardization):

@@ -21,8 +21,7 @@ from wellcond.normalization.rows import (
     layer_normalized,
     rows_of_block,
 )
-from wellcond.problem import Problem
-from wellcond.problem.memory import out_of_memory
+from wellcond.problem import Problem, out_of_memory
 
 KINDS = (nn.Linear, *CONVOLUTIONS, nn.MultiheadAttention)
 """What is looked at."""

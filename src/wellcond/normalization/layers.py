@@ -7,8 +7,8 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
+from wellcond.display import table
 from wellcond.linalg import Estimate
-from wellcond.linalg.notebook import table
 from wellcond.normalization.collecting import KINDS, Rows, RowsSeen, memory_for
 from wellcond.normalization.figures import Figures
 from wellcond.problem import Problem, check_problem

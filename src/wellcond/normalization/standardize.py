@@ -13,8 +13,7 @@ from torch.nn.modules.conv import _ConvNd
 from torch.nn.utils import parametrize
 
 from wellcond.normalization.moments import LARGEST
-from wellcond.problem import random_state
-from wellcond.problem.batches import each_batch
+from wellcond.problem import each_batch, random_state
 
 FOLDED = 1e-6
 """`fold_into` warns where outputs differ by more than this, or by more than eight roundings, of the largest."""

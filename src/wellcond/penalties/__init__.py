@@ -13,3 +13,6 @@ from wellcond.penalties.separable import L1 as L1
 from wellcond.penalties.separable import L2 as L2
 from wellcond.penalties.separable import ElasticNet as ElasticNet
 from wellcond.penalties.separable import Power as Power
+from wellcond.penalties.sparsity import Sparsity as Sparsity
+from wellcond.penalties.sparsity import sparsity as sparsity
+from wellcond.penalties.sparsity import sparsity_of as sparsity_of

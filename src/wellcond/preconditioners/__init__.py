@@ -1,6 +1,7 @@
 """Changes of variables p = Pz, and reading P off an optimizer."""
 
 import wellcond.preconditioners.torch_optimizers  # noqa: F401  (registers them)
+from wellcond.preconditioners.batch_norm import BatchNormPreconditioner as BatchNormPreconditioner
 from wellcond.preconditioners.momentum import Momentum as Momentum
 from wellcond.preconditioners.optimizers import Step as Step
 from wellcond.preconditioners.optimizers import in_precision as in_precision
@@ -22,3 +23,5 @@ from wellcond.preconditioners.reading import reads as reads
 from wellcond.preconditioners.reading import step_number as step_number
 from wellcond.preconditioners.reading import supported as supported
 from wellcond.preconditioners.reading import unwrapped_optimizer as unwrapped_optimizer
+from wellcond.preconditioners.standardization import Block as Block
+from wellcond.preconditioners.standardization import Standardization as Standardization

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from wellcond.attachment import as_optimizer_sees, carried_by
+from wellcond.hooks import as_optimizer_sees, carried_by
 from wellcond.preconditioners.momentum import Momentum
 from wellcond.preconditioners.preconditioner import Diagonal, Preconditioner
 from wellcond.preconditioners.reading import Group, Reading, State, reading_for, step_number, unwrapped_optimizer

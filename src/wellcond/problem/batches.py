@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 
-from wellcond.problem.held import generators_of, states_kept
 from wellcond.problem.isolation import RANDOM
+from wellcond.problem.reachable import generators_of, states_kept
 
 DEFAULT_EXAMPLES = 8192
 """A loader over more examples than this is read up to here, unless the number of batches is given."""

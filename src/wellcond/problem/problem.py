@@ -14,10 +14,10 @@ from torch import Tensor, nn
 
 from wellcond.parameters import flatten, unflatten
 from wellcond.problem.batches import count_examples, move, read_batches, signature, tensors_of, with_tensors
-from wellcond.problem.held import modules_of
 from wellcond.problem.isolation import Isolation, random_state, seed_all
 from wellcond.problem.kept import Kept, graph_nodes
 from wellcond.problem.parameters import one_device, positions_of, trainable, unwrapped, working_dtype
+from wellcond.problem.reachable import modules_of
 from wellcond.problem.sizes import GRAPH_OVER_FORWARD, Sizes
 
 T = TypeVar("T")

@@ -10,10 +10,9 @@ import plotly.graph_objects as go
 import torch
 
 from wellcond.conditioning import Conditioning
-from wellcond.examination.measurements import Measurements
+from wellcond.examination import Measurements, candidates, counts, eigenvalue_bound, shown_spectra
 from wellcond.linalg import number
 from wellcond.report.chart import BOUND, FIRST, FOURTH, SECOND, THIRD, Chart, plain, ticks
-from wellcond.report.figures import candidates, counts, eigenvalue_bound, shown_spectra
 from wellcond.report.layers import layers_chart
 from wellcond.report.rates import rate_charts
 

@@ -8,11 +8,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from wellcond.examination import Examination, Finding, Severity
+from wellcond.display import paragraphs
+from wellcond.examination import CURVATURES, OF_THETA, SYMBOLS, Examination, Finding, Severity, to_json
 from wellcond.linalg import Estimate
-from wellcond.linalg.notebook import paragraphs
-from wellcond.report.figures import CURVATURES, OF_THETA, SYMBOLS
-from wellcond.report.json import to_json
 from wellcond.report.saved import SavedExamination
 
 SCHEMA = "wellcond.comparison/1"

@@ -9,7 +9,7 @@ from typing import Any
 
 import plotly.graph_objects as go
 
-from wellcond.examination.measurements import Measurements
+from wellcond.examination import Measurements
 from wellcond.linalg import Estimate, number
 from wellcond.normalization import LayerConditioning
 from wellcond.report.chart import HEAT, Chart, plain, short

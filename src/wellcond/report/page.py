@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from wellcond.examination import Examination, Severity
-from wellcond.examination.measurements import Measurements
+from wellcond.examination import CURVATURES, Examination, Measurements, Severity, headline, interruption, rows, theta
 from wellcond.linalg import CONFIDENCE, number
-from wellcond.report.figures import CURVATURES, headline, interruption, rows, theta
 
 VERDICT = {
     Severity.GOOD: "Nothing stands out.",

@@ -6,11 +6,9 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from wellcond.examination.measurements import Measurements
-from wellcond.examination.step_sizes import Distribution
+from wellcond.display import axes
+from wellcond.examination import Distribution, Measurements, counts, eigenvalue_bound, shown_spectra
 from wellcond.linalg import number
-from wellcond.linalg.axes import axes
-from wellcond.report.figures import counts, eigenvalue_bound, shown_spectra
 from wellcond.report.layers import COLUMNS, brief, kappas, level, shown_layers
 from wellcond.report.rates import KINDS, by_kind
 

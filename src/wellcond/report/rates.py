@@ -10,8 +10,7 @@ from typing import Any
 
 import plotly.graph_objects as go
 
-from wellcond.examination.measurements import Measurements
-from wellcond.examination.step_sizes import QUANTILES, Distribution
+from wellcond.examination import QUANTILES, Distribution, Measurements
 from wellcond.linalg import number
 from wellcond.report.chart import FIRST, FOURTH, SECOND, THIRD, Chart, plain, short
 

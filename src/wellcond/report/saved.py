@@ -9,11 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from wellcond.examination import Finding, Severity
-from wellcond.examination.trial import Effect
+from wellcond.examination import CURVATURES, SCHEMA, SYMBOLS, Finding, Severity
 from wellcond.linalg import Estimate
-from wellcond.report.figures import CURVATURES, SYMBOLS
-from wellcond.report.json import SCHEMA
+from wellcond.trials import Effect
 
 _EDGE = {"ratio": "edge ratio", "allowed_learning_rate": "allowed learning rate"}
 _LAYER = {

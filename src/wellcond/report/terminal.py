@@ -7,9 +7,8 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from wellcond.examination import Examination, Severity
+from wellcond.examination import Examination, Severity, headline, interruption, rows, theta
 from wellcond.linalg import number
-from wellcond.report.figures import headline, interruption, rows, theta
 
 STYLES = {
     Severity.SEVERE: ("✖", "bold red"),

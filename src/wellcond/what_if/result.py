@@ -9,9 +9,9 @@ from typing import Any
 from torch import nn
 
 from wellcond.conditioning import Conditioning
+from wellcond.display import axes
 from wellcond.forecast import Curve
 from wellcond.linalg import Estimate, number
-from wellcond.linalg.axes import axes
 
 
 @dataclass(frozen=True)

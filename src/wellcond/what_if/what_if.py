@@ -13,8 +13,7 @@ from wellcond.linalg import Estimate
 from wellcond.preconditioners import Preconditioner, Step, reading_for, unwrapped_optimizer
 from wellcond.problem import Problem, check_problem, optimized_parameters
 from wellcond.stability import TARGET
-from wellcond.what_if.changes import CHANGES, changes_of
-from wellcond.what_if.networks import Network
+from wellcond.trials import CHANGES, Network, changes_of
 from wellcond.what_if.result import Variant, WhatIf
 
 T = TypeVar("T")

@@ -9,11 +9,11 @@ from torch import nn
 
 from wellcond.examination.finding import Finding, Severity
 from wellcond.examination.measurements import Measurements
-from wellcond.examination.new_weights import renew
-from wellcond.examination.run import TrainingRun
 from wellcond.examination.subject import Subject
 from wellcond.linalg import Estimate
-from wellcond.normalization.units import Units, units_of
+from wellcond.normalization import Units, units_of
+from wellcond.problem import TrainingRun
+from wellcond.trials import renew
 
 SOME = 0.1
 """Of a layer's units; a wide ReLU layer in good health loses a few in a hundred."""

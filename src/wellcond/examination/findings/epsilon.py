@@ -11,10 +11,10 @@ from torch import Tensor
 from wellcond.examination.finding import Finding, Severity
 from wellcond.examination.measurements import Measurements
 from wellcond.examination.remedies import set_code, set_groups
-from wellcond.examination.run import TrainingRun
 from wellcond.examination.subject import Subject
 from wellcond.linalg import Estimate, number
 from wellcond.preconditioners import steps_of
+from wellcond.problem import TrainingRun
 
 MANY = 0.1
 """Of the coordinates that have a gradient: for fewer the optimizer is what it is called."""

@@ -15,7 +15,7 @@ from wellcond.examination.subject import Subject
 from wellcond.linalg import Estimate, number
 from wellcond.normalization import LayerConditioning, Standardize, standardize
 from wellcond.problem import Problem
-from wellcond.what_if.networks import Network
+from wellcond.trials import Network
 
 WORTH_IT = 3.0
 """The bound on κ of the layer's Hessian block goes with κ(Ĥ)²: a factor of 3 here is about 10 there."""

@@ -9,13 +9,13 @@ from torch import nn
 from wellcond.examination.finding import Finding, Severity
 from wellcond.examination.kinks import l1_strengths
 from wellcond.examination.measurements import Measurements
-from wellcond.examination.one_step import loss_of
 from wellcond.examination.remedies import shown
-from wellcond.examination.run import TrainingRun
 from wellcond.examination.subject import Subject
 from wellcond.linalg import Estimate, number
 from wellcond.penalties import L1
-from wellcond.regularization import regularize
+from wellcond.problem import TrainingRun
+from wellcond.steps import regularize
+from wellcond.trials import loss_of
 
 
 def find(m: Measurements, subject: Subject) -> Finding | None:

@@ -9,9 +9,9 @@ from wellcond.examination.finding import Finding, Severity
 from wellcond.examination.measurements import Measurements
 from wellcond.examination.remedies import scale_rates, set_code
 from wellcond.examination.subject import Subject
-from wellcond.examination.trial import Effect
 from wellcond.linalg import number
 from wellcond.stability import TARGET, EdgeRatio
+from wellcond.trials import Effect
 
 NEAR = 0.5
 """A curvature that doubles takes such a run over the edge."""

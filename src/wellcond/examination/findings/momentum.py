@@ -12,11 +12,11 @@ import torch
 from wellcond.examination.finding import Finding, Severity
 from wellcond.examination.measurements import Measurements
 from wellcond.examination.remedies import set_code, set_groups
-from wellcond.examination.run import TrainingRun
 from wellcond.examination.subject import Subject
-from wellcond.examination.trial import Effect
 from wellcond.linalg import Estimate, number
+from wellcond.problem import TrainingRun
 from wellcond.stability import TARGET, EdgeRatio
+from wellcond.trials import Effect
 
 ILL_CONDITIONED = 100.0
 """From here on momentum needs a fifth of gradient descent's steps: √κ for κ, each with its constant."""

@@ -11,12 +11,10 @@ from wellcond.curvature import Hessian
 from wellcond.examination.finding import Finding, Severity
 from wellcond.examination.measurements import Measurements
 from wellcond.examination.remedies import examined_code
-from wellcond.examination.run import TrainingRun
 from wellcond.examination.subject import Subject
-from wellcond.examination.trial import Effect
 from wellcond.linalg import eigenvalues
-from wellcond.problem import LossNotFiniteError
-from wellcond.what_if.networks import Network
+from wellcond.problem import LossNotFiniteError, TrainingRun
+from wellcond.trials import Effect, Network
 
 STRONG = 0.5
 """From half of λ_max on, a step as large as stability allows leaves along the negative direction about as fast as it

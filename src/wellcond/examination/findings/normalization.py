@@ -6,18 +6,16 @@ import math
 
 from torch import nn
 
-from wellcond.attachment import carried_by
 from wellcond.examination.finding import Finding, Severity
 from wellcond.examination.measurements import Measurements
 from wellcond.examination.remedies import anew_code, what_if_code
 from wellcond.examination.subject import Subject
-from wellcond.examination.trial import Effect
+from wellcond.hooks import carried_by
 from wellcond.linalg import Estimate, number
-from wellcond.normalization import BatchNormPreconditioner
-from wellcond.preconditioners import unwrapped_optimizer
-from wellcond.problem import kinds
-from wellcond.reparameterization.application import GivenP
-from wellcond.what_if.changes import CHANGES
+from wellcond.preconditioners import BatchNormPreconditioner, unwrapped_optimizer
+from wellcond.problem import parameter_kinds
+from wellcond.steps import GivenP
+from wellcond.trials import CHANGES, Effect
 
 PAYS = 1.5
 """Times what training wins of the loss without it, in as many steps. In 10 healthy networks without normalization it is
@@ -82,7 +80,7 @@ def find(m: Measurements, subject: Subject) -> Finding | None:
 def _is_normalized(subject: Subject) -> bool:
     """By a layer, in its weights or in its gradient."""
     model, optimizer = subject.problem.model, subject.run.optimizer
-    if kinds.normalization_layers(model) or kinds.normalized(model):
+    if parameter_kinds.normalization_layers(model) or parameter_kinds.normalized(model):
         return True
     carried = carried_by(unwrapped_optimizer(optimizer)) if optimizer is not None else []
     return any(isinstance(held, GivenP) and isinstance(held.P, BatchNormPreconditioner) for held in carried)

@@ -7,11 +7,10 @@ import torch
 from wellcond.examination.finding import Finding, Severity
 from wellcond.examination.measurements import Measurements
 from wellcond.examination.remedies import built_code, examined_code, loss_code
-from wellcond.examination.run import TrainingRun
 from wellcond.examination.subject import Subject
 from wellcond.linalg import Estimate
 from wellcond.preconditioners import unwrapped_optimizer
-from wellcond.problem.batches import move
+from wellcond.problem import TrainingRun, move
 
 HALF = (torch.bfloat16, torch.float16)
 

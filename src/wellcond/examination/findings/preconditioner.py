@@ -7,14 +7,14 @@ from functools import partial
 
 import torch
 
-from wellcond.attachment import carried_by
 from wellcond.examination.finding import Finding, Severity
 from wellcond.examination.measurements import Measurements
-from wellcond.examination.run import TrainingRun
 from wellcond.examination.subject import Subject
-from wellcond.examination.trial import Effect
+from wellcond.hooks import carried_by
 from wellcond.linalg import Estimate, number
 from wellcond.preconditioners import Momentum, unwrapped_optimizer
+from wellcond.problem import TrainingRun
+from wellcond.trials import Effect
 
 MATTERS = 2.0
 """A judgment: for less than a factor of 2 nobody should change an optimizer."""

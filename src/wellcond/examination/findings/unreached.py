@@ -6,10 +6,10 @@ from functools import partial
 
 from wellcond.examination.finding import Finding, Severity
 from wellcond.examination.measurements import Measurements
-from wellcond.examination.run import TrainingRun
 from wellcond.examination.subject import Subject
 from wellcond.linalg import Estimate
 from wellcond.preconditioners import unwrapped_optimizer
+from wellcond.problem import TrainingRun
 
 SHOWN = 8
 """Names that are listed."""

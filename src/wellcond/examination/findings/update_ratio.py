@@ -9,11 +9,10 @@ from functools import partial
 from wellcond.examination.finding import Finding, Severity
 from wellcond.examination.measurements import Measurements
 from wellcond.examination.remedies import shown
-from wellcond.examination.run import TrainingRun
 from wellcond.examination.subject import Subject
 from wellcond.linalg import Estimate, number
 from wellcond.preconditioners import unwrapped_optimizer
-from wellcond.problem import kinds
+from wellcond.problem import TrainingRun, parameter_kinds
 
 STANDS_OUT = 30.0
 """Times the others' median, or as much under it. Layers of healthy networks, of other widths and depths, lie within ten
@@ -70,7 +69,7 @@ def _ratios(subject: Subject) -> dict[str, Estimate]:
     """By name, over a few batches; without what started from zero, and without embeddings, of which a batch moves a few
     rows."""
     problem, steps = subject.problem, subject.trials.first_steps()
-    left_out = {id(p) for p in kinds.embeddings(problem.model)}
+    left_out = {id(p) for p in parameter_kinds.embeddings(problem.model)}
     found: dict[str, list[float]] = {}
     shapes = {name: p.shape for name, p in zip(problem.names, problem.parameters, strict=True) if id(p) not in left_out}
     for taken in steps:

@@ -9,13 +9,13 @@ from torch.optim import Optimizer
 from wellcond.examination.finding import Finding, Severity
 from wellcond.examination.measurements import Measurements
 from wellcond.examination.remedies import built_code, shown
-from wellcond.examination.run import TrainingRun
 from wellcond.examination.subject import Subject
-from wellcond.examination.trial import Effect
 from wellcond.linalg import Estimate, number
 from wellcond.penalties import L2
 from wellcond.preconditioners import own_preconditioner_of, steps_of, unwrapped_optimizer
-from wellcond.regularization import regularize
+from wellcond.problem import TrainingRun
+from wellcond.steps import regularize
+from wellcond.trials import Effect
 
 UNEVEN = 10.0
 """Between the 5 % and the 95 % quantile: an order of magnitude is another weight decay."""
