@@ -15,20 +15,25 @@ from wellcond.linalg import (
     Eigenvalues,
     Ends,
     Estimate,
-    GradientQuadrature,
+    Lanczos,
+    Quadrature,
     SampledSpectrum,
     SymmetricOperator,
     WholeSpectrum,
     check_operator,
     check_symmetric,
     eigenvalues,
+    norm,
 )
 
 REMAINING = 0.01
 """ε of κ_eff: the fraction of the reducible loss that gradient descent is to leave."""
 
 
-@dataclass(frozen=True)
+ENDS_ALONE = Estimate.undefined(Ends.why)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Conditioning:
     """The figures of theory section 2.2 for one curvature operator.
 
@@ -50,15 +55,15 @@ class Conditioning:
     size: int
     largest: Estimate
     smallest: Estimate
-    top: list[Estimate]
-    bottom: list[Estimate]
-    kappa_mean: Estimate
-    kappa_star: Estimate
-    kappa_effective: Estimate
-    outside_range: Estimate
-    negative_fraction: Estimate
+    top: list[Estimate] = field(default_factory=list)
+    bottom: list[Estimate] = field(default_factory=list)
+    kappa_mean: Estimate = ENDS_ALONE
+    kappa_star: Estimate = ENDS_ALONE
+    kappa_effective: Estimate = ENDS_ALONE
+    outside_range: Estimate = ENDS_ALONE
+    negative_fraction: Estimate = ENDS_ALONE
     theta: float
-    spectrum: Tensor | None = field(repr=False)
+    spectrum: Tensor | None = field(default=None, repr=False)
     products: int
     _source: WholeSpectrum | SampledSpectrum | Ends = field(repr=False)
 
@@ -66,21 +71,11 @@ class Conditioning:
     def of_ends(cls, e: Eigenvalues, size: int) -> Conditioning:
         """What a run for the largest eigenvalue says: both ends, the smallest from above, and nothing between."""
         ends = Ends.of(e)
-        largest, smallest = ends.ends
-        nothing = Estimate.undefined(ends.why)
         return cls(
             size=size,
-            largest=largest,
-            smallest=smallest,
-            top=[],
-            bottom=[],
-            kappa_mean=nothing,
-            kappa_star=nothing,
-            kappa_effective=nothing,
-            outside_range=nothing,
-            negative_fraction=nothing,
+            largest=ends.largest,
+            smallest=ends.smallest,
             theta=ends.theta,
-            spectrum=None,
             products=e.products,
             _source=ends,
         )
@@ -153,33 +148,37 @@ def conditioning(
     """
     check_operator(operator)
     effort = effort or Effort()
-    spent = operator.products
-    whole = operator.size <= dense_limit
     gradient = operator.gradient() if effective else None
     curvature = operator.semidefinite() if gradient is not None else None
     # κ_eff is made of the gradient's weights on the semidefinite curvature: on this one's own, where it is.
     own = gradient if curvature is operator else None
+    used = {operator, curvature or operator}
+    spent = sum(x.products for x in used)
     with operator.keeping(effort.extremes):
-        source: WholeSpectrum | SampledSpectrum = (
-            WholeSpectrum.of(operator, own) if whole else SampledSpectrum.of(operator, effort, seed)
-        )
-        kappa_effective, outside, extra = _effective(operator, curvature, gradient, source, effort, seed)
-    if not effective:
-        kappa_effective = outside = Estimate.undefined("not asked for")
+        source: WholeSpectrum | SampledSpectrum
+        if operator.size <= dense_limit:
+            source = WholeSpectrum.of(operator, own)
+        else:
+            source = SampledSpectrum.of(operator, effort, seed)
+        if effective:
+            kappa_effective, outside = _effective(operator, curvature, gradient, source, effort, seed)
+        else:
+            kappa_effective, outside = _undefined("not asked for")
+    top, bottom = source.ends(effort.count)
     return Conditioning(
         size=operator.size,
-        largest=source.largest(),
-        smallest=source.smallest(),
-        top=source.top(effort.count),
-        bottom=source.bottom(effort.count),
-        kappa_mean=source.kappa_mean(),
-        kappa_star=source.kappa_star(),
+        largest=source.largest,
+        smallest=source.smallest,
+        top=top,
+        bottom=bottom,
+        kappa_mean=source.kappa_mean,
+        kappa_star=source.kappa_star,
         kappa_effective=kappa_effective,
         outside_range=outside,
-        negative_fraction=source.negative_fraction(),
+        negative_fraction=source.negative_fraction,
         theta=source.theta,
-        spectrum=source.values if isinstance(source, WholeSpectrum) else None,
-        products=operator.products - spent + extra,
+        spectrum=source.values,
+        products=sum(x.products for x in used) - spent,
         _source=source,
     )
 
@@ -191,25 +190,23 @@ def _effective(
     source: WholeSpectrum | SampledSpectrum,
     effort: Effort,
     seed: int,
-) -> tuple[Estimate, Estimate, int]:
-    """κ_eff, the gradient's weight outside the range, and the products this took elsewhere than in `operator`."""
-    why = ""
+) -> tuple[Estimate, Estimate]:
+    """κ_eff, and the gradient's weight outside the range."""
     if gradient is None:
-        why = "this operator has no gradient"
-    elif curvature is None:
-        why = "no positive semidefinite curvature: the loss is not split into output and target"
-    elif not float(gradient.abs().max()) > 0:
-        why = "the gradient is zero"
-    if why or curvature is None or gradient is None:
-        return Estimate.undefined(why), Estimate.undefined(why), 0
-    spent = curvature.products
+        return _undefined("this operator has no gradient")
+    if curvature is None:
+        return _undefined("no positive semidefinite curvature: the loss is not split into output and target")
+    if not float(gradient.abs().max()) > 0:
+        return _undefined("the gradient is zero")
+    own = curvature is operator
     if isinstance(source, WholeSpectrum):
-        whole = source if curvature is operator else WholeSpectrum.of(curvature, gradient)
-        effective = _effective_whole(whole)
-    else:
-        top = source.largest() if curvature is operator else _largest(curvature, effort, seed)
-        effective = _effective_sampled(curvature, top, gradient, effort.gradient_steps)
-    return *effective, 0 if curvature is operator else curvature.products - spent
+        return _effective_whole(source if own else WholeSpectrum.of(curvature, gradient))
+    top = source.largest if own else _largest(curvature, effort, seed)
+    return _effective_sampled(curvature, top, gradient, effort.gradient_steps)
+
+
+def _undefined(why: str) -> tuple[Estimate, Estimate]:
+    return Estimate.undefined(why), Estimate.undefined(why)
 
 
 def _largest(curvature: SymmetricOperator, effort: Effort, seed: int) -> Estimate:
@@ -222,37 +219,32 @@ def _largest(curvature: SymmetricOperator, effort: Effort, seed: int) -> Estimat
 
 def _effective_whole(source: WholeSpectrum) -> tuple[Estimate, Estimate]:
     assert source.gradient_weights is not None
-    values, weights, top = source.values, source.gradient_weights, source.largest()
-    inside = values > source.cut
-    lost, total = float(weights[~inside].sum()), float(weights.sum())
-    flat = lost / total
+    values, weights, how = source.values, source.gradient_weights, source.how
+    model = _Model.of(values, weights, source.rounding + source.relative * values, source.cut, known=True)
     # An eigenvalue under the cut may be tiny or zero: the share without any curvature is at most this.
-    share = Estimate(flat, 0.0, max(flat, source.resolution), f"{source.how}; under {source.cut:.1e}")
-    error = source.slack + source.relative * values[inside]
-    model = _Model(values[inside], weights[inside], error, lost)
-    return model.kappa(top, source.cut, source.how, known=True), share
+    outside = model.outside(source.resolution, f"{how}; under {model.cut:.1e}")
+    return model.kappa(source.largest, how), outside
 
 
 def _effective_sampled(
     curvature: SymmetricOperator, top: Estimate, gradient: Tensor, steps: int
 ) -> tuple[Estimate, Estimate]:
-    g = GradientQuadrature.of(curvature, gradient, steps)
+    quadrature, squared = Quadrature.of(Lanczos(curvature, gradient).extend(steps)), norm(gradient) ** 2
+    nodes, weights = quadrature.nodes_and_weights()
+    exact, error = quadrature.residual == 0.0, torch.full_like(nodes, quadrature.rounding)
     # A Ritz value is known to the rounding of a product, which is measured; n·ε, the cut of a dense
     # eigensolver, would be 0.01 of the largest for 100,000 float32 parameters.
-    cut = 10 * g.quadrature.rounding
-    inside = g.nodes > cut
-    how = f"Lanczos from the gradient, {g.quadrature.steps} products"
-    lost = float(g.weights[~inside].sum())
-    most = 1 - float(g.quadrature.mass_above(torch.tensor([cut], dtype=torch.float64))[0])
-    flat = lost / g.squared_norm
-    share = Estimate(flat, 0.0, max(flat, most), f"{how}; eigenvalues under {cut:.1e}")
-    error = torch.full_like(g.nodes[inside], g.quadrature.rounding)
-    model = _Model(g.nodes[inside], g.weights[inside], error, lost)
-    # The Gauss rule bounds the reducible loss from below (the even derivatives of 1/λ are positive), the Radau rule
-    # with a node at 0 bounds what N steps win from above: together they bound N from below, and nothing bounds it
-    # from above short of exhausting the Krylov space.
-    winning = None if g.exact else g.with_node_at_zero()
-    return model.kappa(top, cut, how, known=g.exact, winning=winning), share
+    model = _Model.of(nodes, weights * squared, error, 10 * quadrature.rounding, known=exact)
+    how = f"Lanczos from the gradient, {quadrature.steps} products"
+    most = 1 - float(quadrature.mass_above(nodes.new_tensor([model.cut]))[0])
+    winning = None
+    if not exact:
+        # The Gauss rule bounds the reducible loss from below (the even derivatives of 1/λ are positive), the Radau
+        # rule with a node at 0 bounds what N steps win from above: together they bound N from below, and nothing
+        # bounds it from above short of exhausting the Krylov space.
+        nodes, weights = quadrature.with_node(nodes.new_zeros(1))
+        winning = nodes[0].clamp_min(0), weights[0] * squared
+    return model.kappa(top, how, winning), model.outside(most, f"{how}; eigenvalues under {model.cut:.1e}")
 
 
 @dataclass(frozen=True)
@@ -263,29 +255,34 @@ class _Model:
         values, weights: λ and w of the directions with curvature.
         error: how far each λ may be off.
         lost: weight on directions that have no curvature to rounding.
+        cut: under which a direction has no curvature to rounding.
+        known: whether the directions are all there are; else nothing bounds κ_eff from above.
     """
 
     values: Tensor
     weights: Tensor
     error: Tensor
     lost: float
+    cut: float
+    known: bool
 
-    def kappa(
-        self,
-        top: Estimate,
-        cut: float,
-        how: str,
-        *,
-        known: bool,
-        winning: tuple[Tensor, Tensor] | None = None,
-    ) -> Estimate:
+    @classmethod
+    def of(cls, values: Tensor, weights: Tensor, error: Tensor, cut: float, *, known: bool) -> _Model:
+        """From all λ and w, those under the cut too."""
+        inside = values > cut
+        return cls(values[inside], weights[inside], error[inside], float(weights[~inside].sum()), cut, known)
+
+    def outside(self, most: float, how: str) -> Estimate:
+        """The share of the weight without curvature, no more than `most` or what is seen."""
+        flat = self.lost / (self.lost + float(self.weights.sum()))
+        return Estimate(flat, 0.0, max(flat, most), how)
+
+    def kappa(self, top: Estimate, how: str, winning: tuple[Tensor, Tensor] | None = None) -> Estimate:
         """κ_eff with what bounds it.
 
         Args:
             top: λ_max.
-            cut: under which a direction has no curvature to rounding.
             how: the method.
-            known: whether the directions are all there are; else nothing bounds κ_eff from above.
             winning: nodes and weights that bound from above what steps win, if not the directions themselves.
         """
         if not len(self.values):
@@ -293,21 +290,24 @@ class _Model:
         less, more = (self.values - self.error).clamp_min(0), self.values + self.error
         zero = self.values.new_zeros(1)
         nodes, weights = winning or (torch.cat([zero, less]), torch.cat([zero + self.lost, self.weights]))
-        reducible = float((self.weights / self.values / 2).sum())
-        fewest = _steps_to(nodes, weights, float((self.weights / more / 2).sum()), max(top.low, 1e-300))
+        reducible = self._reducible(self.values)
+        fewest = _steps_to(nodes, weights, self._reducible(more), max(top.low, 1e-300))
         low = max(1.0, _kappa_of_steps(fewest - 1))
-        if known and self.lost / (2 * cut) > REMAINING * reducible:
+        if self.known and self.lost / (2 * self.cut) > REMAINING * reducible:
             why = f"{how}; the gradient has weight where there is no curvature"
             return Estimate(math.inf, low, math.inf, why, top.confidence)
         value = _kappa_of_steps(max(fewest, _steps_to(self.values, self.weights, reducible, top.value)))
         # Weight under the cut belongs to eigenvalues of unknown size. It does not matter if it would not even at a
         # ten-thousandth of the cut.
-        certain = known and float(less.min()) > 0 and 1e4 * self.lost / (2 * cut) <= REMAINING * reducible
+        certain = self.known and float(less.min()) > 0 and 1e4 * self.lost / (2 * self.cut) <= REMAINING * reducible
         high = math.inf
         if certain:
-            most = _steps_to(more, self.weights, float((self.weights / less / 2).sum()), top.high)
-            high = _kappa_of_steps(most + 1)
+            high = _kappa_of_steps(_steps_to(more, self.weights, self._reducible(less), top.high) + 1)
         return Estimate(value, low, max(high, value), how, top.confidence)
+
+    def _reducible(self, values: Tensor) -> float:
+        """The loss to be won, were these the λ."""
+        return float((self.weights / values / 2).sum())
 
 
 def _kappa_of_steps(steps: float) -> float:

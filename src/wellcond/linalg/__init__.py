@@ -1,7 +1,5 @@
 """Symmetric operators by their products with vectors, and what such products prove. Knows no networks."""
 
-from wellcond.linalg.deflation import DeflatedTails as DeflatedTails
-from wellcond.linalg.deflation import Isolated as Isolated
 from wellcond.linalg.density import SpectralDensity as SpectralDensity
 from wellcond.linalg.density import spectral_density as spectral_density
 from wellcond.linalg.eigenvalues import Eigenvalues as Eigenvalues
@@ -16,13 +14,7 @@ from wellcond.linalg.operator import DENSE_LIMIT as DENSE_LIMIT
 from wellcond.linalg.operator import MatrixOperator as MatrixOperator
 from wellcond.linalg.operator import SymmetricOperator as SymmetricOperator
 from wellcond.linalg.operator import check_operator as check_operator
-from wellcond.linalg.quadrature import GradientQuadrature as GradientQuadrature
-from wellcond.linalg.quadrature import Probe as Probe
 from wellcond.linalg.quadrature import Quadrature as Quadrature
-from wellcond.linalg.quadrature import SpectralTails as SpectralTails
-from wellcond.linalg.quadrature import deflated_trace as deflated_trace
-from wellcond.linalg.quadrature import probe as probe
-from wellcond.linalg.randomized import DiagonalEstimate as DiagonalEstimate
 from wellcond.linalg.spectrum import Effort as Effort
 from wellcond.linalg.spectrum import Ends as Ends
 from wellcond.linalg.spectrum import SampledSpectrum as SampledSpectrum

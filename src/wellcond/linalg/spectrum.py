@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import takewhile
 
 import torch
 from torch import Tensor
@@ -56,13 +57,13 @@ class Effort:
 
 @dataclass(frozen=True)
 class WholeSpectrum:
-    """All eigenvalues; what remains uncertain is rounding: |true − computed| ≤ slack + relative·|λ|.
+    """All eigenvalues; what remains uncertain is rounding: |true − computed| ≤ rounding + relative·|λ|.
 
     Attributes:
         values: (n,), rising.
         gradient_weights: (n,), the squared component of the operator's gradient along each eigenvector; None without.
         squared_rows: (1, n), squared norms of the matrix's rows.
-        slack, relative: rounding, in the unit of the eigenvalues, and relative to each.
+        rounding, relative: in the unit of the eigenvalues, and relative to each.
         resolution: n·ε of the dtype: what is smaller relative to the largest eigenvalue counts as zero.
         semidefinite: whether negative eigenvalues can only be rounding.
     """
@@ -70,7 +71,7 @@ class WholeSpectrum:
     values: Tensor
     gradient_weights: Tensor | None
     squared_rows: Tensor
-    slack: float
+    rounding: float
     relative: float
     resolution: float
     semidefinite: bool
@@ -104,11 +105,6 @@ class WholeSpectrum:
         )
 
     @property
-    def rounding(self) -> float:
-        """Under which the norm of a row is rounding."""
-        return self.slack
-
-    @property
     def theta(self) -> float:
         return max(1e-6, self.cut / self._top) if self._top > 0 else 1e-6
 
@@ -117,43 +113,46 @@ class WholeSpectrum:
         return float(self.values[-1])
 
     def _eigenvalue(self, x: float) -> Estimate:
-        error = self.slack + self.relative * abs(x)
+        error = self.rounding + self.relative * abs(x)
         return Estimate(x, x - error, x + error, self.how)
 
+    @property
     def largest(self) -> Estimate:
         return self._eigenvalue(self._top)
 
+    @property
     def smallest(self) -> Estimate:
         return self._eigenvalue(float(self.values[0]))
 
-    def top(self, count: int) -> list[Estimate]:
-        return [self._eigenvalue(float(x)) for x in self.values.flip(0)[:count]]
+    def ends(self, count: int) -> tuple[list[Estimate], list[Estimate]]:
+        top, bottom = self.values.flip(0)[:count].tolist(), self.values[:count].tolist()
+        return [self._eigenvalue(x) for x in top], [self._eigenvalue(x) for x in bottom]
 
-    def bottom(self, count: int) -> list[Estimate]:
-        return [self._eigenvalue(float(x)) for x in self.values[:count]]
-
+    @property
     def kappa_mean(self) -> Estimate:
         mean = self.values if self.semidefinite else self.values.abs()
-        return _ratio(self.largest(), self._eigenvalue(float(mean.mean())), self.how)
+        return _ratio(self.largest, self._eigenvalue(float(mean.mean())), self.how)
 
+    @property
     def kappa_star(self) -> Estimate:
         kept = self.values[self.values > self.cut]
         if not len(kept):
             return Estimate.undefined("no eigenvalue is above rounding")
-        return _ratio(self.largest(), self._eigenvalue(float(kept[0])), self.how)
+        return _ratio(self.largest, self._eigenvalue(float(kept[0])), self.how)
 
     @property
     def cut(self) -> float:
         """What an eigenvalue must exceed not to be zero to rounding."""
-        return max(self.resolution * self._top, self.slack)
+        return max(self.resolution * self._top, self.rounding)
 
     def kappa(self, fraction: float) -> Estimate:
         kept = self.values[self.values > self.theta * self._top].flip(0)
         if not len(kept):
             return Estimate.undefined("no eigenvalue is positive")
         x = float(kept[math.ceil(fraction * len(kept) - 1e-9) - 1])
-        return _ratio(self.largest(), self._eigenvalue(x), f"{self.how}; θ = {self.theta:.0e}")
+        return _ratio(self.largest, self._eigenvalue(x), f"{self.how}; θ = {self.theta:.0e}")
 
+    @property
     def negative_fraction(self) -> Estimate:
         if self._top <= 0:
             return Estimate.undefined("the largest eigenvalue is not positive")
@@ -170,23 +169,26 @@ class SampledSpectrum:
     """Extreme eigenvalues from one Lanczos run, everything between from random directions.
 
     Attributes:
-        extremes: the largest and the smallest eigenvalue, with two-sided intervals.
-        falling, rising: the eigenvalues that have converged, from the top and from the bottom.
-        mean: mean eigenvalue of a semidefinite matrix, else mean of |λ|.
+        largest, smallest: with two-sided intervals.
+        top, bottom: the eigenvalues that have converged, falling and rising.
+        kappa_mean: by the mean eigenvalue of a semidefinite matrix, else by the mean of |λ|.
         tails: bounds of fractions of eigenvalues.
         squared_rows: (s, n), unbiased samples of the squared norms of the matrix's rows.
         semidefinite: whether negative eigenvalues can only be rounding.
     """
 
-    extremes: tuple[Estimate, Estimate]
-    falling: list[Estimate]
-    rising: list[Estimate]
-    mean: Estimate
+    largest: Estimate
+    smallest: Estimate
+    top: list[Estimate]
+    bottom: list[Estimate]
+    kappa_mean: Estimate
     tails: DeflatedTails
     squared_rows: Tensor
     semidefinite: bool
 
     theta = 1e-2
+    values = None
+    kappa_star = Estimate.undefined("only from a whole spectrum")
 
     @property
     def rounding(self) -> float:
@@ -214,63 +216,40 @@ class SampledSpectrum:
         check_symmetric(e.run.rounding, e.run.scale, operator.dtype)
         isolated = Isolated.of(e.run)
         probes = isolated.probe(operator, effort.probes, effort.probe_steps, seed=seed + 1)
-        ritz = isolated.theta
         # One step resolves nothing: it is there for traces alone.
         resolving = [p.quadrature for p in probes] if effort.probe_steps > 1 else []
         tails = DeflatedTails.of(isolated, resolving, e.run.rounding, _PART)
-        # The known ones from an end inwards, as far as none is missing.
-        known = e.error_bounds <= 1e-3 * float(e.values.abs().max())
-        how = f"Lanczos, {e.products} products; an eigenvalue lies in the interval"
-        listed = [
-            Estimate(float(v), float(v - b), float(v + b), how) for v, b in zip(e.values, e.error_bounds, strict=True)
-        ]
-        falling, rising = _leading(listed[:count], known[:count]), _leading(listed[count:], known[count:])
-        smallest = e.smallest()
+        smallest, mean = e.smallest(), _mean_magnitude(tails, 0.0 if semidefinite else e.lower, e.upper)
         if semidefinite:
-            smallest = Estimate(
-                float(ritz[0]),
-                min(float(ritz[0]), 0.0) - e.run.rounding,
-                float(ritz[0]) + e.run.rounding,
-                "smallest Ritz value of a matrix that should be positive semidefinite",
-            )
-            sampled = deflated_trace(probes, e.run, e.upper, _PART, isolated.remaining).scaled(1 / operator.size)
-            mean = _both(sampled, _mean_magnitude(tails, 0.0, e.upper))
-        else:
-            mean = _mean_magnitude(tails, e.lower, e.upper)
+            least, error = float(isolated.theta[0]), e.run.rounding
+            how = "smallest Ritz value of a matrix that should be positive semidefinite"
+            smallest = Estimate(least, min(least, 0.0) - error, least + error, how)
+            sampled = deflated_trace(probes, e.run, e.upper, _PART, isolated.remaining)
+            mean = _both(sampled.scaled(1 / operator.size), mean)
         # (Av)ᵢ is the inner product of row i with a direction of length 1/√n per coordinate; of the isolated
         # eigenpairs the row norms are known.
-        known_rows = isolated.values.square().to(operator.dtype).to(operator.device) @ isolated.vectors.square()
-        rows = torch.stack(
-            [
-                operator.size * e.run.product_of_start().square(),
-                *(known_rows + isolated.remaining * p.product.square() for p in probes),
-            ]
+        known = isolated.values.square().to(operator.dtype).to(operator.device) @ isolated.vectors.square()
+        rows = [operator.size * e.run.product_of_start().square()]
+        rows += [known + isolated.remaining * p.product.square() for p in probes]
+        return cls(
+            largest=e.largest(),
+            smallest=smallest,
+            top=_converged(e, slice(count)),
+            bottom=_converged(e, slice(count, None)),
+            kappa_mean=_ratio(e.largest(), mean, mean.how),
+            tails=tails,
+            squared_rows=torch.stack(rows),
+            semidefinite=semidefinite,
         )
-        return cls((e.largest(), smallest), falling, rising, mean, tails, rows, semidefinite)
 
-    def largest(self) -> Estimate:
-        return self.extremes[0]
-
-    def smallest(self) -> Estimate:
-        return self.extremes[1]
-
-    def top(self, count: int) -> list[Estimate]:
-        return self.falling[:count]
-
-    def bottom(self, count: int) -> list[Estimate]:
-        return self.rising[:count]
-
-    def kappa_mean(self) -> Estimate:
-        return _ratio(self.largest(), self.mean, self.mean.how)
-
-    def kappa_star(self) -> Estimate:
-        return Estimate.undefined("only from a whole spectrum")
+    def ends(self, count: int) -> tuple[list[Estimate], list[Estimate]]:
+        return self.top[:count], self.bottom[:count]
 
     def _how(self) -> str:
         return f"Chebyshev-Markov-Stieltjes bounds, {self.tails.products} products; θ = {self.theta:.0e}"
 
     def kappa(self, fraction: float) -> Estimate:
-        top = self.largest()
+        top = self.largest
         if top.low <= 0 or math.isinf(top.high):
             return Estimate.undefined("no eigenvalue is known to be positive")
         grid, low, high, likely = self._upper_tail
@@ -290,15 +269,16 @@ class SampledSpectrum:
     def _upper_tail(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Thresholds from θλ_max, where κ(ρ) is 1/θ and never more, to the top; bounds of the fractions above them,
         and the Gauss rules' estimate."""
-        top = self.largest()
+        top = self.largest
         ends = math.log10(self.theta * top.low), math.log10(top.high)
         grid = torch.logspace(*ends, GRID, dtype=torch.float64)
         return grid, *self.tails.fraction_above(grid), self.tails.estimate_above(grid)
 
+    @property
     def negative_fraction(self) -> Estimate:
         if self.semidefinite:
             return Estimate(0.0, 0.0, 0.0, "positive semidefinite")
-        top = self.largest()
+        top = self.largest
         if top.low <= 0 or math.isinf(top.high):
             return Estimate.undefined("no eigenvalue is known to be positive")
         edges = torch.tensor([-self.theta * top.high, -self.theta * top.low], dtype=torch.float64)
@@ -316,11 +296,12 @@ class Ends:
     """The ends of a spectrum of which nothing else was measured.
 
     Attributes:
-        ends: the largest and the smallest eigenvalue.
+        largest, smallest: eigenvalues.
         rounding: under which the norm of a row is rounding.
     """
 
-    ends: tuple[Estimate, Estimate]
+    largest: Estimate
+    smallest: Estimate
     rounding: float
 
     theta = 1e-2
@@ -332,14 +313,14 @@ class Ends:
         Ritz value."""
         low = float(e.run.ritz()[0][0])
         smallest = Estimate(low, e.lower, low + e.rounding, f"Lanczos, {e.products} products", e.confidence)
-        return cls((e.largest(), smallest), e.rounding)
+        return cls(e.largest(), smallest, e.rounding)
 
     def kappa(self, fraction: float) -> Estimate:
         return Estimate.undefined(self.why)
 
     def fraction_above(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Nothing beyond the ends."""
-        return (x <= self.ends[1].low).double(), (x <= self.ends[0].high).double()
+        return (x <= self.smallest.low).double(), (x <= self.largest.high).double()
 
     @property
     def squared_rows(self) -> Tensor:
@@ -356,9 +337,12 @@ def check_symmetric(asymmetry: float, scale: float, dtype: torch.dtype) -> None:
         )
 
 
-def _leading(listed: list[Estimate], known: Tensor) -> list[Estimate]:
-    missing = (~known).nonzero()
-    return listed[: int(missing[0])] if len(missing) else listed
+def _converged(e: Eigenvalues, part: slice) -> list[Estimate]:
+    """The known ones from an end inwards, as far as none is missing."""
+    most = 1e-3 * float(e.values.abs().max())
+    how = f"Lanczos, {e.products} products; an eigenvalue lies in the interval"
+    pairs = zip(e.values[part].tolist(), e.error_bounds[part].tolist(), strict=True)
+    return [Estimate(v, v - b, v + b, how) for v, b in takewhile(lambda pair: pair[1] <= most, pairs)]
 
 
 def _ratio(over: Estimate, under: Estimate, how: str) -> Estimate:
@@ -393,6 +377,6 @@ def _mean_magnitude(tails: DeflatedTails, lower: float, upper: float) -> Estimat
         widths = grid.diff()
         low += float((widths * fewest[1:]).sum())
         high += float((widths * most[:-1]).sum())
-    likely = tails.estimate_mean(torch.abs)
+    likely = tails.estimate_magnitude()
     how = f"mean |λ| by Chebyshev-Markov-Stieltjes bounds, {tails.products} products"
     return Estimate(min(max(likely, low), high), low, high, how, CONFIDENCE)
