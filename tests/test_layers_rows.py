@@ -8,8 +8,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from tests.problems import rows_of
 from wellcond.normalization import layer_conditioning, rows
-from wellcond.normalization.rows import attention_mixture, rows_of
+from wellcond.normalization.rows import attention_mixture
 from wellcond.problem import Problem
 
 CONVOLUTIONS = {

@@ -30,3 +30,23 @@ def foreach(operation: str, tensors: Sequence[Tensor], *operands: Any, **options
         return
     for i, x in enumerate(tensors):
         getattr(x, operation)(*(y[i] if isinstance(y, list | tuple) else y for y in operands), **options)
+
+
+def out_of_vmap(x: Tensor) -> Tensor | None:
+    """A tensor out of torch.func's wrappers, the dimensions that it maps over in front; None where torch has no way."""
+    try:
+        from torch._C._functorch import get_unwrapped, is_functorch_wrapped_tensor, maybe_get_bdim
+    except ImportError:
+        return x if _has_storage(x) else None
+    while is_functorch_wrapped_tensor(x):
+        mapped, x = maybe_get_bdim(x), get_unwrapped(x)
+        x = x.movedim(mapped, 0) if mapped >= 0 else x
+    return x
+
+
+def _has_storage(x: Tensor) -> bool:
+    try:
+        x.untyped_storage()
+    except NotImplementedError:  # as wrappers answer
+        return False
+    return True

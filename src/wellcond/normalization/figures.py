@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from wellcond.linalg import Estimate
-from wellcond.normalization.moments import EPS, SQUARES, Moments, root_of_squares, square_error
+from wellcond.normalization.moments import EPS, SQUARES, ColumnMoments, root_of_squares, square_error
 
 GRADED = 1e10
 """κ from which the singular values between the largest and the smallest are lost in Gram matrices."""
@@ -28,7 +28,7 @@ class Figures:
         rounding: to which the entries of H are known, relative to the root mean square of their column.
     """
 
-    moments: Moments
+    moments: ColumnMoments
     bias: bool
     rounding: float
 
@@ -139,7 +139,7 @@ class Figures:
             small = torch.linalg.eigvalsh(inverse @ inverse.T).clamp_min(torch.finfo(root.dtype).tiny).rsqrt()
         else:  # squares say nothing of what lies between the ends
             small = torch.linalg.svdvals(inverse).flip(0).reciprocal()
-            values = torch.linalg.svdvals(_matrix(one, mean, root))
+            values = torch.linalg.svdvals(_bordered(one, mean, root.new_zeros(len(root)), root))
         values = values[: len(small)]
         limit = torch.maximum((values[0] * small[-1]).sqrt(), 4 * EPS * len(values) * values[0])
         return torch.where(values > limit, values, torch.minimum(small, limit))
@@ -206,22 +206,16 @@ def _bordered_squares(one: float, mean: Tensor, F: Tensor, squares: Tensor | Non
     """
     if squares is None and len(F) < len(mean):
         side = F @ mean
-        return _bordered(one**2 + float(mean @ mean), side, F @ F.T)
+        return _bordered(one**2 + float(mean @ mean), side, side, F @ F.T)
     squares = F.T @ F if squares is None else squares
     squares = squares + torch.outer(mean, mean)
-    return _bordered(one**2, one * mean, squares) if one else squares
+    return _bordered(one**2, one * mean, one * mean, squares) if one else squares
 
 
-def _bordered(corner: float, side: Tensor, squares: Tensor) -> Tensor:
-    """[[corner, sideᵀ], [side, squares]]."""
-    first = torch.cat([side.new_tensor([corner]), side])
-    return torch.cat([first[None], torch.cat([side[:, None], squares], 1)])
-
-
-def _matrix(one: float, mean: Tensor, F: Tensor) -> Tensor:
-    """[[one, meanᵀ], [0, F]]."""
-    first = torch.cat([mean.new_tensor([one]), mean])
-    return torch.cat([first[None], torch.cat([F.new_zeros(len(F), 1), F], 1)])
+def _bordered(corner: float, row: Tensor, column: Tensor, inner: Tensor) -> Tensor:
+    """[[corner, rowᵀ], [column, inner]]."""
+    first = torch.cat([row.new_tensor([corner]), row])
+    return torch.cat([first[None], torch.cat([column[:, None], inner], 1)])
 
 
 def _inverse_of(one: float, mean: Tensor, F: Tensor, *, lower: bool) -> Tensor:
@@ -234,8 +228,7 @@ def _inverse_of(one: float, mean: Tensor, F: Tensor, *, lower: bool) -> Tensor:
     inverse = torch.linalg.solve_triangular(F, torch.eye(n, dtype=F.dtype, device=F.device), upper=not lower)
     row = mean @ inverse
     if one:
-        inverse = _bordered(0.0, row.new_zeros(n), inverse)
-        inverse[0] = torch.cat([row.new_ones(1), -row]) / one
+        inverse = _bordered(1 / one, -row / one, row.new_zeros(n), inverse)
     elif mean.any():
         # [[μᵀ], [F]] is F with (I + wwᵀ)^½ in front, w = F⁻ᵀμ.
         size = float(torch.linalg.vector_norm(row))

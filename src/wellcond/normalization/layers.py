@@ -18,6 +18,10 @@ WIDEST = 2048
 of layer-normalized rows."""
 
 
+UNSEEN = Estimate.undefined("no data pass through this layer")
+NOTHING = torch.empty(0, dtype=torch.float64)
+
+
 class NoLayersError(ValueError):
     """The network has none of the layers that are looked at."""
 
@@ -52,20 +56,20 @@ class LayerConditioning:
     """
 
     name: str
-    rows: int
-    columns: int
-    rank: int
-    constant: int
-    is_input: bool
-    kappa: Estimate
-    centered: Estimate
-    scaled: Estimate
-    standardized: Estimate
-    row_normalized: Estimate
-    largest: Estimate
-    mean_share: float
-    mean: Tensor = field(repr=False, compare=False)
-    deviation: Tensor = field(repr=False, compare=False)
+    rows: int = 0
+    columns: int = 0
+    rank: int = 0
+    constant: int = 0
+    is_input: bool = False
+    kappa: Estimate = UNSEEN
+    centered: Estimate = UNSEEN
+    scaled: Estimate = UNSEEN
+    standardized: Estimate = UNSEEN
+    row_normalized: Estimate = UNSEEN
+    largest: Estimate = UNSEEN
+    mean_share: float = 0.0
+    mean: Tensor = field(default=NOTHING, repr=False, compare=False)
+    deviation: Tensor = field(default=NOTHING, repr=False, compare=False)
     spectra: dict[str, Tensor] = field(default_factory=dict, repr=False, compare=False)
     group: int = 0
     groups: tuple[LayerConditioning, ...] = field(default=(), repr=False, compare=False)
@@ -127,12 +131,12 @@ def layer_conditioning(problem: Problem, *, widest: int = WIDEST) -> list[LayerC
         problem.record_calls(KINDS, seen.call)
         seen.finish()
     found = [_figures(name, rows) for name, rows in seen.by_name()]
-    return Layers([*found, *(_unseen(name) for name in seen.never_called())])
+    return Layers([*found, *map(LayerConditioning, seen.never_called())])
 
 
 def _figures(name: str, rows: Rows) -> LayerConditioning:
     with memory_for(name):
-        groups = [_of_group(name, rows, g) for g in range(rows.groups)]
+        groups = [_of_group(name, rows, g) for g in range(len(rows.plain.moments))]
     if len(groups) == 1:
         return groups[0]
     worst = max(groups, key=lambda layer: layer.kappa.low if layer.kappa.defined else 0.0)
@@ -140,9 +144,9 @@ def _figures(name: str, rows: Rows) -> LayerConditioning:
 
 
 def _of_group(name: str, rows: Rows, group: int) -> LayerConditioning:
-    m, normalized = rows.plain[group], rows.normalized[group]
-    figures = Figures(m, rows.bias, rows.rounding)
-    by_row = Figures(normalized, rows.bias, rows.normalized_rounding)
+    m = rows.plain.moments[group]
+    figures = Figures(m, rows.bias, rows.plain.rounding)
+    by_row = Figures(rows.normalized.moments[group], rows.bias, rows.normalized.rounding)
     largest = figures.largest()
     return LayerConditioning(
         name=name,
@@ -162,25 +166,4 @@ def _of_group(name: str, rows: Rows, group: int) -> LayerConditioning:
         deviation=m.deviation,
         spectra=figures.spectra() | {"row normalized": by_row.spectra()["as it is"]},
         group=group,
-    )
-
-
-def _unseen(name: str) -> LayerConditioning:
-    undefined, nothing = Estimate.undefined("no data pass through this layer"), torch.empty(0, dtype=torch.float64)
-    return LayerConditioning(
-        name=name,
-        rows=0,
-        columns=0,
-        rank=0,
-        constant=0,
-        is_input=False,
-        kappa=undefined,
-        centered=undefined,
-        scaled=undefined,
-        standardized=undefined,
-        row_normalized=undefined,
-        largest=undefined,
-        mean_share=0.0,
-        mean=nothing,
-        deviation=nothing,
     )

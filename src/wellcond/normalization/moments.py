@@ -17,12 +17,8 @@ SQUARES = 2e-9
 """Relative error up to which singular values are taken from eigenvalues of a Gram matrix."""
 
 
-LARGEST = 1e150
-"""Numbers above are refused: their squares overflow in float64."""
-
-
 @dataclass(frozen=True)
-class Moments:
+class ColumnMoments:
     """What is known of a matrix H with N rows and d columns.
 
     Attributes:
@@ -67,8 +63,8 @@ class Moments:
         return torch.hypot(self.mean, self.deviation)
 
 
-def from_root(rows: int, mean: Tensor, varies: Tensor, F: Tensor, error: float, *, sum_to_zero: bool) -> Moments:
-    """Moments from any F, its rank cut where rounding makes the rest.
+def from_root(rows: int, mean: Tensor, varies: Tensor, F: Tensor, error: float, *, sum_to_zero: bool) -> ColumnMoments:
+    """ColumnMoments from any F, its rank cut where rounding makes the rest.
 
     Args:
         rows: N.
@@ -98,11 +94,13 @@ def from_root(rows: int, mean: Tensor, varies: Tensor, F: Tensor, error: float, 
     full = len(B) == B.shape[1]
     if reflects:
         B = _unreflected(B, v)
-    return _with_columns(Moments(rows, mean, deviation, B * D, values, error=error, full=full), varies)
+    return _with_columns(ColumnMoments(rows, mean, deviation, B * D, values, error=error, full=full), varies)
 
 
-def from_gram(rows: int, mean: Tensor, C: Tensor, error: Tensor, rounding: float, *, sum_to_zero: bool) -> Moments:
-    """Moments from the covariance, if it resolves them.
+def from_gram(
+    rows: int, mean: Tensor, C: Tensor, error: Tensor, rounding: float, *, sum_to_zero: bool
+) -> ColumnMoments:
+    """ColumnMoments from the covariance, if it resolves them.
 
     Args:
         rows: N.
@@ -116,9 +114,8 @@ def from_gram(rows: int, mean: Tensor, C: Tensor, error: Tensor, rounding: float
     varies = deviation > 0
     D = deviation[varies]
     if not len(D):
-        return Moments(rows, mean, deviation, C[:0], D, full=True)
-    if len(D) < len(C):
-        C = C[varies][:, varies]
+        return ColumnMoments(rows, mean, deviation, C[:0], D, full=True)
+    C = C[varies][:, varies]
     S = C / torch.outer(D, D)
     if sum_to_zero:
         v = _reflector(D)
@@ -130,7 +127,7 @@ def from_gram(rows: int, mean: Tensor, C: Tensor, error: Tensor, rounding: float
     kept = (values > off) & (off / (2 * positive) < (0.1 * rounding / positive.sqrt()).clamp_min(ENOUGH))
     # Under what the entries are known to there is nothing, where the Gram matrix knows that much.
     if not bool((kept | (values + off < rounding**2)).all()):
-        return Moments(rows, mean, deviation, C[:0], D[:0], resolved=False)
+        return ColumnMoments(rows, mean, deviation, C[:0], D[:0], resolved=False)
     rank = int(kept.sum())
     if rank == len(values):
         F = torch.linalg.cholesky(S).T
@@ -141,7 +138,7 @@ def from_gram(rows: int, mean: Tensor, C: Tensor, error: Tensor, rounding: float
         F = _unreflected(F, v)
     s, full = values[:rank].sqrt(), rank == len(values)
     return _with_columns(
-        Moments(
+        ColumnMoments(
             rows,
             mean,
             deviation,
@@ -168,9 +165,7 @@ def square_error(n: int) -> float:
     return 4 * EPS * math.sqrt(n)
 
 
-def _with_columns(m: Moments, varies: Tensor) -> Moments:
-    if bool(varies.all()):
-        return m
+def _with_columns(m: ColumnMoments, varies: Tensor) -> ColumnMoments:
     root = m.root.new_zeros(len(m.root), len(varies))
     root[:, varies] = m.root
     return replace(m, root=root)
