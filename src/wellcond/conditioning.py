@@ -196,7 +196,7 @@ def _effective(
         return _undefined("this operator has no gradient")
     if curvature is None:
         return _undefined("no positive semidefinite curvature: the loss is not split into output and target")
-    if not float(gradient.abs().max()) > 0:
+    if not norm(gradient) > 0:
         return _undefined("the gradient is zero")
     own = curvature is operator
     if isinstance(source, WholeSpectrum):

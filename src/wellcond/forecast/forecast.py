@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -15,7 +15,7 @@ from wellcond.forecast.candidate import Run, runs_of
 from wellcond.forecast.curve import Curve, Forecast
 from wellcond.linalg import Estimate, Lanczos, eigenvalues, norm
 from wellcond.parameters import flatten, unflatten
-from wellcond.preconditioners import Momentum, Preconditioner
+from wellcond.preconditioners import Momentum
 from wellcond.problem import LossNotFiniteError, Problem
 
 TOLERANCE = 0.1
@@ -74,7 +74,7 @@ def forecast(
     runs = runs_of(candidates)
     with problem:
         start, gradient = problem.loss(), problem.gradient()
-        if not float(gradient.abs().max()) > 0:
+        if not norm(gradient) > 0:
             raise ValueError(
                 "the gradient is zero: nothing is predicted to move; measure before the minimum is reached"
             )
@@ -83,15 +83,18 @@ def forecast(
         found, products, passes = {}, 0, 1
         for P in {id(run.P): run.P for run in runs}.values():  # one basis of long vectors at a time
             under = [run for run in runs if run.P is P]
-            known = next((run.largest for run in under if run.largest is not None), None)
-            model = _Model.of(model_of, H, P, gradient, min(steps, max_products), seed, known)
-            products += model.products
+            operator = model_of if P is None else model_of.preconditioned(P)
+            top = next((run.largest for run in under if run.largest is not None), None)
+            if top is None:
+                edge = eigenvalues(H if P is None else H.preconditioned(P), seed=seed)
+                top, products = edge.largest(), products + edge.products
+            model = _Model(operator, gradient, top, min(steps, max_products))
+            products += model.run.steps
             for run in under:
                 curve, displaced = _curve(run, model, start, steps)
                 if check:
-                    trust = _Trust(problem, curve, displaced, tolerance)
-                    curve = trust.curve()
-                    passes += len(trust.seen)
+                    curve = _trusted(problem, curve, displaced, tolerance)
+                    passes += len(curve.true_losses)
                 found[run.name] = curve
     curves = {run.name: found[run.name] for run in runs}
     return Forecast(curves, start, steps, type(model_of).__name__, products, passes)
@@ -129,49 +132,28 @@ def _curvature(problem: Problem) -> CurvatureOperator:
     return G
 
 
-@dataclass
 class _Model:
     """The quadratic model under one preconditioner, along the gradient's Krylov space.
 
-    Attributes:
+    Args:
         operator: PᵀCP.
-        run: Lanczos from Pᵀ∇L.
-        nodes, vectors: of its T.
-        length: ‖Pᵀ∇L‖.
+        gradient: ∇L.
         top: λ_max(PᵀHP), known or from a random start. It decides stability, and neither the gradient's own run nor a
             Gauss-Newton matrix need show it: 20 steps after the start of training, under Jacobi, G's was 27 times less.
-        products: spent on both.
+        steps: of the Lanczos run from Pᵀ∇L.
+
+    Attributes:
+        run: that run.
+        nodes, vectors: of its T.
+        length: ‖Pᵀ∇L‖.
     """
 
-    operator: CurvatureOperator | Preconditioned
-    run: Lanczos
-    nodes: Tensor
-    vectors: Tensor
-    length: float
-    top: Estimate
-    products: int
-
-    @classmethod
-    def of(
-        cls,
-        curvature: CurvatureOperator,
-        H: Hessian,
-        P: Preconditioner | None,
-        gradient: Tensor,
-        steps: int,
-        seed: int,
-        known: Estimate | None,
-    ) -> _Model:
-        operator = curvature if P is None else curvature.preconditioned(P)
+    def __init__(self, operator: CurvatureOperator | Preconditioned, gradient: Tensor, top: Estimate, steps: int):
+        self.operator, self.top = operator, top
         if isinstance(operator, Preconditioned):
-            gradient = flatten(operator.P.adjoint(unflatten(gradient, curvature.problem.parameters)))
-        run = Lanczos(operator, gradient).extend(steps)
-        nodes, vectors = torch.linalg.eigh(run.tridiagonal())
-        products = run.steps
-        if known is None:
-            found = eigenvalues(H if P is None else H.preconditioned(P), seed=seed)
-            known, products = found.largest(), products + found.products
-        return cls(operator, run, nodes, vectors, norm(gradient), known, products)
+            gradient = flatten(operator.P.adjoint(unflatten(gradient, operator.P.parameters)))
+        self.run, self.length = Lanczos(operator, gradient).extend(steps), norm(gradient)
+        self.nodes, self.vectors = torch.linalg.eigh(self.run.tridiagonal())
 
     @property
     def weights(self) -> Tensor:
@@ -187,7 +169,7 @@ class _Model:
         return moved
 
 
-def _curve(run: Run, model: _Model, start: float, steps: int) -> tuple[Curve, Any]:
+def _curve(run: Run, model: _Model, start: float, steps: int) -> tuple[Curve, Callable[[int], Tensor]]:
     steepest, rate = max(float(model.nodes[-1]), model.top.value), run.rate
     if rate is None:
         if not steepest > 0:
@@ -211,33 +193,25 @@ def _curve(run: Run, model: _Model, start: float, steps: int) -> tuple[Curve, An
     return curve, lambda n: model.displacement(f[n])
 
 
-class _Trust:
-    """The true loss along a predicted path, evaluated where it decides how far the prediction holds."""
+def _trusted(problem: Problem, curve: Curve, displaced: Callable[[int], Tensor], tolerance: float) -> Curve:
+    """The curve with true losses along its path: at doubling steps until the loss parts from it, then halving."""
+    losses, seen = curve.losses, dict[int, float]()
+    start = float(losses[0])
+    rounding = 16 * torch.finfo(problem.loss_dtype).eps * abs(start)
 
-    def __init__(self, problem: Problem, curve: Curve, displaced: Any, tolerance: float):
-        self.problem, self.predicted, self.displaced, self.tolerance = problem, curve, displaced, tolerance
-        self.seen: dict[int, float] = {}
-
-    def curve(self) -> Curve:
-        """The curve with what was found: doubling steps until the loss parts from it, then halving."""
-        steps = len(self.predicted.losses) - 1
-        good, bad = 0, steps + 1
-        while bad - good > 1:
-            n = min(max(1, 2 * good), steps) if bad > steps else (good + bad) // 2
-            good, bad = (n, bad) if self._holds(n) else (good, n)
-        return self.predicted.checked(good, dict(sorted(self.seen.items())))
-
-    def _holds(self, n: int) -> bool:
-        losses = self.predicted.losses
-        start = float(losses[0])
+    def holds(n: int) -> bool:
         if not math.isfinite(float(losses[n])):
             return False
-        move = self.displaced(n)
         try:
-            with self.problem.moved(move):
-                self.seen[n] = self.problem.loss()
+            with problem.moved(displaced(n)):
+                seen[n] = problem.loss()
         except LossNotFiniteError:
-            self.seen[n] = math.inf
+            seen[n] = math.inf
         change = float((losses[: n + 1] - start).abs().max())
-        rounding = 16 * torch.finfo(self.problem.loss_dtype).eps * abs(start)
-        return abs(self.seen[n] - float(losses[n])) <= self.tolerance * change + rounding
+        return abs(seen[n] - float(losses[n])) <= tolerance * change + rounding
+
+    good, bad = 0, len(losses)
+    while bad - good > 1:
+        n = min(max(1, 2 * good), len(losses) - 1) if bad == len(losses) else (good + bad) // 2
+        good, bad = (n, bad) if holds(n) else (good, n)
+    return replace(curve, trusted_steps=good, true_losses=dict(sorted(seen.items())))
