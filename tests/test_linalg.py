@@ -10,15 +10,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.problems import SPECTRA, random_spectrum
+from wellcond.conditioning.sampled import Effort, SampledConditioning
+from wellcond.conditioning.whole import WholeConditioning
 from wellcond.linalg import (
-    Effort,
     Estimate,
     Lanczos,
     MatrixOperator,
     Quadrature,
     RandomDirections,
-    SampledSpectrum,
-    WholeSpectrum,
     eigenvalues,
     number,
 )
@@ -282,7 +281,7 @@ def test_the_quadrature_of_a_gradient_is_exact_on_polynomials():
 @settings(max_examples=60, deadline=None)
 def test_kappa_of_a_whole_spectrum_is_its_definition(entries, fraction):
     values = torch.tensor(sorted(entries), dtype=torch.float64)
-    w = WholeSpectrum.of(MatrixOperator(torch.diag(values)))
+    w = WholeConditioning.of(MatrixOperator(torch.diag(values)))
     top = float(values[-1])
     if top <= w.rounding:  # no eigenvalue is known to be positive
         assert not w.kappa(fraction).defined
@@ -303,8 +302,8 @@ def test_a_sampled_spectrum_contains_the_whole_one():
             [torch.randn(250, generator=generator).double() * 1e-3, torch.logspace(-2.5, 0, 50)]
         ).double()
         A = operator_with(values.sort().values, seed)
-        s = SampledSpectrum.of(A, Effort(extremes=40, count=3, probes=4, probe_steps=20), seed)
-        whole = WholeSpectrum.of(A)
+        s = SampledConditioning.of(A, Effort(extremes=40, count=3, probes=4, probe_steps=20), seed)
+        whole = WholeConditioning.of(A)
         kept = values[values > s.theta * values.max()].sort(descending=True).values
         true = {
             "largest": (s.largest, float(values.max())),
@@ -328,7 +327,7 @@ def test_a_sampled_spectrum_contains_the_whole_one():
 def test_rounding_of_an_unsymmetric_product_widens_exact_intervals():
     noisy = torch.diag(torch.tensor([1.0, 2.0], dtype=torch.float64))
     noisy[0, 1] += 1e-3
-    assert WholeSpectrum.of(MatrixOperator(noisy)).largest.high > 2 + 5e-4
+    assert WholeConditioning.of(MatrixOperator(noisy)).largest.high > 2 + 5e-4
 
 
 # -- estimates -------------------------------------------------------------------------------------------------------

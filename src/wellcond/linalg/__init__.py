@@ -1,5 +1,7 @@
 """Symmetric operators by their products with vectors, and what such products prove. Knows no networks."""
 
+from wellcond.linalg.deflation import DeflatedTails as DeflatedTails
+from wellcond.linalg.deflation import Isolated as Isolated
 from wellcond.linalg.density import SpectralDensity as SpectralDensity
 from wellcond.linalg.density import spectral_density as spectral_density
 from wellcond.linalg.eigenvalues import Eigenvalues as Eigenvalues
@@ -15,11 +17,8 @@ from wellcond.linalg.operator import MatrixOperator as MatrixOperator
 from wellcond.linalg.operator import SymmetricOperator as SymmetricOperator
 from wellcond.linalg.operator import check_operator as check_operator
 from wellcond.linalg.quadrature import Quadrature as Quadrature
-from wellcond.linalg.spectrum import Effort as Effort
-from wellcond.linalg.spectrum import Ends as Ends
-from wellcond.linalg.spectrum import SampledSpectrum as SampledSpectrum
-from wellcond.linalg.spectrum import WholeSpectrum as WholeSpectrum
-from wellcond.linalg.spectrum import check_symmetric as check_symmetric
+from wellcond.linalg.quadrature import deflated_trace as deflated_trace
+from wellcond.linalg.vectors import NOT_FINITE as NOT_FINITE
 from wellcond.linalg.vectors import RandomDirections as RandomDirections
 from wellcond.linalg.vectors import inner as inner
 from wellcond.linalg.vectors import norm as norm
