@@ -119,7 +119,7 @@ class SampledConditioning(Conditioning):
             negative_fraction=_negative_fraction(tails, top, semidefinite),
             theta=THETA,
             products=tails.products,
-            rounding=tails.rounding,
+            rounding=e.run.rounding,
             squared_rows=torch.stack(rows),
             tails=tails,
         )

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from wellcond.curvature import CurvatureOperator, GaussNewton, Hessian, OutputUnknownError, Preconditioned
-from wellcond.forecast.candidate import Run, runs_of
+from wellcond.forecast.candidate import Candidate, runs_of
 from wellcond.forecast.curve import Curve, Forecast
 from wellcond.linalg import Estimate, Lanczos, eigenvalues, norm
 from wellcond.parameters import flatten, unflatten
@@ -81,22 +81,22 @@ def forecast(
         model_of, H = curvature or _curvature(problem), Hessian(problem)
         model_of.check_of(problem)
         found, products, passes = {}, 0, 1
-        for P in {id(run.P): run.P for run in runs}.values():  # one basis of long vectors at a time
-            under = [run for run in runs if run.P is P]
+        for P in {id(c.P): c.P for c in runs.values()}.values():  # one basis of long vectors at a time
+            under = {name: c for name, c in runs.items() if c.P is P}
             operator = model_of if P is None else model_of.preconditioned(P)
-            top = next((run.largest for run in under if run.largest is not None), None)
+            top = next((c.largest for c in under.values() if c.largest is not None), None)
             if top is None:
                 edge = eigenvalues(H if P is None else H.preconditioned(P), seed=seed)
                 top, products = edge.largest(), products + edge.products
             model = _Model(operator, gradient, top, min(steps, max_products))
             products += model.run.steps
-            for run in under:
-                curve, displaced = _curve(run, model, start, steps)
+            for name, candidate in under.items():
+                curve, displaced = _curve(name, candidate, model, start, steps)
                 if check:
                     curve = _trusted(problem, curve, displaced, tolerance)
                     passes += len(curve.true_losses)
-                found[run.name] = curve
-    curves = {run.name: found[run.name] for run in runs}
+                found[name] = curve
+    curves = {name: found[name] for name in runs}
     return Forecast(curves, start, steps, type(model_of).__name__, products, passes)
 
 
@@ -169,24 +169,28 @@ class _Model:
         return moved
 
 
-def _curve(run: Run, model: _Model, start: float, steps: int) -> tuple[Curve, Callable[[int], Tensor]]:
-    steepest, rate = max(float(model.nodes[-1]), model.top.value), run.rate
+def _curve(
+    name: str, candidate: Candidate, model: _Model, start: float, steps: int
+) -> tuple[Curve, Callable[[int], Tensor]]:
+    """The curve of a candidate with one rate and momentum, and where it leads after some steps."""
+    (rate,), (momentum,) = candidate.rates, candidate.momenta
+    steepest = max(float(model.nodes[-1]), model.top.value)
     if rate is None:
         if not steepest > 0:
             raise ValueError(
-                f"{run.name}: λ_max is {model.top}, no rate follows from it; give a Candidate with a learning_rate"
+                f"{name}: λ_max is {model.top}, no rate follows from it; give a Candidate with a learning_rate"
             )
         rate = 1 / steepest
-    f = displacements(model.nodes, rate, run.momentum, steps)
+    f = displacements(model.nodes, rate, momentum, steps)
     losses = (start - (f - model.nodes * f.square() / 2) @ model.weights).nan_to_num(math.inf, math.inf, -math.inf)
     negative = model.nodes < -10 * model.run.rounding
     share = float(model.weights[negative].sum() / model.weights.sum())
     curve = Curve(
-        name=run.name,
+        name=name,
         losses=losses,
         learning_rate=rate,
-        momentum=run.momentum,
-        edge_ratio=rate * steepest / run.momentum.bound,
+        momentum=momentum,
+        edge_ratio=rate * steepest / momentum.bound,
         exact_steps=steps if model.run.exhausted else min(steps, model.run.steps),
         negative_share=share,
     )

@@ -167,11 +167,6 @@ class DeflatedTails:
         return self.whole.size
 
     @property
-    def rounding(self) -> float:
-        """By which a Ritz value may be off."""
-        return self.whole.rounding
-
-    @property
     def products(self) -> int:
         """Matrix-vector products behind the bounds."""
         return self.whole.products + (0 if self.rest is None else self.rest.products)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 from collections.abc import Iterable, Iterator
+from functools import partial
 from typing import Any
 
 import torch
@@ -50,21 +51,21 @@ class Matrix:
 
     def add(self, pieces: Iterable[Tensor], rounding: float, *, sum_to_zero: bool = False) -> None:
         """Take up rows, (groups, n, width) a piece, that are known to `rounding`."""
-        self.rounding = max(self.rounding, rounding)
+        self.rounding, self.sum_to_zero = max(self.rounding, rounding), sum_to_zero
         for rows in pieces:
             if self.covariance is None:
                 groups, _, width = rows.shape
-                self.covariance = WholeCovariance(groups, width, self.widest, sum_to_zero=sum_to_zero)
+                self.covariance = WholeCovariance(groups, width, self.widest)
             self.covariance.add(rows)
 
     def finish(self) -> None:
         """Make the moments. What they don't resolve the same rows will, if all of them are added again."""
         if self.resolved or self.covariance is None:
             return
-        groups, width = self.covariance.shape
-        self.moments = [self.covariance.moments(group, self.rounding) for group in range(groups)]
+        made = partial(self.covariance.moments, rounding=self.rounding, sum_to_zero=self.sum_to_zero)
+        self.moments = [made(group) for group in range(self.covariance.shape[0])]
         self.resolved = all(m.resolved for m in self.moments)
-        self.covariance = None if self.resolved else Factor(groups, width, sum_to_zero=self.covariance.sum_to_zero)
+        self.covariance = None if self.resolved else Factor(*self.covariance.shape)
 
 
 class Rows:
@@ -140,11 +141,11 @@ class RowsSeen:
 
     def finish(self) -> bool:
         """Make the moments of what was seen; False if some need the same calls once more."""
-        distinct = {id(rows): (name, rows) for name, rows in self.by_name()}.values()
-        for name, rows in distinct:
+        distinct = {rows: name for name, rows in self.by_name()}
+        for rows, name in distinct.items():
             with memory_for(name):
                 rows.finish()
-        return all(rows.resolved for _, rows in distinct)
+        return all(rows.resolved for rows in distinct)
 
     def by_name(self) -> list[tuple[str, Rows]]:
         """The rows of every weight that saw any, by the name of the first layer that used it, in order of first use."""

@@ -27,11 +27,10 @@ class WholeCovariance:
         groups: matrices to keep at once.
         width: d.
         widest: columns up to which there is a covariance.
-        sum_to_zero: whether each row does.
     """
 
-    def __init__(self, groups: int, width: int, widest: int, *, sum_to_zero: bool):
-        self.shape, self.sum_to_zero = (groups, width), sum_to_zero
+    def __init__(self, groups: int, width: int, widest: int):
+        self.shape = groups, width
         self.most = max(width, BLOCK) if width <= widest else min(widest, NUMBERS // (groups * width))
         self.wide = width > widest
         self.waiting: list[Tensor] = []
@@ -49,23 +48,23 @@ class WholeCovariance:
         x = torch.cat(self.waiting, 1)
         self.waiting, self.waits = [], 0
         if self.summary is None:
-            self.summary = Sketch(*self.shape, x) if self.wide else Gram(x, sum_to_zero=self.sum_to_zero)
+            self.summary = Sketch(*self.shape, x) if self.wide else Gram(x)
         self.summary.add(x)
 
-    def moments(self, group: int, rounding: float) -> ColumnMoments:
-        """Of a group's rows, which are known to `rounding` relative to their columns."""
+    def moments(self, group: int, rounding: float, *, sum_to_zero: bool) -> ColumnMoments:
+        """Of a group's rows, which are known to `rounding` relative to their columns, and may each sum to zero."""
         if self.summary is None:
-            return _of_rows(torch.cat([x[group] for x in self.waiting]), sum_to_zero=self.sum_to_zero)
+            return _of_rows(torch.cat([x[group] for x in self.waiting]), sum_to_zero=sum_to_zero)
         if self.waiting:
             self._sum_up()
-        return self.summary.moments(group, rounding)
+        return self.summary.moments(group, rounding, sum_to_zero=sum_to_zero)
 
 
 class Gram:
     """The Gram matrix of rows about a fixed shift, near the mean of the first of them."""
 
-    def __init__(self, first: Tensor, *, sum_to_zero: bool):
-        self.shift, self.sum_to_zero, self.rows = _shift(first), sum_to_zero, 0
+    def __init__(self, first: Tensor):
+        self.shift, self.rows = _shift(first), 0
         self.total, self.gram = torch.zeros_like(self.shift), first.new_zeros(*first.shape[::2], first.shape[2])
 
     def add(self, x: Tensor) -> None:
@@ -75,7 +74,7 @@ class Gram:
         self.total += x.sum(1, keepdim=True)
         self.gram.baddbmm_(x.mT, x)
 
-    def moments(self, group: int, rounding: float) -> ColumnMoments:
+    def moments(self, group: int, rounding: float, *, sum_to_zero: bool) -> ColumnMoments:
         """As `WholeCovariance.moments`."""
         offset = self.total[group, 0] / self.rows
         G = self.gram[group].triu()
@@ -87,7 +86,7 @@ class Gram:
         unit = EPS * (16 + math.sqrt(self.rows / 256))
         error = torch.where(size > 0, (unit * size / C.diagonal()).sqrt(), 0.0)
         mean = self.shift[group, 0] + offset
-        return from_gram(self.rows, mean, C, error, rounding, sum_to_zero=self.sum_to_zero)
+        return from_gram(self.rows, mean, C, error, rounding, sum_to_zero=sum_to_zero)
 
 
 class Factor:
@@ -97,13 +96,13 @@ class Factor:
     squares them and loses half the digits, at two to three times its cost.
 
     Args:
-        groups, width, sum_to_zero: as of `WholeCovariance`.
+        groups, width: as of `WholeCovariance`.
     """
 
-    def __init__(self, groups: int, width: int, *, sum_to_zero: bool):
+    def __init__(self, groups: int, width: int):
         # R, and below it rows that wait, so many that each QR decomposition is worth its while, and at most 134 MB.
         self.most = width + 1 + max(256, min(4 * (width + 1), 2**24 // (width + 1)))
-        self.shape, self.sum_to_zero = (groups, width), sum_to_zero
+        self.shape = groups, width
         self.rows = self.updates = 0
 
     def add(self, x: Tensor) -> None:
@@ -129,11 +128,11 @@ class Factor:
         self.filled, self.updates = R.shape[1], self.updates + 1
         self.stack[:, : self.filled] = R
 
-    def moments(self, group: int, rounding: float) -> ColumnMoments:
+    def moments(self, group: int, rounding: float, *, sum_to_zero: bool) -> ColumnMoments:
         R = torch.linalg.qr(self.stack[group, : self.filled], mode="r").R
         mean, error = self.shift[group, 0] + R[0, 1:] / R[0, 0], (R.shape[1] + self.updates) * EPS
         F = R[1:, 1:] / math.sqrt(self.rows)
-        return from_root(self.rows, mean, self.varies[group, 0], F, error, sum_to_zero=self.sum_to_zero)
+        return from_root(self.rows, mean, self.varies[group, 0], F, error, sum_to_zero=sum_to_zero)
 
 
 def _of_rows(x: Tensor, *, sum_to_zero: bool) -> ColumnMoments:

@@ -10,7 +10,7 @@ from torch import Tensor
 from wellcond.display import table
 from wellcond.linalg import Estimate
 from wellcond.normalization.collecting import KINDS, Rows, RowsSeen, memory_for
-from wellcond.normalization.figures import Figures
+from wellcond.normalization.figures import NORMALIZATIONS, Figures
 from wellcond.problem import Problem, check_problem
 
 WIDEST = 2048
@@ -137,6 +137,8 @@ def layer_conditioning(problem: Problem, *, widest: int = WIDEST) -> list[LayerC
 def _figures(name: str, rows: Rows) -> LayerConditioning:
     with memory_for(name):
         groups = [_of_group(name, rows, g) for g in range(len(rows.plain.moments))]
+    if not groups:  # called, but with no rows, as an expert that gets no tokens
+        return LayerConditioning(name)
     if len(groups) == 1:
         return groups[0]
     worst = max(groups, key=lambda layer: layer.kappa.low if layer.kappa.defined else 0.0)
@@ -148,6 +150,7 @@ def _of_group(name: str, rows: Rows, group: int) -> LayerConditioning:
     figures = Figures(m, rows.bias, rows.plain.rounding)
     by_row = Figures(rows.normalized.moments[group], rows.bias, rows.normalized.rounding)
     largest = figures.largest()
+    spectra = {name.replace("_", " "): figures.spectrum(name) for name in NORMALIZATIONS}
     return LayerConditioning(
         name=name,
         rows=m.rows,
@@ -155,15 +158,15 @@ def _of_group(name: str, rows: Rows, group: int) -> LayerConditioning:
         rank=min(figures.rank + m.beyond, m.rows),
         constant=int((~m.varies).sum()),
         is_input=rows.is_input,
-        kappa=figures.as_it_is(),
-        centered=figures.centered(),
-        scaled=figures.scaled(),
-        standardized=figures.standardized(),
-        row_normalized=by_row.as_it_is(),
+        kappa=figures.kappa("as_it_is"),
+        centered=figures.kappa("centered"),
+        scaled=figures.kappa("scaled"),
+        standardized=figures.kappa("standardized"),
+        row_normalized=by_row.kappa("as_it_is"),
         largest=largest,
         mean_share=min(1.0, float(m.mean @ m.mean) / max(largest.value, 1e-300)),
         mean=m.mean,
         deviation=m.deviation,
-        spectra=figures.spectra() | {"row normalized": by_row.spectra()["as it is"]},
+        spectra=spectra | {"row normalized": by_row.spectrum("as_it_is")},
         group=group,
     )

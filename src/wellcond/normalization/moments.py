@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -64,7 +64,7 @@ class ColumnMoments:
 
 
 def from_root(rows: int, mean: Tensor, varies: Tensor, F: Tensor, error: float, *, sum_to_zero: bool) -> ColumnMoments:
-    """ColumnMoments from any F, its rank cut where rounding makes the rest.
+    """Moments from any F, its rank cut where rounding makes the rest.
 
     Args:
         rows: N.
@@ -94,19 +94,19 @@ def from_root(rows: int, mean: Tensor, varies: Tensor, F: Tensor, error: float, 
     full = len(B) == B.shape[1]
     if reflects:
         B = _unreflected(B, v)
-    return _with_columns(ColumnMoments(rows, mean, deviation, B * D, values, error=error, full=full), varies)
+    return ColumnMoments(rows, mean, deviation, _spread(B * D, varies), values, error=error, full=full)
 
 
 def from_gram(
-    rows: int, mean: Tensor, C: Tensor, error: Tensor, rounding: float, *, sum_to_zero: bool
+    rows: int, mean: Tensor, C: Tensor, known: Tensor, rounding: float, *, sum_to_zero: bool
 ) -> ColumnMoments:
-    """ColumnMoments from the covariance, if it resolves them.
+    """Moments from the covariance, if it resolves them.
 
     Args:
         rows: N.
         mean: (d,), of H.
         C: (d, d); columns that never vary are exact zeros.
-        error: (d,), e with C_ij known to e_i·e_j·√(C_ii·C_jj).
+        known: (d,), e with C_ij known to e_i·e_j·√(C_ii·C_jj).
         rounding: to which H is known, relative to its columns.
         sum_to_zero: as in `from_root`.
     """
@@ -122,7 +122,7 @@ def from_gram(
         S = _reflected(_reflected(S, v).T, v)[1:, 1:]
     values = torch.linalg.eigvalsh(S).flip(0)
     # Errors have all signs: their norm grows with the root of the number of columns. And the eigenvalues have theirs.
-    off = 2 * math.sqrt(len(D)) * float(error[varies].square().max()) + square_error(len(D)) * float(values[:1].sum())
+    off = 2 * math.sqrt(len(D)) * float(known[varies].square().max()) + square_error(len(D)) * float(values[:1].sum())
     positive = values.clamp_min(off)
     kept = (values > off) & (off / (2 * positive) < (0.1 * rounding / positive.sqrt()).clamp_min(ENOUGH))
     # Under what the entries are known to there is nothing, where the Gram matrix knows that much.
@@ -137,20 +137,9 @@ def from_gram(
     if sum_to_zero:
         F = _unreflected(F, v)
     s, full = values[:rank].sqrt(), rank == len(values)
-    return _with_columns(
-        ColumnMoments(
-            rows,
-            mean,
-            deviation,
-            F * D,
-            s,
-            error=off / (2 * float(s[-1])) if rank else off,
-            full=full,
-            gram=C if full else None,
-            how="Gram matrix in float64",
-        ),
-        varies,
-    )
+    error = off / (2 * float(s[-1])) if rank else off
+    gram, how = C if full else None, "Gram matrix in float64"
+    return ColumnMoments(rows, mean, deviation, _spread(F * D, varies), s, error=error, full=full, gram=gram, how=how)
 
 
 def root_of_squares(squares: Tensor, rank: int | None = None) -> tuple[Tensor, bool]:
@@ -165,10 +154,11 @@ def square_error(n: int) -> float:
     return 4 * EPS * math.sqrt(n)
 
 
-def _with_columns(m: ColumnMoments, varies: Tensor) -> ColumnMoments:
-    root = m.root.new_zeros(len(m.root), len(varies))
-    root[:, varies] = m.root
-    return replace(m, root=root)
+def _spread(F: Tensor, varies: Tensor) -> Tensor:
+    """F with columns of zeros in between, for those that never vary."""
+    root = F.new_zeros(len(F), len(varies))
+    root[:, varies] = F
+    return root
 
 
 def _reflector(x: Tensor) -> Tensor:

@@ -56,8 +56,8 @@ class Sketch:
         self.products.baddbmm_(x.mT, x @ self.directions)
         self.sample = torch.cat([self.sample, x[:, : self.k + 1 - self.sample.shape[1]]], 1)
 
-    def moments(self, group: int, rounding: float) -> ColumnMoments:
-        """Of a group's rows; what they are known to makes no difference to a sketch."""
+    def moments(self, group: int, rounding: float, *, sum_to_zero: bool) -> ColumnMoments:
+        """Of a group's rows; neither their accuracy nor their sums make a difference to a sketch."""
         offset = self.total[group] / self.rows
         variance = (self.squares[group] / self.rows - offset.square()).clamp_min(0)
         seen = self.products[group] / self.rows - torch.outer(offset, offset @ self.directions)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -204,7 +203,8 @@ def standardize(loader: Any, *, dim: int | None = None, seed: int = 0) -> Standa
     """
     moments: FeatureMoments | None = None
     with random_state(seed, torch.device("cpu")):
-        for i, batch in enumerate(_batches(loader, seed)):
+        batches = [loader] if isinstance(loader, Tensor) else each_batch(loader, pairs=True, seed=seed)
+        for i, batch in enumerate(batches):
             x = _inputs(i, batch)
             if moments is None:
                 moments = FeatureMoments(_from_the_end(x, dim))
@@ -280,10 +280,6 @@ class FeatureMoments:
         constant = self.deviation.to(dtype) == 0
         scale = torch.where(constant, 1.0, self.deviation)
         return Standardize(self.mean, scale, dim=self.dim, constant=constant, dtype=dtype)
-
-
-def _batches(loader: Any, seed: int) -> Iterator[Any]:
-    return iter([loader]) if isinstance(loader, Tensor) else each_batch(loader, pairs=True, seed=seed)
 
 
 def _inputs(index: int, batch: Any) -> Tensor:
