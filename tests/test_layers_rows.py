@@ -286,6 +286,6 @@ def test_an_expert_that_gets_no_tokens_has_no_figures():
 
     layers = layer_conditioning(Problem(Experts(), nn.MSELoss(), (torch.randn(5, 3), torch.zeros(5, 1))))
     assert [(layer.name, layer.rows, layer.kappa.defined) for layer in layers] == [
-        ("busy", 5, True),
         ("idle", 0, False),
+        ("busy", 5, True),
     ]
