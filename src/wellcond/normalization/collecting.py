@@ -72,13 +72,14 @@ class Rows:
     """The rows that one weight sees.
 
     Attributes:
+        name: of the first layer that used it.
         plain, normalized: as they are and layer-normalized.
         bias: whether a bias is added.
         is_input: whether every row is the data's own.
     """
 
-    def __init__(self, widest: int):
-        self.bias, self.is_input = False, True
+    def __init__(self, name: str, widest: int):
+        self.name, self.bias, self.is_input = name, False, True
         # Data are what they are; normalizing them rounds.
         self.plain, self.normalized = Matrix(widest, 0.0), Matrix(widest, 4 * torch.finfo(torch.float64).eps)
 
@@ -122,7 +123,6 @@ class RowsSeen:
         # Shared weights are one tensor only outside a measurement, which puts copies in their place.
         self._keys = {name: _keys(m) for name, m in self.modules.items()}
         self._rows: dict[_Key, Rows] = {}
-        self._names: dict[_Key, str] = {}
 
     def call(self, name: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Take up the rows of a call, for `Problem.record_calls`.
@@ -151,7 +151,7 @@ class RowsSeen:
         """The rows of every weight that saw any, by the name of the first layer that used it, in order of first use."""
         found = []
         for key, rows in self._rows.items():
-            name, slot = self._names[key], key[1]
+            name, slot = rows.name, key[1]
             if slot:
                 packed = [self._rows[key[0], s] for s in PROJECTIONS if (key[0], s) in self._rows]
                 if len(packed) == 3 and all(r is rows for r in packed):
@@ -178,10 +178,9 @@ class RowsSeen:
         for slot, x in inputs.items():
             both = id(before[slot]), id(x)
             if both not in added:
-                rows = before[slot] or Rows(self.widest)
+                rows = before[slot] or Rows(name, self.widest)
                 taken = any(rows is other for other, _ in added.values())
                 added[both] = copy.deepcopy(rows) if taken else rows, x
-            self._names.setdefault(keys[slot], name)
             self._rows[keys[slot]] = added[both][0]
         for rows, x in added.values():
             x = _plain(name, x.detach())
@@ -222,7 +221,7 @@ def _checked(name: str, x: Tensor, is_input: bool) -> Tensor:
     """
     if x.is_complex():
         raise ValueError(f"{_called(name)} sees complex inputs; write them as real ones (torch.view_as_real)")
-    # A sum that is finite proves it at a third of the cost; one that is not may have overflowed.
+    # A sum that is finite proves it, and takes no memory; one that is not may have overflowed.
     if not bool(x.sum().isfinite() or torch.isfinite(x).all()):
         advice = "mend or drop them in the data" if is_input else "look for the overflow before it"
         raise ValueError(f"the inputs of {_called(name)} are not finite; {advice}")

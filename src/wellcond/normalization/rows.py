@@ -45,11 +45,7 @@ def rows_of_block(module: nn.Module, block: Tensor) -> Iterator[Tensor]:
         return
     patches = _patches(module, block)
     for part in patches.split(max(1, PIECE * patches.shape[2] // patches.numel()), 2):
-        # Laid out with the positions last, along which the image lies in memory.
-        order = (0, *range(2 + dimensions, part.ndim), *range(1, 2 + dimensions))
-        turned = part.permute(order)
-        rows = torch.empty(turned.shape, dtype=torch.float64, device=block.device).copy_(turned)
-        yield rows.flatten(1, 1 + dimensions).flatten(2).mT
+        yield part.to(torch.float64, copy=True).flatten(1, 1 + dimensions).flatten(2)
 
 
 def layer_normalized(module: nn.Module, block: Tensor) -> tuple[Tensor, float]:
