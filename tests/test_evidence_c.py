@@ -13,12 +13,11 @@ from torch import Tensor, nn
 import wellcond as wc
 from wellcond import stability
 from wellcond.evidence import Claim, Runs, Workload, workload
-from wellcond.evidence.blocks import curvature_by_outputs, row_blocks
+from wellcond.evidence.claim import pairs_alike
 from wellcond.evidence.claims import block_bound, bnp, edge, forecast, normalization
-from wellcond.evidence.comparison import pairs_alike
-from wellcond.evidence.descents import descents, steps_to
-from wellcond.evidence.normalized import normalized, with_batch_norm
-from wellcond.evidence.tasks import with_squared_error
+from wellcond.evidence.claims.block_bound import curvature_by_outputs, row_blocks
+from wellcond.evidence.claims.bnp import with_batch_norm
+from wellcond.evidence.claims.normalization import descents, normalized, steps_to
 
 
 def measured(claim: Claim, case: str, seeds: int = 1) -> Runs:
@@ -26,7 +25,7 @@ def measured(claim: Claim, case: str, seeds: int = 1) -> Runs:
 
 
 def regression(x: Tensor, y: Tensor, model: Callable[[], nn.Module]) -> Workload:
-    return Workload("regression", model, nn.MSELoss(), (x, y), (x, y))
+    return Workload(model, nn.MSELoss(), (x, y), (x, y))
 
 
 @pytest.mark.parametrize("kind", ["standardized inputs", "batch norm"])
@@ -155,7 +154,7 @@ def test_rule_of_bnp(batch: int, over_plain: float, over_batch_norm: float, held
 
 def test_squared_error_is_on_the_classes_indicators() -> None:
     work = workload("wine, MLP")
-    changed = with_squared_error(work)
+    changed = edge.with_loss("wine, MLP, squared error", examples=400, seed=0)
     assert changed.train[1].shape == (len(work.train[1]), 3)
     torch.testing.assert_close(changed.train[1].argmax(1), work.train[1])
     assert float(changed.train[1].sum(1).std()) == 0
@@ -181,7 +180,7 @@ def test_pairs_alike_against_counting() -> None:
         p for p in pairs if (x[p[0]] > x[p[1]]) == (y[p[0]] > y[p[1]]) and x[p[0]] != x[p[1]] and y[p[0]] != y[p[1]]
     ]
     tied = [p for p in pairs if x[p[0]] == x[p[1]] or y[p[0]] == y[p[1]]]
-    assert pairs_alike(x, y) == (len(same), 6 - len(tied))
+    assert pairs_alike(list(zip(x, y, strict=True))) == (len(same), 6 - len(tied))
 
 
 def test_forecast_is_right_on_a_quadratic() -> None:
