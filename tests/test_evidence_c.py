@@ -11,13 +11,13 @@ import torch
 from torch import Tensor, nn
 
 import wellcond as wc
-from wellcond import stability
 from wellcond.evidence import Claim, Runs, Workload, workload
 from wellcond.evidence.claim import pairs_alike
 from wellcond.evidence.claims import block_bound, bnp, edge, forecast, normalization
 from wellcond.evidence.claims.block_bound import curvature_by_outputs, row_blocks
 from wellcond.evidence.claims.bnp import with_batch_norm
 from wellcond.evidence.claims.normalization import descents, normalized, steps_to
+from wellcond.stability import edge as edge_of_stability
 
 
 def measured(claim: Claim, case: str, seeds: int = 1) -> Runs:
@@ -163,13 +163,13 @@ def test_squared_error_is_on_the_classes_indicators() -> None:
 def test_squaring_rmsprops_p_breaks_the_edge(monkeypatch: pytest.MonkeyPatch) -> None:
     claim, case = edge.Edge(), "RMSProp, 2/α: diabetes, MLP, squared error"
     assert claim.holds(measured(claim, case))
-    right = stability.own_preconditioner_of
+    right = edge_of_stability.own_preconditioner_of
 
     def squared(optimizer: Any) -> wc.Diagonal:
         P = right(optimizer)
         return wc.Diagonal(P.parameters, [s.square() for s in P.scales])
 
-    monkeypatch.setattr(stability, "own_preconditioner_of", squared)
+    monkeypatch.setattr(edge_of_stability, "own_preconditioner_of", squared)
     assert not claim.holds(measured(claim, case))
 
 
