@@ -24,7 +24,7 @@ from wellcond.problem.memory import halved, out_of_memory
 from wellcond.report import page
 from wellcond.report.terminal import print_summary
 
-SCHEMA = json.loads((Path(wc.__file__).parent / "report" / "examination.schema.json").read_text())
+SCHEMA = json.loads((Path(wc.__file__).parent / "examination" / "examination.schema.json").read_text())
 OUT = {
     "GPU": torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."),
     "CPU": RuntimeError("[enforce fail at alloc_cpu.cpp:117] . DefaultCPUAllocator: can't allocate memory: you tried"),

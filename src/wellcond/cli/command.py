@@ -36,10 +36,11 @@ from wellcond.cli.target import (
     move_run,
     user_traceback,
 )
-from wellcond.examination import Examination, Severity, examine
+from wellcond.examination import Examination, Severity, examine, read_examination
+from wellcond.monitor import page as history_page
 from wellcond.monitor import watch
 from wellcond.problem import first_line, raised_by_us
-from wellcond.report import compare, read_examination
+from wellcond.report import compare
 
 FOUND, MISTAKE, INTERRUPTED = 1, 2, 130
 """Exit codes beside 0: a finding at or above --fail-on; the user's mistake; Ctrl-C."""
@@ -187,9 +188,7 @@ def watch_command(
         except OSError as error:
             raise TargetError(f"can't read {file}: {error.strerror}") from error
         if output is not None:
-            from wellcond.monitor import page as page_of  # plotly takes half a second to import
-
-            write_text(output, page_of(history))
+            write_text(output, history_page(history))
             say(Console(), f"Page: {output}", prefix="")
 
 

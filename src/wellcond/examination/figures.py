@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 
 from wellcond.conditioning import Conditioning
-from wellcond.examination.examination import Examination
+from wellcond.examination.finding import Finding, Severity
 from wellcond.examination.measurements import Measurements
 from wellcond.linalg import Estimate
+from wellcond.normalization import LayerConditioning
 
 CURVATURES = {
     "hessian": "Hessian H",
@@ -35,6 +36,15 @@ SYMBOLS = {
 
 OF_THETA = ("kappa_50", "kappa_90", "negative_fraction")
 """Those that belong to a θ and can't be compared with others'."""
+
+KAPPAS = {
+    "kappa": "as it is",
+    "kappa_centered": "centered",
+    "kappa_scaled": "scaled",
+    "kappa_standardized": "standardized",
+    "kappa_row_normalized": "rows normalized",
+}
+"""Of the κ of what a layer sees, by their names in the JSON schema."""
 
 
 @dataclass(frozen=True)
@@ -151,11 +161,28 @@ def theta(m: Measurements) -> str:
     return f"θ = {c.theta:.0e}, since {how}; compare κ(ρ) and fractions at equal θ only."
 
 
-def interruption(examination: Examination) -> str:
-    """What a reader of a partial report has to know first; empty for a whole one."""
-    if not examination.interrupted:
-        return ""
-    return f"Partial report: interrupted at {examination.interrupted}. What came before is here, the rest is missing."
+def kappas(layer: LayerConditioning) -> tuple[Estimate, ...]:
+    """One for each of `KAPPAS`."""
+    return layer.kappa, layer.centered, layer.scaled, layer.standardized, layer.row_normalized
+
+
+def layer_label(name: str) -> str:
+    """A layer's name; the network itself has none."""
+    return name or "(model)"
+
+
+def most_severe(findings: Sequence[Finding]) -> Severity:
+    """The severity of the most severe one."""
+    return max((f.severity for f in findings), default=Severity.GOOD)
+
+
+def interruption(part: str) -> str:
+    """What a reader of a partial report has to know first; empty for a whole one.
+
+    Args:
+        part: what Ctrl-C ended, or empty.
+    """
+    return f"Partial report: interrupted at {part}. What came before is here, the rest is missing." if part else ""
 
 
 def headline(m: Measurements) -> str:

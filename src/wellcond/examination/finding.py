@@ -7,7 +7,7 @@ import math
 from dataclasses import dataclass, field
 from enum import IntEnum
 
-from wellcond.display import paragraphs, table
+from wellcond.display import Table, paragraphs
 from wellcond.linalg import Estimate
 from wellcond.trials import Effect
 
@@ -78,5 +78,6 @@ class Finding:
         title = f"<p><strong>{self.severity.word}</strong> {html.escape(self.title)}</p>"
         remedy = f"<pre>{html.escape(self.remedy)}</pre>" if self.remedy else ""
         tried = [f"tried: {self.effect}"] if self.effect else []
-        evidence = table(["measured", "", "how"], [(k, str(e), e.how) for k, e in self.evidence.items()])
-        return title + paragraphs([self.text]) + remedy + paragraphs(tried) + (evidence if self.evidence else "")
+        rows = [(name, str(e), e.how) for name, e in self.evidence.items()]
+        evidence = Table(["measured", "", "how"], rows).html() if rows else ""
+        return title + paragraphs([self.text]) + remedy + paragraphs(tried) + evidence

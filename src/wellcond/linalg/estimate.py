@@ -10,6 +10,8 @@ from typing import Any
 
 import torch
 
+from wellcond.display import number, number_to_json
+
 CONFIDENCE = 0.997
 """Probability with which an interval of this package holds that is not a proof: that of three standard errors."""
 
@@ -31,6 +33,11 @@ class Estimate:
     high: float
     how: str
     confidence: float = 1.0
+
+    @classmethod
+    def exactly(cls, value: float, how: str) -> Estimate:
+        """A figure without an error."""
+        return cls(float(value), float(value), float(value), how)
 
     @classmethod
     def undefined(cls, why: str) -> Estimate:
@@ -110,31 +117,6 @@ class Estimate:
         # A value in a wide interval would be read as more than it is.
         wide = self.low >= 0 and self.high > 3 * self.low
         return f"{low} to {high}" if wide else f"{value} ({low} to {high})"
-
-
-def number_to_json(x: float) -> float | str | None:
-    """A number as `Estimate.to_json` has it.
-
-    >>> [number_to_json(x) for x in (1.5, -math.inf, math.nan)]
-    [1.5, '-inf', None]
-    """
-    if math.isnan(x):
-        return None
-    return x if math.isfinite(x) else ("inf" if x > 0 else "-inf")
-
-
-def number(x: float) -> str:
-    """Three significant digits: plain between 0.001 and a million, with thousands apart, else with an exponent.
-
-    >>> [number(x) for x in (0.0, 1234567.0, 93412.0, 3.14159, -0.5, 2e-5)]
-    ['0', '1.23e+06', '93,400', '3.14', '-0.5', '2e-05']
-    """
-    if not math.isfinite(x):
-        return str(x)
-    rounded = float(f"{x:.3g}")
-    if rounded != 0 and not 1e-3 <= abs(rounded) < 1e6:
-        return f"{rounded:.3g}"
-    return f"{rounded:,.10g}"
 
 
 def student(confidence: float, degrees: int) -> float:

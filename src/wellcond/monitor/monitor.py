@@ -23,6 +23,7 @@ from wellcond.monitor.losses import Losses
 from wellcond.monitor.measuring import CONDITION, EDGE, LAYERS, PLAIN, Look, Looking, settle
 from wellcond.monitor.record import Change, Record
 from wellcond.preconditioners import unwrapped_optimizer
+from wellcond.private_torch import uncompiled
 from wellcond.problem import draw_batches, unwrapped
 
 EXAMPLES = 128
@@ -78,8 +79,7 @@ class Monitor:
         TypeError, ValueError: for what can't be monitored, with the remedy.
 
     >>> import torch, wellcond as wc
-    >>> torch.manual_seed(0)
-    <torch._C.Generator object at ...>
+    >>> generator = torch.manual_seed(0)
     >>> X, model, loss_fn = torch.randn(64, 3), torch.nn.Linear(3, 1), torch.nn.MSELoss()
     >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     >>> with wc.Monitor(model, loss_fn, (X, X.sum(1, keepdim=True)), optimizer, every=5, overhead=None) as monitor:
@@ -238,7 +238,7 @@ class Monitor:
 
     # -- the hook -------------------------------------------------------------------------------------------------
 
-    @torch._disable_dynamo  # torch.compiler.disable, without importing the compiler for those who don't use it
+    @uncompiled
     def _after_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         """Step post-hook: counts, and nothing that waits for a device unless it measures."""
         started = time.perf_counter()

@@ -7,8 +7,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from wellcond.display import number
 from wellcond.examination import Severity
-from wellcond.linalg import Estimate, number
+from wellcond.linalg import Estimate
 
 FIGURES = {
     "edge_ratio": "edge ratio",

@@ -6,13 +6,12 @@ import html
 import math
 from typing import Any
 
-import plotly.graph_objects as go
 import torch
 
 from wellcond.conditioning import Conditioning
+from wellcond.display import number
 from wellcond.examination import Measurements, candidates, counts, eigenvalue_bound, shown_spectra
-from wellcond.linalg import number
-from wellcond.report.chart import BOUND, FIRST, FOURTH, SECOND, THIRD, Chart, plain, ticks
+from wellcond.report.chart import BOUND, FIRST, FOURTH, SECOND, THIRD, Chart, new_figure, ticks
 from wellcond.report.layers import layers_chart
 from wellcond.report.rates import rate_charts
 
@@ -27,7 +26,7 @@ def _spectrum(m: Measurements) -> Chart | None:
     spectra, bound = shown_spectra(m), eigenvalue_bound(m)
     if not spectra:
         return None
-    figure = go.Figure()
+    figure = new_figure()
     for role, (label, c) in zip((FIRST, SECOND), spectra.items(), strict=False):
         _add_counts(figure, role, label, c)
     seen = [x for c in spectra.values() for x in counts(c)[0][[0, -1]].tolist()]
@@ -59,12 +58,12 @@ def _spectrum(m: Measurements) -> Chart | None:
         "Spectrum: how many eigenvalues are larger than a given one",
         "The more of the climb is far to the left of a curve's end, the more directions are much flatter than the "
         f"steepest, which sets the learning rate.{text}",
-        [plain(figure)],
+        [figure],
         table,
     )
 
 
-def _add_counts(figure: go.Figure, role: str, label: str, c: Conditioning) -> None:
+def _add_counts(figure: Any, role: str, label: str, c: Conditioning) -> None:
     at, low, high = counts(c)
     x, low_y, high_y = at.tolist(), low.clamp_min(0.5).tolist(), high.clamp_min(0.5).tolist()
     if c.spectrum is not None:
@@ -86,7 +85,7 @@ def _forecast(m: Measurements) -> Chart | None:
     f = m.forecast
     if f is None:
         return None
-    figure, named = go.Figure(), candidates(m)
+    figure, named = new_figure(), candidates(m)
     table = [["", "learning rate", "edge ratio", f"loss after {f.steps} steps", "trusted up to step"]]
     for role, (name, c) in zip((FIRST, SECOND, THIRD, FOURTH), f.curves.items(), strict=False):
         losses = [x if math.isfinite(x) else None for x in c.losses.tolist()]
@@ -120,7 +119,7 @@ def _forecast(m: Measurements) -> Chart | None:
         "Forecast: the loss of the next steps, by the quadratic model here",
         f"{judged} Solid while the true loss at the predicted parameters (circles) agrees, dotted beyond. Gradients "
         "of all the data, the preconditioner frozen, momentum from rest.",
-        [plain(figure)],
+        [figure],
         table,
     )
 
@@ -129,14 +128,8 @@ def _row_norms(m: Measurements) -> Chart | None:
     r = m.row_norms
     if r is None or not r.correlation.defined:
         return None
-    figure = go.Figure()
-    figure.add_scatter(
-        x=r.row_norm.tolist(),
-        y=r.root_v.tolist(),
-        mode="markers",
-        marker={"size": 5, "opacity": 0.45},
-        meta=FIRST,
-    )
+    figure, marker = new_figure(), {"size": 5, "opacity": 0.45}
+    figure.add_scatter(x=r.row_norm.tolist(), y=r.root_v.tolist(), mode="markers", marker=marker, meta=FIRST)
     figure.update_layout(
         xaxis={"type": "log", "title": "row norm of H", **ticks(r.row_norm.tolist())},
         yaxis={"type": "log", "title": "√v", **ticks(r.root_v.tolist())},
@@ -152,6 +145,6 @@ def _row_norms(m: Measurements) -> Chart | None:
         "Does √v measure the Hessian's row norms?",
         f"Correlation of the logarithms over {r.used:,} parameters: {r.correlation}. The theory expects √v to grow "
         "with the norm of the parameter's row of the Hessian.",
-        [plain(figure)],
+        [figure],
         table,
     )

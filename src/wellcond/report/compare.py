@@ -9,9 +9,17 @@ from dataclasses import dataclass
 from typing import Any
 
 from wellcond.display import paragraphs
-from wellcond.examination import CURVATURES, OF_THETA, SYMBOLS, Examination, Finding, Severity, to_json
+from wellcond.examination import (
+    CURVATURES,
+    OF_THETA,
+    SYMBOLS,
+    Examination,
+    Finding,
+    SavedExamination,
+    Severity,
+    most_severe,
+)
 from wellcond.linalg import Estimate
-from wellcond.report.saved import SavedExamination
 
 SCHEMA = "wellcond.comparison/1"
 SAME = 1e-3
@@ -92,7 +100,7 @@ class Comparison:
     def severity(self) -> Severity:
         """Of the most severe finding that is new or became more severe."""
         worse = [after for before, after in self.changed if after.severity > before.severity]
-        return max((f.severity for f in [*self.new, *worse]), default=Severity.GOOD)
+        return most_severe([*self.new, *worse])
 
     def lines(self) -> Iterator[tuple[str, str]]:
         """(style, text): "head", "warning", "bad", "good" or ""."""
@@ -192,7 +200,7 @@ def compare(before: SavedExamination | Examination, after: SavedExamination | Ex
 
 def _saved(x: Any, name: str) -> SavedExamination:
     if isinstance(x, Examination):
-        return SavedExamination.of(to_json(x), name)
+        return SavedExamination.of(x.to_json(), name)
     if isinstance(x, SavedExamination):
         return x
     raise TypeError(f"{name} is a {type(x).__name__}; give an examination, or what wellcond.read_examination returns")

@@ -7,22 +7,16 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-import plotly.graph_objects as go
-
-from wellcond.examination import Measurements
-from wellcond.linalg import Estimate, number
+from wellcond.display import number, short
+from wellcond.examination import KAPPAS, Measurements, kappas, layer_label
+from wellcond.linalg import Estimate
 from wellcond.normalization import LayerConditioning
-from wellcond.report.chart import HEAT, Chart, plain, short
+from wellcond.report.chart import HEAT, Chart, new_figure
 
 PANEL = 50
 """Layers in one panel; more stand in several, side by side where there is room, and on several sheets of paper."""
 
-COLUMNS = ("as it is", "centered", "scaled", "standardized", "rows normalized")
-
-
-def kappas(layer: LayerConditioning) -> tuple[Estimate, ...]:
-    """One for each of `COLUMNS`."""
-    return layer.kappa, layer.centered, layer.scaled, layer.standardized, layer.row_normalized
+COLUMNS = tuple(KAPPAS.values())
 
 
 def level(kappa: Estimate) -> float | None:
@@ -57,26 +51,26 @@ def layers_chart(m: Measurements) -> Chart | None:
     table = [["layer", *COLUMNS, "rank", "inputs that never vary"]]
     for layer in m.layers:
         rank = f"{layer.rank} of {layer.columns}"
-        table.append([layer.name or "(model)", *map(str, kappas(layer)), rank, str(layer.constant)])
+        table.append([layer_label(layer.name), *map(str, kappas(layer)), rank, str(layer.constant)])
     return Chart(
         "layers",
         "Layers: conditioning of what each one sees",
         "The condition number κ of the matrix of a layer's inputs, with the column of ones that its bias sees, in the "
         "order of the passage; what it would be without the mean (centered), with columns of equal size (scaled), with "
         "both, as batch normalization does (standardized), and as layer normalization does (rows normalized). Largest "
-        f"as it is: {worst.kappa} in “{worst.name or '(model)'}”.",
+        f"as it is: {worst.kappa} in “{layer_label(worst.name)}”.",
         [_panel(panel, most) for panel in panels],
         table,
         wide=count > 1,
     )
 
 
-def _panel(layers: Sequence[LayerConditioning], most: float) -> dict[str, Any]:
-    names = [layer.name or "(model)" for layer in layers]
+def _panel(layers: Sequence[LayerConditioning], most: float) -> Any:
+    names = [layer_label(layer.name) for layer in layers]
     step = max(1, math.ceil(most / 4))
     decades = range(0, math.ceil(most) + 1, step)
-    cells = [[(html.escape(layer.name or "(model)"), str(e)) for e in kappas(layer)] for layer in layers]
-    figure = go.Figure()
+    cells = [[(html.escape(name), str(e)) for e in kappas(layer)] for name, layer in zip(names, layers, strict=True)]
+    figure = new_figure()
     figure.add_heatmap(
         x=COLUMNS,
         y=list(range(len(layers))),
@@ -128,4 +122,4 @@ def _panel(layers: Sequence[LayerConditioning], most: float) -> dict[str, Any]:
         },
         height=130 + len(layers) * (34 if len(layers) <= 20 else 17),
     )
-    return plain(figure)
+    return figure

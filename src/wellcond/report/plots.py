@@ -6,18 +6,27 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from wellcond.display import axes
-from wellcond.examination import Distribution, Measurements, counts, eigenvalue_bound, shown_spectra
-from wellcond.linalg import number
-from wellcond.report.layers import COLUMNS, brief, kappas, level, shown_layers
+from wellcond.display import axes, number
+from wellcond.examination import (
+    Distribution,
+    Examination,
+    Measurements,
+    counts,
+    eigenvalue_bound,
+    kappas,
+    layer_label,
+    shown_spectra,
+)
+from wellcond.report.layers import COLUMNS, brief, level, shown_layers
 from wellcond.report.rates import KINDS, by_kind
 
 COLORS = ("#2860c8", "#c84f14", "#1e8a6a", "#8a4fb5")
 HEAT = ("#f4f1e8", "#f0b669", "#c8482f", "#5b1130")
 
 
-def plot(m: Measurements, which: str, ax: Any = None) -> Any:
+def plot(examination: Examination, which: str, ax: Any = None) -> Any:
     """See `Examination.plot`."""
+    m = examination.measurements
     if which not in _PLOTS:
         raise ValueError(f"there is no chart {which!r}; there are {', '.join(_PLOTS)}")
     has_data, draw = _PLOTS[which]
@@ -56,7 +65,7 @@ def _layers(m: Measurements, ax: Any) -> Any:
             color = "white" if levels[i][j] > 0.6 * top else "black"
             ax.text(j, i, brief(kappa), ha="center", va="center", fontsize=7, color=color)
     ax.set_xticks(range(len(COLUMNS)), COLUMNS)
-    ax.set_yticks(range(len(layers)), [layer.name or "(model)" for layer in layers], fontsize=7)
+    ax.set_yticks(range(len(layers)), [layer_label(layer.name) for layer in layers], fontsize=7)
     ax.figure.colorbar(shown, ax=ax, label="log₁₀ κ of the layer's inputs")
     return ax
 
