@@ -158,9 +158,7 @@ def _import(where: str) -> ModuleType:
 def _call(what: str, function: Callable[[], Any]) -> Any:
     try:
         return function()
-    except TargetError:
-        raise
-    except KeyboardInterrupt:
+    except (TargetError, KeyboardInterrupt):
         raise
     except BaseException as error:
         raise TargetError(f"{what} raised {first_line(error)}", user_traceback(error)) from error

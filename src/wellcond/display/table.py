@@ -61,16 +61,17 @@ class Table:
 
         return "\n".join([*([self.above] if self.above else []), *map(line, rows), *self.below])
 
-    def terminal(self, *, whole: Collection[int] = ()) -> rich_table.Table:
-        """As wide as the terminal allows, `above` as its title; cells are broken where they don't fit.
+    def terminal(self, *, whole: Collection[int] = (), fold: Collection[int] = ()) -> rich_table.Table:
+        """As wide as the terminal allows, `above` as its title; cells that don't fit are broken between words.
 
         Args:
-            whole: columns that are never broken.
+            whole: columns whose cells are never broken.
+            fold: columns whose words are broken too.
         """
         drawn = rich_table.Table(box=box.SIMPLE_HEAD, pad_edge=False, title=self.above or None, title_justify="left")
         for i, heading in enumerate(self.headings):
             side: Literal["left", "right"] = "left" if i in self.words else "right"
-            drawn.add_column(heading, justify=side, no_wrap=i in whole, overflow="fold")
+            drawn.add_column(heading, justify=side, no_wrap=i in whole, overflow="fold" if i in fold else "ellipsis")
         for row in self.rows:
             drawn.add_row(*(Text(c) if isinstance(c, str) else c for c in row))
         return drawn

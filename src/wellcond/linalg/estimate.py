@@ -54,6 +54,15 @@ class Estimate:
         """Whether only a lower end is known: to be read as "at least `low`"."""
         return self.defined and math.isinf(self.high)
 
+    @property
+    def certain(self) -> float:
+        """The figure to judge by: its lower end where that is all that is known."""
+        return self.low if self.unresolved else self.value
+
+    def apart_from(self, other: Estimate) -> bool:
+        """Whether both are defined and their intervals don't overlap."""
+        return self.defined and other.defined and (self.low > other.high or other.low > self.high)
+
     def __contains__(self, x: float) -> bool:
         return self.low <= x <= self.high
 

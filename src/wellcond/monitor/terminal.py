@@ -75,7 +75,7 @@ def view(history: History, width: int) -> RenderableType:
         _, values = history.series(name)
         style = "bold red" if name == "edge_ratio" and values[-1] > 1 else ""
         rows.append([LABELS[name], Text(text, style=style), sparkline(values, max(8, min(60, width - 46)))])
-    parts.append(Table(["figure", "last", "first to last"], rows, words=(0, 2)).terminal(whole=(0, 2)))
+    parts.append(Table(["figure", "last", "first to last"], rows, words=(0, 2)).terminal(whole=(0, 2), fold=(1,)))
     for severity, title in list(history.findings().values())[:FINDINGS_SHOWN]:
         parts.append(item(*STYLES[Severity.of(severity)], title))
     jumps = [step for record in records for step in record.jumps]

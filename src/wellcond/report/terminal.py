@@ -73,4 +73,4 @@ def _layers(m: Measurements) -> table.Table:
         )
         for layer in m.layers
     ]
-    return Table(headings, lines, "κ of what each layer sees").terminal()
+    return Table(headings, lines, "κ of what each layer sees").terminal(fold=(0,))

@@ -98,7 +98,7 @@ def _coarse_gradient(m: Measurements, subject: Subject) -> Finding | None:
         return None
     noise = float((subject.problem.batch_gradient(0).double() - exact).norm()) / size
     how = "gradient of the first batch in float32 and in float64"
-    evidence = {"gradient_rounding": Estimate(noise, noise, noise, how)}
+    evidence = {"gradient_rounding": Estimate.exactly(noise, how)}
     title = f"In float32 the gradient is off by {noise:.1%} of itself."
     if noise < NOISE:
         return None
