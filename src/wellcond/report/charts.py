@@ -10,8 +10,9 @@ import torch
 
 from wellcond.conditioning import Conditioning
 from wellcond.display import number
-from wellcond.examination import Measurements, candidates, counts, eigenvalue_bound, shown_spectra
+from wellcond.examination import Measurements
 from wellcond.report.chart import BOUND, FIRST, FOURTH, SECOND, THIRD, Chart, new_figure, ticks
+from wellcond.report.figures import candidates, counts, eigenvalue_bound, shown_spectra
 from wellcond.report.layers import layers_chart
 from wellcond.report.rates import rate_charts
 

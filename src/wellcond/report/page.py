@@ -11,9 +11,10 @@ from __future__ import annotations
 from typing import Any
 
 from wellcond.display import Table, number
-from wellcond.examination import CURVATURES, Examination, Measurements, Severity, headline, interruption, rows, theta
+from wellcond.examination import CURVATURES, Examination, Measurements, Severity, headline, interruption
 from wellcond.linalg import CONFIDENCE
 from wellcond.report.charts import charts
+from wellcond.report.figures import rows, theta
 from wellcond.report.template import render
 
 VERDICT = {

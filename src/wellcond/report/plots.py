@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -11,13 +10,15 @@ from wellcond.examination import (
     Distribution,
     Examination,
     Measurements,
-    counts,
-    eigenvalue_bound,
+    RowNormCorrelation,
+    StepSizes,
     kappas,
     layer_label,
-    shown_spectra,
 )
-from wellcond.report.layers import COLUMNS, brief, level, shown_layers
+from wellcond.forecast import Forecast
+from wellcond.normalization import LayerConditioning
+from wellcond.report.figures import counts, eigenvalue_bound, shown_spectra
+from wellcond.report.layers import COLUMNS, brief, highest, level, shown_layers
 from wellcond.report.rates import KINDS, by_kind
 
 COLORS = ("#2860c8", "#c84f14", "#1e8a6a", "#8a4fb5")
@@ -26,13 +27,13 @@ HEAT = ("#f4f1e8", "#f0b669", "#c8482f", "#5b1130")
 
 def plot(examination: Examination, which: str, ax: Any = None) -> Any:
     """See `Examination.plot`."""
-    m = examination.measurements
     if which not in _PLOTS:
         raise ValueError(f"there is no chart {which!r}; there are {', '.join(_PLOTS)}")
-    has_data, draw = _PLOTS[which]
-    if not has_data(m):
+    data, draw = _PLOTS[which]
+    drawn = data(examination.measurements)
+    if not drawn:
         raise ValueError(f"this examination has no data for {which!r}")
-    return draw(m, ax)
+    return draw(drawn, ax)
 
 
 def _spectrum(m: Measurements, ax: Any) -> Any:
@@ -52,14 +53,13 @@ def _spectrum(m: Measurements, ax: Any) -> Any:
     return ax
 
 
-def _layers(m: Measurements, ax: Any) -> Any:
-    layers = shown_layers(m)
+def _layers(layers: Sequence[LayerConditioning], ax: Any) -> Any:
     ax = axes(ax, size=(7.0, 1.4 + 0.24 * len(layers)))
     from matplotlib.colors import LinearSegmentedColormap
 
-    levels = [[math.nan if (x := level(e)) is None else x for e in kappas(layer)] for layer in layers]
-    top = max(1.0, *(x for row in levels for x in row if not math.isnan(x)))
-    shown = ax.imshow(levels, cmap=LinearSegmentedColormap.from_list("heat", HEAT), vmin=0, vmax=top, aspect="auto")
+    colors, top = LinearSegmentedColormap.from_list("heat", HEAT), highest(layers)
+    levels = [[level(e) for e in kappas(layer)] for layer in layers]
+    shown = ax.imshow(levels, cmap=colors, vmin=0, vmax=top, aspect="auto")
     for i, layer in enumerate(layers):
         for j, kappa in enumerate(kappas(layer)):
             color = "white" if levels[i][j] > 0.6 * top else "black"
@@ -70,20 +70,13 @@ def _layers(m: Measurements, ax: Any) -> Any:
     return ax
 
 
-def _forecast(m: Measurements, ax: Any) -> Any:
-    assert m.forecast is not None
-    return m.forecast.plot(ax)
+def _rates(s: StepSizes, ax: Any) -> Any:
+    return _histogram(s.rate_edges, s.rates, "effective learning rate αP²", ax)
 
 
-def _rates(m: Measurements, ax: Any) -> Any:
-    assert m.step_sizes is not None
-    return _histogram(m.step_sizes.rate_edges, m.step_sizes.rates, "effective learning rate αP²", ax)
-
-
-def _decay(m: Measurements, ax: Any) -> Any:
-    assert m.step_sizes is not None
+def _decay(s: StepSizes, ax: Any) -> Any:
     axis = "weight decay received in a step, fraction of the parameter"
-    return _histogram(m.step_sizes.decay_edges, m.step_sizes.decays, axis, ax)
+    return _histogram(s.decay_edges, s.decays, axis, ax)
 
 
 def _histogram(edges: Sequence[float], distributions: Sequence[Distribution], axis: str, ax: Any) -> Any:
@@ -97,19 +90,19 @@ def _histogram(edges: Sequence[float], distributions: Sequence[Distribution], ax
     return ax
 
 
-def _row_norms(m: Measurements, ax: Any) -> Any:
-    assert m.row_norms is not None
+def _row_norms(r: RowNormCorrelation, ax: Any) -> Any:
     ax = axes(ax)
-    ax.loglog(m.row_norms.row_norm.tolist(), m.row_norms.root_v.tolist(), ".", color=COLORS[0], alpha=0.4)
-    ax.set(xlabel="row norm of H", ylabel="√v", title=f"correlation of the logarithms {m.row_norms.correlation}")
+    ax.loglog(r.row_norm.tolist(), r.root_v.tolist(), ".", color=COLORS[0], alpha=0.4)
+    ax.set(xlabel="row norm of H", ylabel="√v", title=f"correlation of the logarithms {r.correlation}")
     return ax
 
 
-_PLOTS: dict[str, tuple[Callable[[Measurements], bool], Callable[[Measurements, Any], Any]]] = {
-    "spectrum": (lambda m: bool(shown_spectra(m)), _spectrum),
-    "layers": (lambda m: bool(shown_layers(m)), _layers),
-    "forecast": (lambda m: m.forecast is not None, _forecast),
-    "rates": (lambda m: m.step_sizes is not None and bool(m.step_sizes.rate_edges), _rates),
-    "decay": (lambda m: m.step_sizes is not None and bool(m.step_sizes.decay_edges), _decay),
-    "row norms": (lambda m: m.row_norms is not None and m.row_norms.correlation.defined, _row_norms),
+_PLOTS: dict[str, tuple[Callable[[Measurements], Any], Callable[[Any, Any], Any]]] = {
+    "spectrum": (lambda m: shown_spectra(m) and m, _spectrum),
+    "layers": (shown_layers, _layers),
+    "forecast": (lambda m: m.forecast, Forecast.plot),
+    "rates": (lambda m: m.step_sizes and m.step_sizes.rate_edges and m.step_sizes, _rates),
+    "decay": (lambda m: m.step_sizes and m.step_sizes.decay_edges and m.step_sizes, _decay),
+    "row norms": (lambda m: m.row_norms and m.row_norms.correlation.defined and m.row_norms, _row_norms),
 }
+"""What is drawn, nothing where an examination has no data for it; and how."""

@@ -7,7 +7,9 @@ from rich.console import Console, Group, RenderableType
 from rich.text import Text
 
 from wellcond.display import Table, number
-from wellcond.examination import Examination, Measurements, Severity, headline, interruption, layer_label, rows, theta
+from wellcond.examination import Examination, Measurements, Severity, headline, interruption
+from wellcond.report.figures import rows, theta
+from wellcond.report.layers import layer_rows
 
 STYLES = {
     Severity.SEVERE: ("✖", "bold red"),
@@ -64,13 +66,5 @@ def _figures(m: Measurements) -> table.Table:
 
 def _layers(m: Measurements) -> table.Table:
     headings = ["layer", "as it is", "centered", "standardized", "rows normalized", "rank", "constant inputs"]
-    lines = [
-        (
-            layer_label(layer.name),
-            *map(str, (layer.kappa, layer.centered, layer.standardized, layer.row_normalized)),
-            f"{layer.rank} of {layer.columns}",
-            str(layer.constant),
-        )
-        for layer in m.layers
-    ]
-    return Table(headings, lines, "κ of what each layer sees").terminal(fold=(0,))
+    without_scaled = [[*row[:3], *row[4:]] for row in layer_rows(m)]
+    return Table(headings, without_scaled, "κ of what each layer sees").terminal(fold=(0,))
