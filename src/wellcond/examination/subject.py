@@ -11,6 +11,7 @@ import torch
 from torch.optim import Optimizer
 
 from wellcond.conditioning import DENSE_LIMIT, Effort
+from wellcond.display import listed
 from wellcond.preconditioners import (
     NotPreconditionedError,
     NotReadableError,
@@ -101,7 +102,7 @@ class Subject:
         if run.optimizer is not None:
             chosen, left_out = optimized_parameters(run.model, unwrapped_optimizer(run.optimizer))
             if left_out:
-                notes.append(f"Not in the optimizer, taken as frozen: {_some(left_out)}.")
+                notes.append(f"Not in the optimizer, taken as frozen: {listed(left_out)}.")
             try:
                 optimizer, _ = reading_of(run.optimizer)
                 P = preconditioner_of(optimizer)
@@ -172,7 +173,3 @@ def _problem(run: TrainingRun, settings: Settings, chosen: Any, notes: list[str]
             why = f"in float64 the model raises {type(error).__name__} {str(error)[:120]}"
         notes.append(f"Measured in float32: {' '.join(why.split())}.")
     return problem
-
-
-def _some(names: list[str], most: int = 6) -> str:
-    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
