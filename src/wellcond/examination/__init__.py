@@ -11,10 +11,11 @@ from wellcond.examination.figures import headline as headline
 from wellcond.examination.figures import interruption as interruption
 from wellcond.examination.figures import kappas as kappas
 from wellcond.examination.figures import layer_label as layer_label
-from wellcond.examination.figures import most_severe as most_severe
+from wellcond.examination.finding import Find as Find
 from wellcond.examination.finding import Finding as Finding
 from wellcond.examination.finding import Severity as Severity
 from wellcond.examination.findings import FINDINGS as FINDINGS
+from wellcond.examination.json import plain as plain
 from wellcond.examination.measurements import Measurements as Measurements
 from wellcond.examination.measurements import first_order as first_order
 from wellcond.examination.row_norms import RowNormCorrelation as RowNormCorrelation

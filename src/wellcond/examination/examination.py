@@ -20,9 +20,9 @@ import torch
 from torch import nn
 
 from wellcond.display import Renderer
-from wellcond.examination.figures import headline, interruption, most_severe
-from wellcond.examination.finding import Finding, Severity
-from wellcond.examination.findings import FINDINGS, Find
+from wellcond.examination.figures import headline, interruption
+from wellcond.examination.finding import Find, Finding, Severity
+from wellcond.examination.findings import FINDINGS
 from wellcond.examination.json import to_json
 from wellcond.examination.measurements import Measurements, measure
 from wellcond.examination.memory import on_fewer
@@ -51,7 +51,7 @@ class Examination:
     @property
     def severity(self) -> Severity:
         """Of the most severe finding."""
-        return most_severe(self.findings)
+        return Severity.worst(f.severity for f in self.findings)
 
     def save(self, path: str | Path = "report.html") -> Path:
         """Write the page: one file that works offline."""

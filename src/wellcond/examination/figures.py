@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from wellcond.conditioning import Conditioning
-from wellcond.examination.finding import Finding, Severity
 from wellcond.examination.measurements import Measurements
 from wellcond.linalg import Estimate
 from wellcond.normalization import LayerConditioning
@@ -31,7 +28,7 @@ SYMBOLS = {
 }
 """Of the figures of a curvature, by their names in the JSON schema."""
 
-OF_THETA = ("kappa_50", "kappa_90", "negative_fraction")
+OF_THETA = ("κ(0.5)", "κ(0.9)", "negative fraction")
 """Those that belong to a θ and can't be compared with others'."""
 
 KAPPAS = {
@@ -58,11 +55,6 @@ def kappas(layer: LayerConditioning) -> tuple[Estimate, ...]:
 def layer_label(name: str) -> str:
     """A layer's name; the network itself has none."""
     return name or "(model)"
-
-
-def most_severe(findings: Sequence[Finding]) -> Severity:
-    """The severity of the most severe one."""
-    return max((f.severity for f in findings), default=Severity.GOOD)
 
 
 def interruption(part: str) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from wellcond.display import number_to_json
-from wellcond.examination.figures import KAPPAS, conditioning_figures, kappas, most_severe
+from wellcond.examination.figures import KAPPAS, conditioning_figures, kappas
 from wellcond.examination.finding import Finding, Severity
 from wellcond.examination.measurements import Measurements
 from wellcond.examination.step_sizes import QUANTILES, Distribution, StepSizes
@@ -22,7 +22,7 @@ SCHEMA = "wellcond.examination/1"
 
 def to_json(m: Measurements, findings: Sequence[Finding], interrupted: str) -> dict[str, Any]:
     """The whole examination as plain dictionaries, lists, strings and numbers."""
-    return _plain(
+    return plain(
         {
             "schema": SCHEMA,
             "versions": {"wellcond": version("wellcond"), "torch": torch.__version__},
@@ -33,7 +33,7 @@ def to_json(m: Measurements, findings: Sequence[Finding], interrupted: str) -> d
                 "unreached": m.unreached,
             },
             "interrupted": interrupted or None,
-            "severity": most_severe(findings),
+            "severity": Severity.worst(f.severity for f in findings),
             "findings": findings,
             "curvature": {
                 name: {
@@ -107,16 +107,16 @@ def _named(x: Any, *attributes: str) -> dict[str, Any]:
     return {name: getattr(x, name) for name in attributes}
 
 
-def _plain(x: Any) -> Any:
+def plain(x: Any) -> Any:
     """Findings, estimates and numbers as JSON has them, whatever they are in."""
     if isinstance(x, Severity):
         return x.word
     if isinstance(x, Finding | Effect):
-        return _plain(vars(x))
+        return plain(vars(x))
     if isinstance(x, Estimate):
         return x.to_json()
     if isinstance(x, Mapping):
-        return {str(key): _plain(value) for key, value in x.items()}
+        return {str(key): plain(value) for key, value in x.items()}
     if isinstance(x, list | tuple):
-        return [_plain(value) for value in x]
+        return [plain(value) for value in x]
     return number_to_json(x) if isinstance(x, float) else x

@@ -61,7 +61,7 @@ class History:
     @property
     def severity(self) -> Severity:
         """Of the most severe finding that stands at the end."""
-        return max((Severity.of(word) for word, _ in self.findings().values()), default=Severity.GOOD)
+        return Severity.worst(Severity.of(word) for word, _ in self.findings().values())
 
     def series(self, name: str) -> tuple[list[int], list[float]]:
         """Steps and values of one figure, where it was measured.

@@ -9,16 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from wellcond.display import paragraphs
-from wellcond.examination import (
-    CURVATURES,
-    OF_THETA,
-    SYMBOLS,
-    Examination,
-    Finding,
-    SavedExamination,
-    Severity,
-    most_severe,
-)
+from wellcond.examination import CURVATURES, OF_THETA, Examination, Finding, SavedExamination, Severity, plain
 from wellcond.linalg import Estimate
 
 SCHEMA = "wellcond.comparison/1"
@@ -56,15 +47,14 @@ class Change:
     def tells(self) -> bool:
         """Whether the intervals are apart, and the figures too as far as a person reads them."""
         a, b = self.before, self.after
-        return (a.low > b.high or b.low > a.high) and not math.isclose(a.value, b.value, rel_tol=SAME)
+        return a.apart_from(b) and not math.isclose(a.value, b.value, rel_tol=SAME)
 
     def __str__(self) -> str:
-        factor = self.factor
+        change, factor = f"{self.figure}: {self.before} → {self.after}", self.factor
         if not factor.defined:
-            return f"{self.figure}: {self.before} → {self.after}"
-        if factor.low == 0:  # "at least" before, so that nothing bounds the factor from below
-            return f"{self.figure}: {self.before} → {self.after}, × less than {factor.high:.3g}"
-        return f"{self.figure}: {self.before} → {self.after}, × {factor}"
+            return change
+        # "at least" before, so that nothing bounds the factor from below
+        return f"{change}, × less than {factor.high:.3g}" if factor.low == 0 else f"{change}, × {factor}"
 
 
 @dataclass(frozen=True)
@@ -100,7 +90,7 @@ class Comparison:
     def severity(self) -> Severity:
         """Of the most severe finding that is new or became more severe."""
         worse = [after for before, after in self.changed if after.severity > before.severity]
-        return most_severe([*self.new, *worse])
+        return Severity.worst(f.severity for f in [*self.new, *worse])
 
     def lines(self) -> Iterator[tuple[str, str]]:
         """(style, text): "head", "warning", "bad", "good" or ""."""
@@ -128,33 +118,27 @@ class Comparison:
 
     def to_json(self) -> dict[str, Any]:
         """As plain dictionaries, lists, strings and numbers."""
-        return {
-            "schema": SCHEMA,
-            "before": self.before.source,
-            "after": self.after.source,
-            "warnings": self.warnings,
-            "severity": {"before": self.before.severity.word, "after": self.after.severity.word},
-            "facts": [{"name": name, "before": before, "after": after} for name, before, after in self.facts],
-            "findings": {
-                "new": [_told(f) for f in self.new],
-                "gone": [_told(f) for f in self.gone],
-                "changed": [{"before": _told(before), "after": _told(after)} for before, after in self.changed],
-                "same": [_told(f) for f in self.same],
-            },
-            "figures": {
-                "apart": [
-                    {
-                        "figure": c.figure,
-                        "before": c.before.to_json(),
-                        "after": c.after.to_json(),
-                        "factor": c.factor.to_json(),
-                    }
-                    for c in self.apart
-                ],
-                "equal": self.equal,
-                "not_compared": self.not_compared,
-            },
-        }
+        return plain(
+            {
+                "schema": SCHEMA,
+                "before": self.before.source,
+                "after": self.after.source,
+                "warnings": self.warnings,
+                "severity": {"before": self.before.severity, "after": self.after.severity},
+                "facts": [{"name": name, "before": before, "after": after} for name, before, after in self.facts],
+                "findings": {
+                    "new": [_told(f) for f in self.new],
+                    "gone": [_told(f) for f in self.gone],
+                    "changed": [{"before": _told(before), "after": _told(after)} for before, after in self.changed],
+                    "same": [_told(f) for f in self.same],
+                },
+                "figures": {
+                    "apart": [{**vars(c), "factor": c.factor} for c in self.apart],
+                    "equal": self.equal,
+                    "not_compared": self.not_compared,
+                },
+            }
+        )
 
 
 def compare(before: SavedExamination | Examination, after: SavedExamination | Examination) -> Comparison:
@@ -233,7 +217,7 @@ def _warnings(a: dict[str, Any], b: dict[str, Any]) -> tuple[list[str], set[str]
         thetas = [x["curvature"][kind]["theta"] for x in (a, b) if kind in x["curvature"]]
         if len(thetas) == 2 and not math.isclose(*thetas, rel_tol=1e-6):
             below, above = (f"{theta:.0e}" for theta in thetas)
-            listed = {f"{SYMBOLS[key]} of {name}" for key in OF_THETA}
+            listed = {f"{symbol} of {name}" for symbol in OF_THETA}
             found.append(f"θ of {name} is {below} and {above}: {', '.join(sorted(listed))} are not compared")
             incomparable |= listed
     return found, incomparable

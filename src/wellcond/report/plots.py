@@ -6,15 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from wellcond.display import axes, number
-from wellcond.examination import (
-    Distribution,
-    Examination,
-    Measurements,
-    RowNormCorrelation,
-    StepSizes,
-    kappas,
-    layer_label,
-)
+from wellcond.examination import Examination, Measurements, RowNormCorrelation, StepSizes, kappas, layer_label
 from wellcond.forecast import Forecast
 from wellcond.normalization import LayerConditioning
 from wellcond.report.figures import counts, eigenvalue_bound, shown_spectra
@@ -71,17 +63,17 @@ def _layers(layers: Sequence[LayerConditioning], ax: Any) -> Any:
 
 
 def _rates(s: StepSizes, ax: Any) -> Any:
-    return _histogram(s.rate_edges, s.rates, "effective learning rate αP²", ax)
+    return _histogram(s.rate_edges, by_kind(s.rates), "effective learning rate αP²", ax)
 
 
 def _decay(s: StepSizes, ax: Any) -> Any:
     axis = "weight decay received in a step, fraction of the parameter"
-    return _histogram(s.decay_edges, s.decays, axis, ax)
+    return _histogram(s.decay_edges, by_kind(s.decays), axis, ax)
 
 
-def _histogram(edges: Sequence[float], distributions: Sequence[Distribution], axis: str, ax: Any) -> Any:
+def _histogram(edges: Sequence[float], stacked: dict[str, list[int]], axis: str, ax: Any) -> Any:
     ax, below = axes(ax), [0] * (len(edges) - 1)
-    for color, (kind, heights) in zip(COLORS, by_kind(distributions).items(), strict=False):
+    for color, (kind, heights) in zip(COLORS, stacked.items(), strict=False):
         above = [a + b for a, b in zip(below, heights, strict=True)]
         ax.stairs(above, edges, baseline=below, fill=True, color=color, label=KINDS[kind][1])
         below = above

@@ -9,9 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from wellcond.display import begun, capitalized
-from wellcond.examination.finding import Finding, Severity
-from wellcond.examination.measurements import Measurements
-from wellcond.examination.subject import Subject
+from wellcond.examination.finding import Finding, Measurements, Severity, Subject
 from wellcond.linalg import Estimate
 from wellcond.normalization import Units, units_of
 from wellcond.problem import TrainingRun

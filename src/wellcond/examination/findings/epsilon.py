@@ -9,10 +9,8 @@ import torch
 from torch import Tensor
 
 from wellcond.display import number
-from wellcond.examination.finding import Finding, Severity
-from wellcond.examination.measurements import Measurements
+from wellcond.examination.finding import Finding, Measurements, Severity, Subject
 from wellcond.examination.remedies import set_code, set_groups
-from wellcond.examination.subject import Subject
 from wellcond.linalg import Estimate
 from wellcond.preconditioners import steps_of
 from wellcond.problem import TrainingRun

@@ -9,10 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from wellcond.display import listed, number
-from wellcond.examination.finding import Finding, Severity
-from wellcond.examination.measurements import Measurements
+from wellcond.examination.finding import Finding, Measurements, Severity, Subject
 from wellcond.examination.remedies import anew_code, what_if_code
-from wellcond.examination.subject import Subject
 from wellcond.linalg import Estimate
 from wellcond.normalization import LayerConditioning, Standardize, standardize
 from wellcond.problem import Problem

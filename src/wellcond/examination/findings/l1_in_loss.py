@@ -7,11 +7,9 @@ from functools import partial
 from torch import nn
 
 from wellcond.display import listed, number
-from wellcond.examination.finding import Finding, Severity
+from wellcond.examination.finding import Finding, Measurements, Severity, Subject
 from wellcond.examination.kinks import l1_strengths
-from wellcond.examination.measurements import Measurements
 from wellcond.examination.remedies import shown
-from wellcond.examination.subject import Subject
 from wellcond.linalg import Estimate
 from wellcond.penalties import L1
 from wellcond.problem import TrainingRun

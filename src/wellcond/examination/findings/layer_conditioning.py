@@ -6,9 +6,7 @@ import math
 import statistics
 
 from wellcond.display import number
-from wellcond.examination.finding import Finding, Severity
-from wellcond.examination.measurements import Measurements
-from wellcond.examination.subject import Subject
+from wellcond.examination.finding import Finding, Measurements, Severity, Subject
 from wellcond.normalization import LayerConditioning
 
 BAD = 1e5

@@ -6,10 +6,8 @@ import math
 from functools import partial
 
 from wellcond.display import number
-from wellcond.examination.finding import Finding, Severity
-from wellcond.examination.measurements import Measurements
+from wellcond.examination.finding import Finding, Measurements, Severity, Subject
 from wellcond.examination.remedies import scale_rates, set_code
-from wellcond.examination.subject import Subject
 from wellcond.stability import TARGET, EdgeRatio
 from wellcond.trials import Effect
 

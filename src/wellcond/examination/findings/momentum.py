@@ -10,10 +10,8 @@ from typing import Any
 import torch
 
 from wellcond.display import number
-from wellcond.examination.finding import Finding, Severity
-from wellcond.examination.measurements import Measurements
+from wellcond.examination.finding import Finding, Measurements, Severity, Subject
 from wellcond.examination.remedies import set_code, set_groups
-from wellcond.examination.subject import Subject
 from wellcond.linalg import Estimate
 from wellcond.problem import TrainingRun
 from wellcond.stability import TARGET, EdgeRatio

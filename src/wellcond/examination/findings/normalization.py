@@ -7,10 +7,8 @@ import math
 from torch import nn
 
 from wellcond.display import capitalized, number
-from wellcond.examination.finding import Finding, Severity
-from wellcond.examination.measurements import Measurements
+from wellcond.examination.finding import Finding, Measurements, Severity, Subject
 from wellcond.examination.remedies import anew_code, what_if_code
-from wellcond.examination.subject import Subject
 from wellcond.hooks import carried_by
 from wellcond.linalg import Estimate
 from wellcond.preconditioners import BatchNormPreconditioner, unwrapped_optimizer

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 from wellcond.display import capitalized
-from wellcond.examination.finding import Finding, Severity
-from wellcond.examination.measurements import Measurements
-from wellcond.examination.subject import Subject
+from wellcond.examination.finding import Finding, Measurements, Severity, Subject
 
 
 def find(m: Measurements, subject: Subject) -> Finding | None:

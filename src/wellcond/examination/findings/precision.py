@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from wellcond.examination.finding import Finding, Severity
-from wellcond.examination.measurements import Measurements
+from wellcond.examination.finding import Finding, Measurements, Severity, Subject
 from wellcond.examination.remedies import built_code, examined_code, loss_code
-from wellcond.examination.subject import Subject
 from wellcond.linalg import Estimate
 from wellcond.preconditioners import unwrapped_optimizer
 from wellcond.problem import TrainingRun, move

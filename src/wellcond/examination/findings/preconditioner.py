@@ -8,9 +8,7 @@ from functools import partial
 import torch
 
 from wellcond.display import capitalized, number
-from wellcond.examination.finding import Finding, Severity
-from wellcond.examination.measurements import Measurements
-from wellcond.examination.subject import Subject
+from wellcond.examination.finding import Finding, Measurements, Severity, Subject
 from wellcond.hooks import carried_by
 from wellcond.linalg import Estimate
 from wellcond.preconditioners import Momentum, unwrapped_optimizer

@@ -5,9 +5,7 @@ from __future__ import annotations
 from functools import partial
 
 from wellcond.display import begun, capitalized
-from wellcond.examination.finding import Finding, Severity
-from wellcond.examination.measurements import Measurements
-from wellcond.examination.subject import Subject
+from wellcond.examination.finding import Finding, Measurements, Severity, Subject
 from wellcond.linalg import Estimate
 from wellcond.preconditioners import unwrapped_optimizer
 from wellcond.problem import TrainingRun

@@ -7,10 +7,8 @@ import statistics
 from functools import partial
 
 from wellcond.display import begun, number
-from wellcond.examination.finding import Finding, Severity
-from wellcond.examination.measurements import Measurements
+from wellcond.examination.finding import Finding, Measurements, Severity, Subject
 from wellcond.examination.remedies import shown
-from wellcond.examination.subject import Subject
 from wellcond.linalg import Estimate
 from wellcond.preconditioners import unwrapped_optimizer
 from wellcond.problem import TrainingRun, parameter_kinds

@@ -7,10 +7,8 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from wellcond.display import number
-from wellcond.examination.finding import Finding, Severity
-from wellcond.examination.measurements import Measurements
+from wellcond.examination.finding import Finding, Measurements, Severity, Subject
 from wellcond.examination.remedies import built_code, shown
-from wellcond.examination.subject import Subject
 from wellcond.linalg import Estimate
 from wellcond.penalties import L2
 from wellcond.preconditioners import own_preconditioner_of, steps_of, unwrapped_optimizer
