@@ -71,7 +71,7 @@ def _figure(key: str, names: Sequence[str], history: History) -> Any:
         shown += [v for v in values if math.isfinite(v)]
         figure.add_scatter(
             x=steps,
-            y=[v if math.isfinite(v) else None for v in values],
+            y=values,
             mode="lines+markers",
             line={"width": 2, "dash": dash},
             marker={"size": 5, "symbol": mark},

@@ -89,18 +89,15 @@ def _forecast(m: Measurements) -> Chart | None:
     figure, named = new_figure(), candidates(m)
     table = [["", "learning rate", "edge ratio", f"loss after {f.steps} steps", "trusted up to step"]]
     for role, (name, c) in zip((FIRST, SECOND, THIRD, FOURTH), f.curves.items(), strict=False):
-        losses = [x if math.isfinite(x) else None for x in c.losses.tolist()]
+        losses = c.losses.tolist()  # plotly leaves a gap where one is not finite
         end = f.steps if c.trusted_steps is None else c.trusted_steps
         line: dict[str, Any] = {"meta": role, "mode": "lines", "legendgroup": role, "name": html.escape(named[name])}
         figure.add_scatter(x=list(range(end + 1)), y=losses[: end + 1], line={"width": 2.5}, **line)
         dotted = {"width": 2, "dash": "dot"}
         after = list(range(end, f.steps + 1))
         figure.add_scatter(x=after, y=losses[end:], line=dotted, showlegend=False, **line)
-        seen = {step: loss for step, loss in c.true_losses.items() if math.isfinite(loss)}
-        marks = {"size": 7, "symbol": "circle-open"}
-        figure.add_scatter(
-            x=list(seen), y=list(seen.values()), marker=marks, showlegend=False, **line | {"mode": "markers"}
-        )
+        line |= {"mode": "markers", "marker": {"size": 7, "symbol": "circle-open"}, "showlegend": False}
+        figure.add_scatter(x=list(c.true_losses), y=list(c.true_losses.values()), **line)
         loss = "diverges" if c.diverges else number(float(c.losses[-1]))
         trusted = "–" if c.trusted_steps is None else str(c.trusted_steps)
         table.append([named[name], number(c.learning_rate), number(c.edge_ratio), loss, trusted])
@@ -108,13 +105,10 @@ def _forecast(m: Measurements) -> Chart | None:
     figure.update_layout(
         xaxis={"title": "step from here", "range": [0, 1.03 * f.steps]}, yaxis={"title": "loss", "range": [low, high]}
     )
-    best = f.best
-    trusted = f.ranking(max(1, min(c.trusted_steps or 0 for c in f.curves.values())))[0]
-    judged = (
-        f"Predicted to win: {named[best.name]}."
-        if trusted == best.name
-        else f"Ahead while all may be trusted: {named[trusted]}; at the end: {named[best.name]}."
-    )
+    best, trusted = f.best.name, f.ranking(max(1, min(c.trusted_steps or 0 for c in f.curves.values())))[0]
+    judged = f"Predicted to win: {named[best]}."
+    if trusted != best:
+        judged = f"Ahead while all may be trusted: {named[trusted]}; at the end: {named[best]}."
     return Chart(
         "forecast",
         "Forecast: the loss of the next steps, by the quadratic model here",
