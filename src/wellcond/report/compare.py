@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -152,17 +151,15 @@ def compare(before: SavedExamination | Examination, after: SavedExamination | Ex
         TypeError: for anything else.
     """
     a, b = _saved(before, "before"), _saved(after, "after")
-    known, present = _by_key(a.findings), _by_key(b.findings)
+    known, present = _to_mend(a), _to_mend(b)
     both = [(known[key], f) for key, f in present.items() if key in known]
     warnings, incomparable = _warnings(a.data, b.data)
     warnings += [f"{x.source} is partial: it was interrupted at {x.interrupted}" for x in (a, b) if x.interrupted]
-    shared = [name for name in a.figures if name in b.figures and name not in incomparable]
-    defined = [name for name in shared if a.figures[name].defined and b.figures[name].defined]
-    changes = {name: Change(name, a.figures[name], b.figures[name]) for name in defined}
-    apart = [c for c in changes.values() if c.tells]
-    moved = {c.figure for c in apart}
+    figures = {**a.figures, **b.figures}
     # One that neither examination could give a number for is no difference.
-    lacking = [n for n in {**a.figures, **b.figures} if n not in changes and not _undefined_in_both(n, a, b)]
+    defined = {name: [name in x.figures and x.figures[name].defined for x in (a, b)] for name in figures}
+    shared = [name for name in figures if all(defined[name]) and name not in incomparable]
+    changes = {name: Change(name, a.figures[name], b.figures[name]) for name in shared}
     return Comparison(
         before=a,
         after=b,
@@ -176,9 +173,9 @@ def compare(before: SavedExamination | Examination, after: SavedExamination | Ex
         gone=[f for key, f in known.items() if key not in present],
         changed=[(was, now) for was, now in both if was.severity != now.severity],
         same=[now for was, now in both if was.severity == now.severity],
-        apart=apart,
-        equal=[name for name in defined if name not in moved],
-        not_compared=lacking,
+        apart=[change for change in changes.values() if change.tells],
+        equal=[name for name, change in changes.items() if not change.tells],
+        not_compared=[name for name in figures if any(defined[name]) and name not in changes],
     )
 
 
@@ -190,19 +187,8 @@ def _saved(x: Any, name: str) -> SavedExamination:
     raise TypeError(f"{name} is a {type(x).__name__}; give an examination, or what wellcond.read_examination returns")
 
 
-def _by_key(findings: list[Finding]) -> dict[tuple[str, int], Finding]:
-    """Those to mend, by their key and their number among those of that key."""
-    seen: Counter[str] = Counter()
-    found = {}
-    for f in findings:
-        if f.severity > Severity.GOOD:
-            found[f.key, seen[f.key]] = f
-            seen[f.key] += 1
-    return found
-
-
-def _undefined_in_both(name: str, a: SavedExamination, b: SavedExamination) -> bool:
-    return all(name not in x.figures or not x.figures[name].defined for x in (a, b))
+def _to_mend(x: SavedExamination) -> dict[str, Finding]:
+    return {f.key: f for f in x.findings if f.severity > Severity.GOOD}
 
 
 def _warnings(a: dict[str, Any], b: dict[str, Any]) -> tuple[list[str], set[str]]:
