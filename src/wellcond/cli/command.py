@@ -27,7 +27,7 @@ from rich.progress import (
 from rich.text import Text
 
 from wellcond import __version__
-from wellcond.cli.delivery import Terminal, check_writable, deliver, make_directory, say, write_text
+from wellcond.cli.delivery import Terminal, check_writable, deliver, say, write_text, writing
 from wellcond.cli.target import TargetError, load_checkpoint, load_target, move_run, user_traceback
 from wellcond.examination import Examination, Severity, examine, read_examination
 from wellcond.monitor import page as history_page
@@ -228,7 +228,8 @@ def evidence_command(
             if importlib.util.find_spec(needed) is None:
                 raise TargetError("the evidence needs scikit-learn and matplotlib: pip install 'wellcond[evidence]'")
         if output is not None:  # the JSON may go there too
-            make_directory(output)
+            with writing(f"into {output}"):
+                output.mkdir(parents=True, exist_ok=True)
         check_writable(json_file)
         with _progress(Console(stderr=True), "runs") as progress:
             task = progress.add_task("starting", total=None)

@@ -140,3 +140,14 @@ def student(confidence: float, degrees: int) -> float:
     share = torch.cumsum(density, 0) / density.sum()
     position = int((share < confidence).sum())
     return math.sqrt(degrees) * math.tan(float(angle[position]))
+
+
+def jackknife(left_out: torch.Tensor) -> float:
+    """Half the width of a figure's interval, with probability `CONFIDENCE`.
+
+    Args:
+        left_out: (k,), the figure without each of k samples.
+    """
+    k = len(left_out)
+    error = math.sqrt((k - 1) / k * float((left_out - left_out.mean()).square().sum()))
+    return student(CONFIDENCE, k - 1) * error

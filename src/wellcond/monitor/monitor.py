@@ -110,7 +110,7 @@ class Monitor:
         optimizer = unwrapped_optimizer(optimizer)
         check_runs_hooks(optimizer)
         batches = draw_batches(data, pairs=loss is None, examples=examples, least=EXAMPLES, seed=seed)
-        self.every, self.show, self.seed, self.step = every, show, seed, 0
+        self.show, self.step = show, 0
         self._optimizer = weakref.ref(optimizer)
         self._model = unwrapped(model)
         self._looking = Looking(model, loss_fn, loss, batches, seed)

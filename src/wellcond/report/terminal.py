@@ -20,11 +20,6 @@ STYLES = {
 
 def print_summary(examination: Examination, console: Console) -> None:
     """Findings first, then the figures, each table as wide as the terminal allows."""
-    console.print(summary(examination))
-
-
-def summary(examination: Examination) -> RenderableType:
-    """What `print_summary` prints."""
     m = examination.measurements
     parts: list[RenderableType] = []
     if examination.interrupted:
@@ -47,7 +42,7 @@ def summary(examination: Examination) -> RenderableType:
     parts += [item("·", "dim", note) for note in m.notes]
     took = f"{number(m.seconds)} s; a gradient takes {number(m.gradient_seconds)} s"
     parts.append(Text(f"{m.products:,} curvature-vector products in {took}", style="dim"))
-    return Group(*parts)
+    console.print(Group(*parts))
 
 
 def item(mark: str, style: str, text: str) -> RenderableType:
