@@ -57,7 +57,7 @@ class Settings:
         return 10 if self.quick else 50
 
     def trial_budget(self, size: int) -> float:
-        """Gradients of the whole loss that all trials may cost, with so many parameters: together with what is measured
+        """Gradients of the whole loss that all trials may cost, with `size` parameters: together with what is measured
         they stay under 3,000, or 300. Up to the size of a whole spectrum they take a few seconds, and any number."""
         if size <= DENSE_LIMIT:
             return math.inf

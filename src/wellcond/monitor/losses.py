@@ -17,12 +17,12 @@ LEAST = 20
 """Of them, before any is called high."""
 
 SIGMAS, LASTING = 6.0, 3
-"""A jump is above all of the window, and above its median by so many standard deviations, estimated from the median
-absolute deviation, for so many steps: one hard batch is none."""
+"""A jump is above all of the window, and above its median by `SIGMAS` standard deviations, estimated from the
+median absolute deviation, for `LASTING` steps: one hard batch is none."""
 
 
 RENEWED = 16
-"""Losses after which the limit is computed anew, which costs more than all else in a step."""
+"""Losses after which the limit is computed again, which costs more than all else in a step."""
 
 LATEST = 1000
 """Steps after which a loss is read whether it is said to have arrived or not."""

@@ -1,4 +1,14 @@
-"""A monitor: measurements while a network trains, which training does not notice."""
+"""A monitor: measurements while a network trains, which training does not notice.
+
+`Monitor` is a hook after the optimizer's step. Each step it first takes up the losses that were observed (losses.py),
+then asks its `Pace` (pace.py) whether a measurement is due and which parts the `Budget` (budget.py) can afford. If
+there are some, `Looking` (measuring.py) measures them on batches that were drawn once, `Findings` (changes.py) says
+which findings changed, and the result becomes a `Record` (record.py), which goes to the `History` (history.py) and
+then to whoever listens: a file, a TensorBoard writer, the terminal. In this order, since what can stop training must
+not: a look that fails becomes a record that says so, and a listener that fails is dropped. All time is booked, in the
+parts of a look or as other time of the monitor's, because the share of the wall time is kept by the account. Pages,
+plots and the terminal view are functions of a `History`.
+"""
 
 from __future__ import annotations
 
@@ -48,11 +58,11 @@ class Monitor:
         every: steps between measurements, at least.
         overhead: the most that the monitor may have of the wall time, above 0 and below 1; None for no limit, where
             every measurement is whole.
-        path: a file for the history, a line a measurement (docs/monitor.md); one that is there is continued.
+        path: a file for the history, one line per measurement (docs/monitor.md); an existing one is continued.
         writer: takes every figure by `add_scalar(tag, value, step)`, such as TensorBoard's SummaryWriter.
-        show: print a line a measurement.
-        examples: how many examples to look at: batches are drawn from data until there are so many, 128 unless given.
-            More make the figures those of the whole loss, and dearer.
+        show: print one line per measurement.
+        examples: how many examples to look at: batches are drawn from data until there are `examples`; default: 128.
+            With more, the figures are closer to those of the whole loss, and more expensive.
         seed: of the batches drawn, and of every random direction.
 
     Attributes:

@@ -58,7 +58,7 @@ class Change:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Two examinations, side by side. A finding counts from severity notice on: good ones are no findings to mend.
+    """Two examinations, side by side. A finding counts from severity notice on: good ones are not counted.
 
     Attributes:
         before, after: both.
@@ -151,7 +151,7 @@ def compare(before: SavedExamination | Examination, after: SavedExamination | Ex
         TypeError: for anything else.
     """
     a, b = _saved(before, "before"), _saved(after, "after")
-    known, present = _to_mend(a), _to_mend(b)
+    known, present = _counted(a), _counted(b)
     both = [(known[key], f) for key, f in present.items() if key in known]
     warnings, incomparable = _warnings(a.data, b.data)
     warnings += [f"{x.source} is partial: it was interrupted at {x.interrupted}" for x in (a, b) if x.interrupted]
@@ -187,7 +187,7 @@ def _saved(x: Any, name: str) -> SavedExamination:
     raise TypeError(f"{name} is a {type(x).__name__}; give an examination, or what wellcond.read_examination returns")
 
 
-def _to_mend(x: SavedExamination) -> dict[str, Finding]:
+def _counted(x: SavedExamination) -> dict[str, Finding]:
     return {f.key: f for f in x.findings if f.severity > Severity.GOOD}
 
 

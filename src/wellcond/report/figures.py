@@ -81,7 +81,7 @@ def eigenvalue_bound(m: Measurements) -> float | None:
 
 
 def counts(c: Conditioning) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """(eigenvalue, at least so many above it, at most so many), down to what is known of a spectrum."""
+    """(eigenvalues, fewest above each, most above each), down to what is known of a spectrum."""
     fractions = torch.logspace(-8 if c.spectrum is not None else -3, 0, 161, dtype=torch.float64)
     # The largest eigenvalue itself counts, whatever the rounding of the product fraction · λ_max.
     return fractions * c.largest.value, *c.counts_above(fractions * c.largest.value * (1 - 1e-12))

@@ -23,7 +23,7 @@ SEVERE = 10.0
 """A factor of 100 there."""
 
 FAR = 3.0
-"""A feature whose mean is so many spreads from zero is named as off-center: its mean square is ten times its variance.
+"""A feature whose mean is `FAR` spreads from zero is named as off-center: its mean square is ten times its variance.
 One whose spread is as many times that of the middle one, or its inverse, is named as on a scale of its own."""
 
 FEW = 4
