@@ -71,7 +71,9 @@ class Table:
         drawn = rich_table.Table(box=box.SIMPLE_HEAD, pad_edge=False, title=self.above or None, title_justify="left")
         for i, heading in enumerate(self.headings):
             side: Literal["left", "right"] = "left" if i in self.words else "right"
-            drawn.add_column(heading, justify=side, no_wrap=i in whole, overflow="fold" if i in fold else "ellipsis")
+            drawn.add_column(
+                Text(heading), justify=side, no_wrap=i in whole, overflow="fold" if i in fold else "ellipsis"
+            )
         for row in self.rows:
             drawn.add_row(*(Text(c) if isinstance(c, str) else c for c in row))
         return drawn

@@ -264,13 +264,14 @@ class Monitor:
         look, failed = None, None
         changes: list[Change] = []
         notes: list[str] = []
-        with self._plain():
-            try:
+        try:
+            with self._plain():
                 look = self._looking.look(optimizer, [p for p in parts if p != FINDINGS], self._training, room)
-            except Exception as error:
-                failed = " ".join(str(error).split()) or type(error).__name__
-            self._losses.flush()
-            if look is not None:
+        except Exception as error:
+            failed = " ".join(str(error).split()) or type(error).__name__
+        self._losses.flush()
+        if look is not None:
+            with self._plain():
                 changes, notes = self._look_for_findings(look, parts)
         now, budget = time.perf_counter(), self._budget
         for part, seconds in (look.seconds if look else {parts[0]: now - started}).items():
