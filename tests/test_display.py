@@ -70,6 +70,6 @@ def test_a_result_draws_with_what_the_package_registered(result):
 
 
 def test_importing_the_package_loads_nothing_heavy():
-    """Half a second each: only pages and plots need them."""
+    """Only pages, plots and the command need them."""
     code = "import sys, wellcond; print([m for m in ('plotly', 'jinja2', 'matplotlib', 'typer') if m in sys.modules])"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "[]"

@@ -40,7 +40,7 @@ class Chart:
 
 def new_figure() -> Any:
     """An empty figure of plotly."""
-    from plotly.graph_objects import Figure  # takes half a second, which `import wellcond` has no need of
+    from plotly.graph_objects import Figure  # here, so that `import wellcond` does without
 
     return Figure()
 

@@ -23,7 +23,7 @@ def render(template: str, charts: Sequence[Chart], *, of: str, package: str = "w
         package: where the template is.
         context: for the template; `verdict`, `severity` (its word), `headline` and `facts` (name, value) for the base.
     """
-    import jinja2  # both take long to import, and `import wellcond` comes through here
+    import jinja2  # both here, so that `import wellcond` does without
     from plotly.offline import get_plotlyjs
 
     environment = jinja2.Environment(
