@@ -5,6 +5,7 @@ A name is looked up when it is used, so that a test (or a later torch) can take 
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Sequence
 from typing import Any
 
@@ -30,3 +31,13 @@ def foreach(operation: str, tensors: Sequence[Tensor], *operands: Any, **options
         return
     for i, x in enumerate(tensors):
         getattr(x, operation)(*(y[i] if isinstance(y, list | tuple) else y for y in operands), **options)
+
+
+def in_backward() -> bool:
+    """Whether this thread is in a backward pass, as when a checkpointed layer runs again."""
+    task = getattr(torch._C, "_current_graph_task_id", None)
+    if task is not None:
+        return bool(task() != -1)
+    names = {"_engine_run_backward", "backward", "unpack_hook"}  # the last two on an autograd thread of a device
+    frames = (frame for frame, _ in traceback.walk_stack(None))
+    return any(f.f_code.co_name in names and f.f_globals.get("__name__", "").startswith("torch.") for f in frames)
