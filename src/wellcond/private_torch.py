@@ -9,6 +9,7 @@ import contextlib
 import functools
 import importlib.util
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -79,3 +80,13 @@ def compiled(program: fx.GraphModule, inputs: Sequence[Tensor], options: dict[st
 @functools.cache
 def _is_module(name: str) -> bool:
     return importlib.util.find_spec(name) is not None
+
+
+def in_backward() -> bool:
+    """Whether this thread is in a backward pass, as when a checkpointed layer runs again."""
+    task = getattr(torch._C, "_current_graph_task_id", None)
+    if task is not None:
+        return bool(task() != -1)
+    names = {"_engine_run_backward", "backward", "unpack_hook"}  # the last two on an autograd thread of a device
+    frames = (frame for frame, _ in traceback.walk_stack(None))
+    return any(f.f_code.co_name in names and f.f_globals.get("__name__", "").startswith("torch.") for f in frames)
