@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from wellcond.display import table
+from wellcond.display import Table
 from wellcond.linalg import Eigenvalues, Estimate
 
 SYMMETRIC = {torch.float64: 1e-3, torch.float32: 2e-2}
@@ -101,7 +101,7 @@ class Conditioning:
             ("κ_eff", self.kappa_effective, str(self.kappa_effective)),
         ]
         size = f"{self.size:,} eigenvalues, {self.products:,} products, θ = {self.theta:.0e}"
-        return table(["", "figure", "how"], [(name, shown, e.how) for name, e, shown in rows], size)
+        return Table(["", "figure", "how"], [(name, shown, e.how) for name, e, shown in rows], size).html()
 
 
 def check_symmetric(asymmetry: float, scale: float, dtype: torch.dtype) -> None:
