@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from wellcond.linalg import CONFIDENCE, Estimate, inner, norm, number
+from wellcond.display import number
+from wellcond.linalg import CONFIDENCE, Estimate, inner, norm
 from wellcond.parameters import flatten, unflatten
 from wellcond.preconditioners import unwrapped_optimizer
 from wellcond.problem import LossNotFiniteError, Problem, random_state
