@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import html
 from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
 
 from wellcond.conditioning import Conditioning
-from wellcond.display import axes
+from wellcond.display import axes, table
 from wellcond.forecast import Curve
 from wellcond.linalg import Estimate, number
 
@@ -99,12 +98,7 @@ class WhatIf:
         return "\n".join([*lines, self._verdict(), *self._notes()])
 
     def _repr_html_(self) -> str:
-        def row(cells: tuple[str, ...], tag: str) -> str:
-            return "<tr>" + "".join(f"<{tag}>{html.escape(c)}</{tag}>" for c in cells) + "</tr>"
-
-        body = "".join(row(cells, "td") for cells in self._rows())
-        words = "".join(f"<p>{html.escape(line)}</p>" for line in (self._verdict(), *self._notes()))
-        return f"<table><thead>{row(_HEADINGS, 'th')}</thead><tbody>{body}</tbody></table>{words}"
+        return table(_HEADINGS, self._rows(), below=[self._verdict(), *self._notes()])
 
     def plot(self, ax: Any = None) -> Any:
         """Draw the predicted losses after the warm-up: solid while trusted, dotted beyond.

@@ -50,12 +50,10 @@ def find(m: Measurements, subject: Subject) -> Finding | None:
             evidence,
         )
     front = _standardization(subject.problem, layer)
-    effect = subject.trials.from_new_weights("standardize inputs" if front is None else _in_front(front))
-    if effect is None:
-        effect = subject.trials.normalized("standardize inputs")
+    effect = subject.trials.of_network("standardize inputs", None if front is None else _in_front(front))
     by_figures = Severity.SEVERE if gain >= SEVERE else Severity.NOTICE
     severity = by_figures.after(effect)
-    if effect is None and features.in_unit_interval:
+    if not effect and features.in_unit_interval:
         severity = Severity.NOTICE
     evidence |= features.evidence
     text = (
@@ -64,7 +62,7 @@ def find(m: Measurements, subject: Subject) -> Finding | None:
         "guide to how many more steps gradient descent needs there."
     )
     if severity is not by_figures:
-        if effect is None:
+        if not effect:
             text += " The features are binary, or pixels between 0 and 1, which are often left as they are; not tried."
         elif effect.better is False:
             text += " But trained from new weights with standardized inputs the loss was higher: leave them."
@@ -76,7 +74,7 @@ def find(m: Measurements, subject: Subject) -> Finding | None:
         f"The inputs are {features.cause(layer)}: {figures}",
         text,
         evidence,
-        "" if effect is not None and effect.better is False else _remedy(front, features, subject),
+        "" if effect and effect.better is False else _remedy(front, features, subject),
         effect,
     )
 

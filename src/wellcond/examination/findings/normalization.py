@@ -90,7 +90,7 @@ def _tried(subject: Subject) -> tuple[str, Effect] | None:
     """The best of the changes that suit the batches, and its effect."""
     few = subject.problem.examples < FEWEST * len(subject.problem.batches)
     for changes in ([] if few or subject.problem.mode == "eval" else ["batch norm"], ["layer norm", "BNP"]):
-        effects = {change: e for change in changes if (e := subject.trials.from_new_weights(change)) is not None}
+        effects = {change: effect for change in changes if (effect := subject.trials.from_new_weights(change))}
         if effects:
             return min(effects.items(), key=lambda tried: tried[1].with_remedy.value)
     return None

@@ -1,148 +1,31 @@
-"""Networks with a normalization more, which start from the function of the given one where that can be."""
+"""A normalization before every hidden activation, which starts from the function of the given network where it can."""
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
-from torch.nn.modules.conv import _ConvNd
 
-from wellcond.normalization import Moments, Standardize
-from wellcond.preconditioners import Preconditioner
+from wellcond.normalization import Moments
 from wellcond.problem import Problem, random_state
 from wellcond.trials.activations import Site, place_sites
-from wellcond.trials.warm_up import WarmUp
+from wellcond.trials.network import Network, NotApplicableError
 
-LAYERS = (nn.Linear, _ConvNd, nn.RNNBase, nn.Bilinear)
+CONVOLUTIONS = nn.Conv1d, nn.Conv2d, nn.Conv3d
+TRANSPOSED = nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d
+LAYERS = nn.Linear, *CONVOLUTIONS, *TRANSPOSED, nn.RNNBase, nn.Bilinear
 """What an activation must be followed by to be a hidden one."""
 
-
-class NotApplicableError(ValueError):
-    """A change has no place in this network, or over these data."""
-
-
-@dataclass
-class Network:
-    """A changed copy of a problem's network.
-
-    Attributes:
-        model: it.
-        twins: id of each parameter of the given network → the copy's, also where its values are others.
-        notes: what to know about it.
-        P: beside the optimizer's; None for I.
-        warm_up: how it trains.
-        after: name of a layer → the normalization that was put after it; empty unless they stand there one by one.
-    """
-
-    model: nn.Module
-    twins: dict[int, nn.Parameter]
-    notes: list[str] = field(default_factory=list)
-    P: Preconditioner | None = None
-    warm_up: type[WarmUp] = WarmUp
-    after: dict[str, nn.Module] = field(default_factory=dict)
-
-    @classmethod
-    def copy_of(cls, model: nn.Module) -> Network:
-        """An unchanged copy, without gradients."""
-        twin = copy.deepcopy(model)
-        twin.zero_grad(set_to_none=True)
-        return cls(twin, {id(p): q for p, q in zip(model.parameters(), twin.parameters(), strict=True)})
-
-    def added(self) -> list[nn.Parameter]:
-        """Parameters that the given network has not."""
-        known = {id(q) for q in self.twins.values()}
-        return [q for q in self.model.parameters() if id(q) not in known]
-
-    def problem(self, given: Problem) -> Problem:
-        """The problem of the given one with this network in its place: the same data, loss, weights, mode and seed."""
-        weights = iter(given.weights)
-        return Problem(
-            self.model,
-            given.loss_fn,
-            given.batches,
-            loss=given.whole_loss,
-            mode=given.mode,
-            weight=lambda _: next(weights),
-            parameters=[self.twins[id(p)] for p in given.parameters] + [q for q in self.added() if q.requires_grad],
-            seed=given.seed,
-            dtype=given.dtype,
-            memory_limit=given.memory_limit,
-            compile=given.compile,
-        )
-
-
-def standardized_inputs(given: Problem) -> Network:
-    """Standardization in front of every layer that the data reach first, its weights changed so that they undo it."""
-    network = Network.copy_of(given.model)
-    problem = network.problem(given)
-    moments: dict[str, Moments] = {}
-    sees_data: list[str] = []
-    embeddings: list[str] = []
-
-    def record(name: str, layer: nn.Module, x: Tensor) -> None:
-        if isinstance(layer, nn.Embedding | nn.EmbeddingBag):
-            if not moments:
-                embeddings.append(name)
-            return
-        dim = -1 - len(layer.kernel_size) if isinstance(layer, _ConvNd) else -1
-        if name not in moments:
-            moments[name] = Moments(dim)
-            if problem.is_input(x):
-                sees_data.append(name)
-        if name in sees_data or name == next(iter(moments)):
-            moments[name].add(f"the input of layer {name}", x)
-
-    kinds = nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.RNNBase, nn.Embedding, nn.EmbeddingBag
-    problem.record_inputs(kinds, record)
-    if embeddings and not sees_data:
-        raise NotApplicableError(
-            f"the data are tokens of the embedding {embeddings[0]}, which have no mean to take off"
-        )
-    if not moments:
-        raise NotApplicableError(
-            "the network has no Linear, convolutional or recurrent layer to standardize the inputs of"
-        )
-    for name in sees_data or list(moments)[:1]:  # data that are rescaled on the way reach no layer themselves
-        _standardize(network, name, moments[name])
-    return network
-
-
-def _standardize(network: Network, name: str, moments: Moments) -> None:
-    layer = network.model.get_submodule(name) if name else network.model
-    front = moments.standardization(next(layer.parameters()).dtype)
-    if isinstance(layer, nn.RNNBase):
-        network.notes.append(f"{name} is recurrent: its weights can't undo the standardization")
-    else:
-        assert isinstance(layer, nn.Linear | _ConvNd)
-        if "weight" not in layer._parameters:
-            raise NotApplicableError(
-                f"the weight of {name} is parametrized and can't undo a standardization; remove that first"
-            )
-        mean = front.mean.double() + front.remainder.double()
-        inverse = Standardize(-mean / front.scale.double(), 1 / front.scale.double(), dim=front.dim)
-        undone = inverse.folded(layer)
-        with torch.no_grad():
-            layer.weight.copy_(undone.weight)
-            assert undone.bias is not None
-            if layer.bias is None:
-                layer.bias = undone.bias
-                network.notes.append(f"{name} has got a bias, which takes up the mean")
-            else:
-                layer.bias.copy_(undone.bias)
-        if isinstance(layer, _ConvNd) and layer.padding_mode == "zeros" and any(layer._reversed_padding_repeated_twice):
-            network.notes.append(f"{name} pads with zeros: the function differs at the border")
-    _replace(network, name, nn.Sequential(front, layer))
+BATCH_NORMS = nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm
 
 
 def batch_normalized(given: Problem) -> Network:
     """Batch norm before every hidden activation, γ and β such that it is undone by the statistics over all the data."""
     if given.mode == "eval":
         raise NotApplicableError("batch norm trains by the batch's statistics; make the Problem with mode='train'")
-    present = [name for name, m in given.model.named_modules() if isinstance(m, _BatchNorm)]
+    present = [name for name, m in given.model.named_modules() if isinstance(m, BATCH_NORMS)]
     if present:
         raise NotApplicableError(f"the network has batch norm already ({', '.join(present[:4])}); take another change")
     network, hidden = _with_sites(given)
@@ -158,7 +41,7 @@ def batch_normalized(given: Problem) -> Network:
             norm.bias.copy_(mean)
             norm.get_buffer("running_mean").copy_(mean)
             norm.get_buffer("running_var").copy_(variance * n / (n - 1))
-        _replace(network, where.name, _LastFeatures(norm) if where.is_last and where.ndim > 2 else norm)
+        network.replace(where.name, _LastFeatures(norm) if where.is_last and where.ndim > 2 else norm)
     return _told_after(network, hidden)
 
 
@@ -174,7 +57,7 @@ def layer_normalized(given: Problem) -> Network:
         kind: Callable[..., nn.LayerNorm | nn.GroupNorm]
         kind = nn.LayerNorm if where.is_last else lambda width, **to: nn.GroupNorm(1, width, **to)
         norm = kind(width, device=like.device, dtype=like.dtype)
-        _replace(network, where.name, norm)
+        network.replace(where.name, norm)
         seen = Moments(where.moments.dim)
 
         def record(name: str, module: nn.Module, x: Tensor, where: _Hidden = where, seen: Moments = seen) -> None:
@@ -254,7 +137,7 @@ def _recorded(network: Network, given: Problem) -> tuple[list[_Hidden], bool]:
 
 def _dim(producer: nn.Module | None, x: Tensor) -> int:
     """Where the features are: on dimension 1 of what a convolution gives, else on the last."""
-    if isinstance(producer, _ConvNd) and x.ndim == 2 + len(producer.kernel_size):
+    if isinstance(producer, (*CONVOLUTIONS, *TRANSPOSED)) and x.ndim == 2 + len(producer.kernel_size):
         return 1 - x.ndim
     return 1 - x.ndim if producer is None and x.ndim > 3 else -1
 
@@ -286,16 +169,8 @@ class _LastFeatures(nn.Module):
         return normalized.view_as(x)
 
 
-def _batch_norm(where: _Hidden, like: Tensor) -> _BatchNorm:
+def _batch_norm(where: _Hidden, like: Tensor) -> nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d:
+    kinds: dict[int, type[nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d]]
     kinds = {2: nn.BatchNorm1d, 3: nn.BatchNorm1d, 4: nn.BatchNorm2d, 5: nn.BatchNorm3d}
     kind = nn.BatchNorm1d if where.is_last else kinds[where.ndim]
     return kind(len(where.moments.mean), device=like.device, dtype=like.dtype)
-
-
-def _replace(network: Network, name: str, module: nn.Module) -> None:
-    """Put a module, in its parent, where another is; the network itself where that is the other."""
-    if not name:
-        network.model = module
-        return
-    parent, _, child = name.rpartition(".")
-    setattr(network.model.get_submodule(parent), child, module)
