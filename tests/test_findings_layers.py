@@ -142,7 +142,6 @@ def test_a_remedy_that_does_harm_in_its_trial_is_not_advised():
 
 def test_what_is_left_of_a_severity_after_a_trial():
     low, high, less = (wc.Estimate(x, x, x, "trial") for x in (0.1, 0.5, 0.099))
-
     assert SEVERE.after(None) is SEVERE.after(NoEffect()) is SEVERE
     assert SEVERE.after(Effect("loss", high, low)) is SEVERE
     assert SEVERE.after(Effect("loss", low, high)) is GOOD
