@@ -7,5 +7,6 @@ from wellcond.trials.effect import NoEffect as NoEffect
 from wellcond.trials.network import Network as Network
 from wellcond.trials.new_weights import renew as renew
 from wellcond.trials.plain_training import loss_of as loss_of
+from wellcond.trials.training import Trained as Trained
 from wellcond.trials.training import Training as Training
 from wellcond.trials.trials import Trials as Trials

@@ -116,9 +116,7 @@ class Trials:
         """
         read = read or self._loss_over_all
         known = read in self._as_it_is
-        refused = self.refused(self._repeats * self._cost(batches_a_step + (not known)))
-        if refused is not None:
-            return refused
+        cost = self._repeats * self._cost(batches_a_step + (not known))
 
         def tried() -> Effect:
             if not known:
@@ -128,7 +126,7 @@ class Trials:
             before, after = (_estimate(figures, how, "orders of its batches") for figures in (without, changed))
             return Effect(figure or f"loss after {self.steps} more steps", before, after)
 
-        return self._attempt("what a remedy does to a copy of the run", tried)
+        return self._attempt("what a remedy does to a copy of the run", cost, tried)
 
     def best(self, changes: Mapping[K, Change]) -> tuple[K, Effect] | NoEffect:
         """Which of some changes ends at the lowest loss, and its effect."""
@@ -167,9 +165,6 @@ class Trials:
     def normalized(self, change: str) -> Effect | NoEffect:
         """The loss after the steps, as it is and with a change that `wellcond.what_if` knows: each from new state of
         the optimizer and at the best of some learning rates."""
-        refused = self.refused(2 * self._cost(RATES_WITH_HALVES))
-        if refused is not None:
-            return refused
 
         def tried() -> Effect:
             reading_for(unwrapped_optimizer(self.run.optimizer))
@@ -179,7 +174,7 @@ class Trials:
             before, after = (Estimate(loss, loss, loss, how) for loss in losses)
             return Effect(f"loss after {self.steps} steps at the best learning rate", before, after)
 
-        return self._attempt(f"what “{change}” does to a copy of the run", tried)
+        return self._attempt(f"what “{change}” does to a copy of the run", 2 * self._cost(RATES_WITH_HALVES), tried)
 
     def from_new_weights(self, change: str | Build) -> Effect | NoEffect:
         """The loss after the steps from weights that the modules draw anew, as `reset_parameters` does: what a change
@@ -193,9 +188,6 @@ class Trials:
         builders = _as_given, CHANGES[change] if isinstance(change, str) else change
         missing = [build for build in builders if build not in self._from_new_weights]
         steps = self.steps_anew
-        refused = self.refused(self._cost_anew(len(missing), steps)) if missing else None
-        if refused is not None:
-            return refused
 
         def tried() -> Effect:
             for build in missing:
@@ -204,7 +196,8 @@ class Trials:
             before, after = (_estimate(self._from_new_weights[build][0], how, "draws") for build in builders)
             return Effect(f"loss after {steps} steps from new weights, at the best learning rate", before, after)
 
-        return self._attempt("what a change does to training from new weights", tried)
+        cost = self._cost_anew(len(missing), steps)
+        return self._attempt("what a change does to training from new weights", cost, tried)
 
     def best_rate(self, change: str) -> float:
         """The learning rate that was the best from new weights with a change that was tried, over the given one."""
@@ -234,14 +227,16 @@ class Trials:
         if not self.possible:
             return NoEffect()
         if self.spent + cost > self.budget:
-            return self._noted(
-                f"Trials may cost {self.budget:g} gradients here; what would have cost more was not tried."
-            )
+            what = "what would have cost more was not tried"
+            return self._noted(f"Trials may cost {self.budget:g} gradients here; {what}.")
         self.spent += cost
         return None
 
-    def _attempt(self, what: str, trial: Callable[[], Effect]) -> Effect | NoEffect:
+    def _attempt(self, what: str, cost: float, trial: Callable[[], Effect]) -> Effect | NoEffect:
         """A change that has no place in the network is no failure, but a note."""
+        refused = self.refused(cost)
+        if refused is not None:
+            return refused
         try:
             effect = self.failures.attempt(what, trial, let=(NotApplicableError,))
         except NotApplicableError as error:

@@ -14,7 +14,7 @@ from wellcond.linalg import Estimate
 from wellcond.preconditioners import Step, reading_for, unwrapped_optimizer
 from wellcond.problem import Problem, check_problem, optimized_parameters
 from wellcond.stability import TARGET
-from wellcond.trials import CHANGES, Network, Training, changes_of
+from wellcond.trials import CHANGES, Network, Trained, Training, changes_of
 from wellcond.what_if.result import Variant, WhatIf
 
 T = TypeVar("T")
@@ -118,33 +118,14 @@ def _variant(
 ) -> Variant:
     notes = list(network.notes)
     start_loss = network.problem(training.given).loss()
-
-    def or_note(what: str, measure: Callable[[], T]) -> T | None:
-        """What is measured; None with a note where the curvature gives no figure."""
-        try:
-            return measure()
-        except (ValueError, FloatingPointError) as error:
-            notes.append(f"{what}: {error}")
-            return None
-
     start = training.start()
-    hessian = preconditioned = None
-    if effort is not None:
-        H = Hessian(start.problem)
-        with start.problem:
-            hessian = or_note("no κ of H", lambda: conditioning(H, effort=effort, seed=seed))
-
-            def of_preconditioned() -> Conditioning | None:
-                P = start.P()
-                return hessian if P is None else conditioning(H.preconditioned(P), effort=effort, seed=seed)
-
-            preconditioned = or_note("no κ of PᵀHP", of_preconditioned)
+    hessian, preconditioned = (None, None) if effort is None else _figures(start, effort, seed, notes)
     warmed = training.best(warm_up) if warm_up else start
 
     def forecasted() -> Curve:
         return forecast(warmed.problem, {name: warmed.P()}, steps=steps, tolerance=TOLERANCE, seed=seed)[name]
 
-    curve = or_note("no forecast", forecasted)
+    curve = _or_note(notes, "no forecast", forecasted)
     rate = float(training.optimizer.param_groups[0]["lr"]) * (warmed.factor or 1.0)
     edge, suggested = _edge(preconditioned, rate, start.step, len(training.optimizer.param_groups))
     losses = tuple(warmed.losses) if warm_up else ()
@@ -163,6 +144,30 @@ def _variant(
         predicted=_predicted(warmed.loss, curve, losses),
         notes=tuple(notes),
     )
+
+
+def _figures(
+    start: Trained, effort: Effort, seed: int, notes: list[str]
+) -> tuple[Conditioning | None, Conditioning | None]:
+    """Of H and of PᵀHP, which is H where P = I."""
+    H = Hessian(start.problem)
+    with start.problem:
+        plain = _or_note(notes, "no κ of H", lambda: conditioning(H, effort=effort, seed=seed))
+
+        def preconditioned() -> Conditioning | None:
+            P = start.P()
+            return plain if P is None else conditioning(H.preconditioned(P), effort=effort, seed=seed)
+
+        return plain, _or_note(notes, "no κ of PᵀHP", preconditioned)
+
+
+def _or_note(notes: list[str], what: str, measure: Callable[[], T]) -> T | None:
+    """What is measured; None with a note where the curvature gives no figure."""
+    try:
+        return measure()
+    except (ValueError, FloatingPointError) as error:
+        notes.append(f"{what}: {error}")
+        return None
 
 
 def _predicted(loss: float, curve: Curve | None, warm_up: Sequence[float]) -> Estimate:
