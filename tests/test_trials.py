@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, TensorDataset
 import wellcond as wc
 from wellcond.examination.subject import Settings, Subject
 from wellcond.problem import random_state
-from wellcond.trials import Effect, NoEffect, Trials
+from wellcond.trials import Effect, Network, NoEffect, Trained, Training, Trials
 from wellcond.trials.effect import why_none
 
 
@@ -177,6 +177,35 @@ def test_a_change_without_a_place_is_a_note_and_the_trial_from_where_the_run_is_
     assert trials.of_network("standardize inputs") == trials.from_new_weights("standardize inputs")
     run.model[0].reset_parameters = run.model[1].reset_parameters = run.model[4].reset_parameters = None
     assert "at the best learning rate" in trials_of(run).of_network("standardize inputs").figure
+
+
+@pytest.mark.parametrize(
+    ("best", "options", "tried"),
+    [
+        (0, {}, [-6, -4, -2, 0, 2, 4, 6, -1, 1]),
+        (7, {}, [-6, -4, -2, 0, 2, 4, 6, 8, 5, 7]),
+        (-5, {"decades": 1}, [-2, 0, 2, -4, -6, -5, -3]),
+        (-4, {"decades": 1, "halves": False}, [-2, 0, 2, -4, -6]),
+        (-4, {"decades": 1, "halves": False, "further": False}, [-2, 0, 2]),
+    ],
+)
+def test_the_search_for_a_rate_goes_on_while_that_helps(best, options, tried, monkeypatch):
+    """The loss is lowest at 10^(best/2) times the given rate; `tried` are the rates looked at, by half decades."""
+    seen = []
+
+    def run(_, factor, steps):
+        seen.append(round(2 * math.log10(factor)))
+        return Trained(None, abs(seen[-1] - best), [], factor, None, None)
+
+    monkeypatch.setattr(Training, "run", run)
+    model = nn.Linear(1, 1)
+    training = Training(Network.copy_of(model), None, torch.optim.SGD(model.parameters(), lr=1.0))
+    found = training.best(3, **options)
+    assert seen == tried
+    assert round(2 * math.log10(found.factor)) == min(tried, key=lambda k: abs(k - best))
+    monkeypatch.setattr(Training, "run", lambda *_: None)
+    with pytest.raises(ValueError, match="finite at no learning rate"):
+        training.best(3, **options)
 
 
 def test_a_loss_that_does_not_use_the_model_it_is_given_is_noted():

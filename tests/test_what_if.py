@@ -329,6 +329,19 @@ def test_without_a_warm_up_p_is_that_of_the_gradient():
     assert found.loss == problem.loss()
 
 
+def test_training_trains_copies_and_the_function_that_is_measured_keeps_its_buffers():
+    model, (X, y) = mlp(nn.BatchNorm1d(8)), data(5)
+    for mode in ("train", "eval"):
+        problem = problem_of(model, [(X[:20], y[:20]), (X[20:], y[20:])], mode=mode)
+        for network in (Network.copy_of(model), CHANGES["BNP"](problem)):
+            training = Training(network, problem, torch.optim.SGD(model.parameters(), lr=0.1))
+            found = training.run(1.0, 3)
+            torch.testing.assert_close(network.model.state_dict(), model.state_dict(), rtol=0, atol=0)
+            for b, c in zip(found.problem.model.buffers(), model.buffers(), strict=True):
+                assert torch.equal(b, c)
+            assert found.loss == found.problem.loss() != problem.loss()
+
+
 def test_groups_frozen_parameters_and_new_ones():
     model = mlp()
     model[0].weight.requires_grad_(False)
