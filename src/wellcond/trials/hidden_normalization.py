@@ -113,16 +113,14 @@ def _recorded(network: Network, given: Problem) -> tuple[list[_Hidden], bool]:
     problem = network.problem(given)
     calls: list[tuple[str, nn.Module]] = []
     seen: dict[str, _Hidden] = {}
-    producer: dict[str, str] = {}
 
     def record(name: str, module: nn.Module, x: Tensor) -> None:
         if isinstance(module, Site):
             if name not in seen:
                 before = next((call for call in reversed(calls) if isinstance(call[1], LAYERS)), None)
-                producer[name] = before[0] if before else name
                 dim = _dim(before[1] if before else None, x)
                 seen[name] = _Hidden(name, Moments(dim), x.ndim, before[0] if before else "")
-            seen[name].moments.add(f"the output of layer {producer[name]}", x)
+            seen[name].moments.add(f"the output of layer {seen[name].layer or name}", x)
         calls.append((name, module))
 
     problem.record_inputs((Site, *LAYERS), record)

@@ -1,7 +1,7 @@
 """Remedies tried on copies of the training run.
 
 `Trials` is what findings ask: it says what a remedy does to the run, or why that was not tried. Every trial first asks
-for its cost (`_refused`), is then made inside `Failures.attempt`, so that one that the user's code can't do costs no
+for its cost (`refused`), is then made inside `Failures.attempt`, so that one that the user's code can't do costs no
 other, and trains copies only. There are two ways to train, because there are two questions.
 
 - From where the run is (`effect`, `best`, `first_steps`): the remedy is a change of the optimizer or of some values, so
@@ -50,13 +50,15 @@ its error."""
 QUICK = 30
 """With fewer steps than this a trial from new weights looks at three learning rates, else further while they help."""
 
-ANEW, SHORTER = 1.5, 0.4
+STEP_COST = 1.5
 """Gradients that a step from new weights costs, measured with 100,000 parameters in one batch: 1.2 as it is, 1.7 with
-batch norm. And the share of the steps that are taken where all of them would go beyond the budget."""
+batch norm."""
+
+SHORTER = 0.4
+"""The share of the steps from new weights that are taken where all of them would go beyond the budget."""
 
 RATES, RATES_WITH_HALVES = 4, 10
-"""Learning rates that a trial takes from new weights, and from where the run is: its cost is known from it
-beforehand."""
+"""Learning rates that a trial mostly takes from new weights, and from where the run is: its cost, known beforehand."""
 
 
 class Trials:
@@ -177,8 +179,8 @@ class Trials:
         return self._attempt(f"what “{change}” does to a copy of the run", 2 * self._cost(RATES_WITH_HALVES), tried)
 
     def from_new_weights(self, change: str | Build) -> Effect | NoEffect:
-        """The loss after the steps from weights that the modules draw anew, as `reset_parameters` does: what a change
-        of the network, one that `wellcond.what_if` knows by name or another, would do to training from its start.
+        """The loss after the steps from weights that the modules draw again, as `reset_parameters` does: what a
+        change of the network, one that `wellcond.what_if` knows by name or another, does to training from its start.
 
         Each at the best of some learning rates around the given one, from new state of the optimizer; repeated with
         other draws at that rate. There is none where most weights belong to modules that don't say how they are drawn.
@@ -187,7 +189,7 @@ class Trials:
             return NoEffect()
         builders = _as_given, CHANGES[change] if isinstance(change, str) else change
         missing = [build for build in builders if build not in self._from_new_weights]
-        steps = self.steps_anew
+        steps = self.steps_from_new_weights
 
         def tried() -> Effect:
             for build in missing:
@@ -196,7 +198,7 @@ class Trials:
             before, after = (_estimate(self._from_new_weights[build][0], how, "draws") for build in builders)
             return Effect(f"loss after {steps} steps from new weights, at the best learning rate", before, after)
 
-        cost = self._cost_anew(len(missing), steps)
+        cost = self._cost_from_new_weights(len(missing), steps)
         return self._attempt("what a change does to training from new weights", cost, tried)
 
     def best_rate(self, change: str) -> float:
@@ -204,7 +206,7 @@ class Trials:
         return self._from_new_weights[CHANGES[change]][1]
 
     def loss_of_new_weights(self) -> float | None:
-        """The loss over all data before any step, of the network as it is; None where weights can't be drawn anew."""
+        """The loss over all data before any step, of the network as it is; None where weights can't be drawn again."""
         if not self.possible or fresh_share(self.problem) < 0.5:
             return None
 
@@ -216,10 +218,10 @@ class Trials:
         return self.failures.attempt("the loss of new weights", measured)
 
     @cached_property
-    def steps_anew(self) -> int:
+    def steps_from_new_weights(self) -> int:
         """Steps of a trial from new weights: fewer where all would go beyond what is left of the budget at the first
         one."""
-        fits = self.spent + self._cost_anew(2, self.steps) <= self.budget
+        fits = self.spent + self._cost_from_new_weights(2, self.steps) <= self.budget
         return self.steps if fits else max(1, int(SHORTER * self.steps))
 
     def refused(self, cost: float) -> NoEffect | None:
@@ -253,8 +255,8 @@ class Trials:
         """Of runs from where the run is, in gradients of the whole loss: their steps, and the loss at their end."""
         return runs * (self.steps / len(self.problem.batches) + 0.5)
 
-    def _cost_anew(self, networks: int, steps: int) -> float:
-        return networks * (RATES + REPEATS - 1) * (ANEW * steps / len(self.problem.batches) + 0.5)
+    def _cost_from_new_weights(self, networks: int, steps: int) -> float:
+        return networks * (RATES + REPEATS - 1) * (STEP_COST * steps / len(self.problem.batches) + 0.5)
 
     def _renew(self, network: Network, seed: int) -> None:
         own = {id(network.twins[id(p)]) for p in self.problem.parameters} | {id(p) for p in network.added()}
@@ -264,20 +266,19 @@ class Trials:
     def _losses_from_new(self, build: Build, steps: int) -> tuple[list[float], float]:
         """Once for each draw of the weights, at the rate that is the best for the first; and that rate over the given
         one."""
-        network, losses, factor = build(self.problem), [], math.nan
+        network = build(self.problem)
         training = Training(network, self.problem, self.run.optimizer)
-        for k in range(REPEATS):
+        self._renew(network, self.seed)
+        try:
+            best = training.best(steps, decades=1, further=steps >= QUICK, halves=False)
+        except ValueError:  # finite at no rate
+            return [math.inf], math.nan
+        losses = [best.loss]
+        for k in range(1, REPEATS):
             self._renew(network, self.seed + k)
-            if k:
-                found = training.run(factor, steps)
-            else:
-                try:
-                    found = training.best(steps, decades=1, further=steps >= QUICK, halves=False)
-                except ValueError:  # finite at no rate
-                    return [math.inf], factor
-                factor = found.factor
+            found = training.run(best.factor, steps)
             losses.append(math.inf if found is None else found.loss)
-        return losses, factor
+        return losses, best.factor
 
     @property
     def _repeats(self) -> int:
