@@ -19,7 +19,7 @@ Axes = Any
 
 @dataclass(frozen=True)
 class Runs:
-    """The runs of one case, one a seed.
+    """The runs of one case, one per seed.
 
     >>> runs = Runs("digits, MLP", [{"ratio": 1.0, "loss": [3, 2]}, {"ratio": 3.0, "loss": [3, 1]}])
     >>> float(runs.mean("ratio")), round(float(runs.spread("ratio")), 2), runs["loss"].shape
