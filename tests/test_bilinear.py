@@ -13,13 +13,13 @@ from torch.autograd import forward_ad
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
+from wellcond.problem.kept import graph_nodes
+from wellcond.problem.sizes import graph_bytes
 
 from tests.problems import PROBLEMS, make
 from wellcond.curvature import EmpiricalFisher, GaussNewton, Hessian, bilinear
 from wellcond.problem import Problem
-from wellcond.problem.kept import graph_nodes
 from wellcond.problem.problem import ClosedError
-from wellcond.problem.sizes import graph_bytes
 
 KINDS = [Hessian, GaussNewton, EmpiricalFisher]
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from wellcond.display import table
+from wellcond.display import Table
 from wellcond.linalg import (
     DENSE_LIMIT,
     Effort,
@@ -111,7 +111,7 @@ class Conditioning:
             ("κ_eff", self.kappa_effective, str(self.kappa_effective)),
         ]
         size = f"{self.size:,} eigenvalues, {self.products:,} products, θ = {self.theta:.0e}"
-        return table(["", "figure", "how"], [(name, shown, e.how) for name, e, shown in rows], size)
+        return Table(["", "figure", "how"], [(name, shown, e.how) for name, e, shown in rows], size).html()
 
     @property
     def rounding(self) -> float:

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from wellcond.display import table
-from wellcond.linalg.estimate import CONFIDENCE, Estimate, number
+from wellcond.display import Table, number
+from wellcond.linalg.estimate import CONFIDENCE, Estimate
 from wellcond.linalg.lanczos import Lanczos
 from wellcond.linalg.missed import Unseen
 from wellcond.linalg.operator import EVALUATION, SymmetricOperator, check_operator
@@ -74,7 +74,8 @@ class Eigenvalues:
         columns = zip(self.values.tolist(), self.error_bounds.tolist(), self.missed.tolist(), strict=True)
         rows = [(f"{value:.6g}", f"{error:.1e}", f"{missed:.1e}") for value, error, missed in columns]
         whole = f"whole spectrum: {number(self.lower)} to {number(self.upper)}, with probability {self.confidence:.3g}"
-        return table(["eigenvalue", "error bound", "missed, at most"], rows, f"{self.products:,} products", [whole])
+        headings = ["eigenvalue", "error bound", "missed, at most"]
+        return Table(headings, rows, f"{self.products:,} products", [whole]).html()
 
     def largest(self) -> Estimate:
         """The largest eigenvalue: at least its Ritz value, a Rayleigh quotient, less rounding; at most `upper`."""

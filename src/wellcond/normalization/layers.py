@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from wellcond.display import table
+from wellcond.display import Table
 from wellcond.linalg import Estimate
 from wellcond.normalization.collecting import KINDS, Rows, RowsSeen, memory_for
 from wellcond.normalization.figures import Figures
@@ -81,7 +81,7 @@ class Layers(list[LayerConditioning]):
             (e.name or "(model)", *map(str, kappas), f"{e.rank} of {e.columns}")
             for e, kappas in zip(self, figures, strict=True)
         ]
-        return table(headings, rows)
+        return Table(headings, rows).html()
 
 
 def layer_conditioning(problem: Problem, *, widest: int = WIDEST) -> list[LayerConditioning]:

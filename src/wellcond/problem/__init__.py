@@ -3,12 +3,16 @@
 from wellcond.problem.batches import count_examples as count_examples
 from wellcond.problem.batches import each_batch as each_batch
 from wellcond.problem.batches import move as move
+from wellcond.problem.batches import with_tensors as with_tensors
+from wellcond.problem.block import Block as Block
 from wellcond.problem.failures import Failures as Failures
 from wellcond.problem.failures import first_line as first_line
 from wellcond.problem.failures import raised_by_us as raised_by_us
+from wellcond.problem.graphs import check_depends as check_depends
+from wellcond.problem.graphs import graph_bytes as graph_bytes
+from wellcond.problem.graphs import graph_nodes as graph_nodes
 from wellcond.problem.isolation import Isolation as Isolation
 from wellcond.problem.isolation import random_state as random_state
-from wellcond.problem.kept import graph_nodes as graph_nodes
 from wellcond.problem.memory import free as free
 from wellcond.problem.memory import halved as halved
 from wellcond.problem.memory import out_of_memory as out_of_memory

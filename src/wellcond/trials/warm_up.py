@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from wellcond.preconditioners import Diagonal, Preconditioner, Step, preconditioner_of, steps_of, unwrapped_optimizer
-from wellcond.problem import LossNotFiniteError, Problem
+from wellcond.problem import LossNotFiniteError, Problem, check_depends
 
 DECADES = 8
 """Learning rates are searched up to so many powers of ten on either side of the given one."""
@@ -122,7 +122,7 @@ class WarmUp:
             with problem.evaluating():
                 for k in range(steps):
                     loss = problem.batch_loss(k % len(problem.batches))
-                    problem.check_depends(loss)
+                    check_depends(loss)
                     losses.append(float(loss.detach()))
                     self._step(optimizer, z, torch.autograd.grad(loss, problem.leaves, allow_unused=True))
             return self.warmed(factor, losses, optimizer, lambda: self._whole(optimizer, z))

@@ -1,8 +1,6 @@
-"""One file a finding: `find(measurements, subject)` gives a `Finding`, or None where it does not apply."""
+"""One file per finding: `find(measurements, subject)` gives a `Finding`, or None where it does not apply."""
 
-from collections.abc import Callable
-
-from wellcond.examination.finding import Finding
+from wellcond.examination.finding import Find
 from wellcond.examination.findings import (
     dead_units,
     epsilon,
@@ -21,10 +19,6 @@ from wellcond.examination.findings import (
     update_ratio,
     weight_decay,
 )
-from wellcond.examination.measurements import Measurements
-from wellcond.examination.subject import Subject
-
-Find = Callable[[Measurements, Subject], Finding | None]
 
 FINDINGS: list[Find] = [
     inputs.find,

@@ -9,21 +9,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from wellcond.examination import CURVATURES, SCHEMA, SYMBOLS, Finding, Severity
+from wellcond.examination.figures import CURVATURES, KAPPAS, SYMBOLS, layer_label
+from wellcond.examination.finding import Finding, Severity
+from wellcond.examination.json import SCHEMA
 from wellcond.linalg import Estimate
 from wellcond.trials import Effect
 
 _EDGE = {"ratio": "edge ratio", "allowed_learning_rate": "allowed learning rate"}
-_LAYER = {
-    "kappa": "as it is",
-    "kappa_centered": "centered",
-    "kappa_scaled": "scaled",
-    "kappa_standardized": "standardized",
-    "kappa_row_normalized": "rows normalized",
-}
-
-
-_FROM_THE_START = tuple(_LAYER)[:-1]
+_LATER = ("kappa_row_normalized",)
+"""Figures that files of older versions lack."""
 
 
 @dataclass(frozen=True)
@@ -145,9 +139,9 @@ def _figures(data: dict[str, Any]) -> Iterator[tuple[str, Estimate]]:
     if data["row_norms"] is not None:
         yield "correlation of √v with row norms", Estimate.from_json(data["row_norms"]["correlation"])
     for layer in data["layers"]:
-        for key, name in _LAYER.items():
-            if key in layer or key in _FROM_THE_START:
-                yield f"κ of layer “{layer['name'] or '(model)'}”, {name}", Estimate.from_json(layer[key])
+        for key, name in KAPPAS.items():
+            if key in layer or key not in _LATER:
+                yield f"κ of layer “{layer_label(layer['name'])}”, {name}", Estimate.from_json(layer[key])
 
 
 def _finding(f: dict[str, Any]) -> Finding:
