@@ -20,7 +20,7 @@ from wellcond.evidence.claims.rest_point import PARTS, Setting, averages, settle
 from wellcond.evidence.claims.weighted_lasso import lasso
 from wellcond.evidence.diagonal_scaling import condition
 from wellcond.evidence.workloads import one_layer
-from wellcond.preconditioners.readings import adam, rmsprop
+from wellcond.preconditioners import reading_for
 
 
 def holds(claim: Claim, case: str) -> bool:
@@ -29,8 +29,9 @@ def holds(claim: Claim, case: str) -> bool:
     return claim.holds(Runs(case, [claim.measure(case, 0, True)]))
 
 
-def squared_root_of(reading: type, entry: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def squared_root_of(optimizer: str, entry: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Have P² read off an optimizer for P."""
+    reading = type(reading_for(getattr(torch.optim, optimizer)))
     monkeypatch.setattr(reading, "root", lambda self, state, group: state[entry])
 
 
@@ -62,7 +63,7 @@ class TestWeightedLasso:
     def test_reading_p_squared_for_p_is_noticed(self, monkeypatch: pytest.MonkeyPatch) -> None:
         claim = weighted_lasso.WeightedLasso()
         assert holds(claim, claim.cases[0])
-        squared_root_of(rmsprop.RMSprop, "square_avg", monkeypatch)
+        squared_root_of("RMSprop", "square_avg", monkeypatch)
         assert not holds(claim, claim.cases[0])
 
 
@@ -129,7 +130,7 @@ class TestAdamW:
         def wrong(self, group, step):
             return group["lr"] * (1 + 1e-5)
 
-        monkeypatch.setattr(adam.Adam, "penalty_rate", wrong)
+        monkeypatch.setattr(type(reading_for(torch.optim.Adam)), "penalty_rate", wrong)
         assert max(adamw.distances(workload("wine, MLP"), "Adam", "intrinsic", 0, 20)) > 1e-9
 
     def test_the_rule(self) -> None:
@@ -205,5 +206,5 @@ class TestRestPoint:
     def test_reading_p_squared_for_p_is_noticed(self, monkeypatch: pytest.MonkeyPatch) -> None:
         claim, case = rest_point.RestPoint(), "full batch, small steps: diabetes, linear model"
         assert holds(claim, case)
-        squared_root_of(adam.Adam, "exp_avg_sq", monkeypatch)
+        squared_root_of("Adam", "exp_avg_sq", monkeypatch)
         assert not holds(claim, case)

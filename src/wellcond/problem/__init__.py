@@ -3,6 +3,7 @@
 from wellcond.problem.batches import count_examples as count_examples
 from wellcond.problem.batches import each_batch as each_batch
 from wellcond.problem.batches import move as move
+from wellcond.problem.batches import signature as signature
 from wellcond.problem.batches import with_tensors as with_tensors
 from wellcond.problem.block import Block as Block
 from wellcond.problem.failures import Failures as Failures

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from wellcond.parameters import flatten, unflatten
 from wellcond.problem.arguments import check_arguments
-from wellcond.problem.batches import count_examples, move, read_batches, signature, tensors_of, with_tensors
+from wellcond.problem.batches import count_examples, move, read_batches, tensors_of, with_tensors
 from wellcond.problem.block import Block
 from wellcond.problem.graphs import check_depends, graph_bytes
 from wellcond.problem.isolation import Isolation, one_thread, plain_settings, random_state, seed_all
@@ -117,7 +117,6 @@ class Problem:
         self.loss_dtype = self.dtype
         self.closed = False
         self._tiny: bool | None = None
-        self._signatures: dict[int, Any] = {}
         self._activations: float | None = None
         self._block: Block | None = None
         self._inside = False
@@ -145,10 +144,7 @@ class Problem:
         total: list[Tensor] | None = None
         with self.evaluating():
             for i, w in enumerate(self.weights):
-                grads, leaves = self._gradients(i), self.leaves
-                reached.update(j for j, g in enumerate(grads) if g is not None)
-                weighted = [torch.zeros_like(x) if g is None else w * g for g, x in zip(grads, leaves, strict=True)]
-                _refuse_sparse(weighted, self.names)
+                weighted = [w * g for g in self._gradients(i, reached)]
                 total = weighted if total is None else [a + b for a, b in zip(total, weighted, strict=True)]
         self.unreached = [name for j, name in enumerate(self.names) if j not in reached]
         assert total is not None
@@ -161,10 +157,7 @@ class Problem:
     def batch_gradient(self, index: int) -> Tensor:
         """The gradient of one batch's loss, (n,), in `dtype`."""
         with self.evaluating():
-            grads, leaves = self._gradients(index), self.leaves
-            pieces = [torch.zeros_like(x) if g is None else g for g, x in zip(grads, leaves, strict=True)]
-            _refuse_sparse(pieces, self.names)
-            return flatten(pieces)
+            return flatten(self._gradients(index, set()))
 
     @contextlib.contextmanager
     def moved(self, displacement: Tensor) -> Iterator[None]:
@@ -295,12 +288,6 @@ class Problem:
         """Set the random state to that with which an evaluation of a batch begins, inside `evaluating`."""
         seed_all(self.seed * 1_000_003 + index, self.device)
 
-    def signature(self, index: int) -> Any:
-        """The same for batches that take the same way through the network."""
-        if index not in self._signatures:
-            self._signatures[index] = signature(self.batches[index])
-        return self._signatures[index]
-
     def record_inputs(self, kind: type | tuple[type, ...], record: Callable[[str, nn.Module, Tensor], None]) -> None:
         """One pass over the data; `record(name, module, input)` before every call of a module of this kind."""
 
@@ -366,11 +353,18 @@ class Problem:
 
     # -- inner workings ------------------------------------------------------------------------------------------
 
-    def _gradients(self, index: int) -> tuple[Tensor | None, ...]:
-        """Of a batch's loss by each of the leaves, inside `evaluating`; None where it does not reach one."""
+    def _gradients(self, index: int, reached: set[int]) -> list[Tensor]:
+        """Of a batch's loss by each of the leaves, inside `evaluating`; the positions of those it reaches are added."""
         loss = self.batch_loss(index)
         check_depends(loss)
-        return torch.autograd.grad(loss, self.leaves, allow_unused=True)
+        found = torch.autograd.grad(loss, self.leaves, allow_unused=True)
+        for position, g in enumerate(found):
+            if g is not None:
+                reached.add(position)
+                if g.layout != torch.strided:
+                    name = self.names[position]
+                    raise ValueError(f"the gradient of {name} is sparse; build the embedding with sparse=False")
+        return [torch.zeros_like(x) if g is None else g for g, x in zip(found, self.leaves, strict=True)]
 
     def _loss_as_given(self, index: int, output: Any = None) -> Any:
         """What the user's code returns as a batch's loss, of whatever kind."""
@@ -398,9 +392,3 @@ def check_problem(problem: Problem) -> None:
     """
     if not isinstance(problem, Problem):
         raise TypeError(f"got a {type(problem).__name__}; give a wc.Problem(model, loss_fn, data)")
-
-
-def _refuse_sparse(gradients: list[Tensor], names: list[str]) -> None:
-    for name, g in zip(names, gradients, strict=True):
-        if g.layout != torch.strided:
-            raise ValueError(f"the gradient of {name} is sparse; build the embedding with sparse=False")

@@ -28,7 +28,7 @@ from wellcond.curvature.engine.compiled import Program
 from wellcond.curvature.engine.heap import heap_kept
 from wellcond.curvature.engine.kept import Kept, KeptGraph, Watch, Way
 from wellcond.curvature.engine.sizes import Sizes, columns_at_once
-from wellcond.problem import Block, Problem, first_line
+from wellcond.problem import Block, Problem, first_line, signature
 
 MOST_PROGRAMS = 8
 """Programs of one operator and problem; batches of further shapes are multiplied without."""
@@ -149,7 +149,7 @@ class _Engine:
 
     def _program(self, operator: BatchMatrices, index: int, v: Tensor) -> Program | None:
         programs = self._programs.setdefault(operator.key, {})
-        shape = operator.problem.signature(index)
+        shape = signature(operator.problem.batches[index])
         program = programs.get(shape)
         if shape not in programs or (program and not program.fits(operator.problem.parameters)):
             allowed = shape in programs or len(programs) < MOST_PROGRAMS
@@ -157,7 +157,7 @@ class _Engine:
         return programs[shape]
 
     def _give_up_program(self, operator: BatchMatrices, index: int, why: str) -> None:
-        self._programs[operator.key][operator.problem.signature(index)] = None
+        self._programs[operator.key][signature(operator.problem.batches[index])] = None
         warnings.warn(f"compile=True has no effect on a product any more: {why}", stacklevel=2)
 
     def _first_by_graph(self, operator: BatchMatrices, index: int, v: Tensor, kept: Kept) -> Tensor:
