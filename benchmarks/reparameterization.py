@@ -7,21 +7,20 @@ is constant under `reparameterize`. All are run in turn in every round; a ratio 
     python benchmarks/reparameterization.py [--quick] [--write-docs]
 """
 
-import argparse
-import statistics
-import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
+from functools import partial
 
 import torch
 from torch import nn
 from torch.optim import Optimizer
 
+import measuring
 import wellcond as wc
+from networks import mlp, train
 from optimizer_step import parameters, sizes
-from tables import Table, machine, write_section
+from tables import DOCS, Table, arguments, machine, write_section
 
-PAGE = Path(__file__).parent.parent / "docs" / "preconditioning.md"
+PAGE = DOCS / "preconditioning.md"
 BUILD: dict[str, Callable[[Sequence[nn.Parameter]], Optimizer]] = {
     "SGD, momentum": lambda p: torch.optim.SGD(p, lr=1e-3, momentum=0.9),
     "Adam": lambda p: torch.optim.Adam(p, lr=1e-5),
@@ -35,19 +34,12 @@ def diagonal(chosen: Sequence[nn.Parameter]) -> wc.Diagonal:
     return wc.Diagonal(chosen, [torch.rand(p.shape, generator=generator) + 0.5 for p in chosen])
 
 
-def ratios(variants: Sequence[Callable[[], object]], rounds: int) -> tuple[float, list[float]]:
-    """Seconds of the first variant at best, and what the others take of it, over paired rounds."""
-    times = []
-    for i in range(rounds + 3):
-        taken = []
-        for run in variants:
-            started = time.perf_counter()
-            run()
-            taken.append(time.perf_counter() - started)
-        if i >= 3:  # compiled, and with its memory, by then
-            times.append(taken)
-    others = range(1, len(variants))
-    return min(t[0] for t in times), [statistics.median(t[i] / t[0] for t in times) for i in others]
+def over_the_first(variants: dict[str, measuring.Action], count: int) -> list[float]:
+    """Milliseconds of the first variant at best, and what the others take of it, over paired rounds."""
+    taken = measuring.rounds(variants, count, warm=3)  # compiled, and with its memory, by then
+    first, *others = variants
+    ratios = measuring.ratios(taken, first)
+    return [1e3 * min(taken[first]), *(ratios[name] for name in others)]
 
 
 def steps(rounds: int) -> Table:
@@ -55,15 +47,14 @@ def steps(rounds: int) -> Table:
     table = Table("parameters, tensors", "optimizer", "its step, ms", *(f"with {a.__name__}" for a in ATTACH))
     for total, tensors in ((16_000_000, 48), (10_000_000, 160)):
         for name, build in BUILD.items():
-            variants = []
+            variants: dict[str, measuring.Action] = {}
             for attach in (None, *ATTACH):
                 chosen = parameters(sizes(total, tensors, "shuffled"))
                 optimizer = build(chosen)
                 if attach:
                     attach(optimizer, diagonal(chosen))
-                variants.append(optimizer.step)
-            best, others = ratios(variants, rounds)
-            table.add(f"{total:,}, {tensors}", name, 1e3 * best, *others)
+                variants[attach.__name__ if attach else ""] = optimizer.step
+            table.add(f"{total:,}, {tensors}", name, *over_the_first(variants, rounds))
     return table
 
 
@@ -74,9 +65,8 @@ def training(rounds: int) -> Table:
     generator = torch.Generator().manual_seed(0)
     x, y = torch.randn(128, 784, generator=generator), torch.randint(10, (128,), generator=generator)
     for name, build in BUILD.items():
-        variants = [training_step(build, None, "", x, y), *(training_step(build, *case, x, y) for case in cases)]
-        best, others = ratios(variants, 8 * rounds)
-        table.add(name, 1e3 * best, *others)
+        variants = {str(case): training_step(build, *case, x, y) for case in [(None, ""), *cases]}
+        table.add(name, *over_the_first(variants, 8 * rounds))
     return table
 
 
@@ -84,7 +74,7 @@ def training_step(
     build: Callable[[Sequence[nn.Parameter]], Optimizer], attach: object, kind: str, x: torch.Tensor, y: torch.Tensor
 ) -> Callable[[], None]:
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(784, 512), nn.ReLU(), nn.Linear(512, 512), nn.ReLU(), nn.Linear(512, 10))
+    model, _ = mlp()
     optimizer = build(list(model.parameters()))
     if callable(attach):
         P = diagonal(list(model.parameters())) if kind == "diagonal" else wc.BatchNormPreconditioner(model)
@@ -92,26 +82,17 @@ def training_step(
             model(x)
             P.remove()
         attach(optimizer, P)
-
-    def step() -> None:
-        optimizer.zero_grad()
-        nn.functional.cross_entropy(model(x), y).backward()
-        optimizer.step()
-
-    return step
+    return partial(train, model, nn.CrossEntropyLoss(), optimizer, [(x, y)])
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="fewer repetitions")
-    parser.add_argument("--write-docs", action="store_true", help=f"write the tables to {PAGE.name}")
-    arguments = parser.parse_args()
+    given = arguments(__doc__, quick="fewer repetitions", page=PAGE).parse_args()
     torch.set_num_threads(2)
-    rounds = 7 if arguments.quick else 40
+    rounds = 7 if given.quick else 40
     for name, measure in (("training step", training), ("optimizer step", steps)):
         table = measure(rounds)
         print(f"{table}\n{machine()}\n", flush=True)
-        if arguments.write_docs:
+        if given.write_docs:
             write_section(name, table, page=PAGE)
 
 

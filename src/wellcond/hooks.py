@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from wellcond.private_torch import uncompiled
+
 _KEY = "wellcond"
 _PRE, _POST = "_optimizer_step_pre_hooks", "_optimizer_step_post_hooks"
 
@@ -36,9 +38,12 @@ class Attached:
         """Its place, whatever the order in which they were attached."""
         return 0, ""
 
-    def check_parameters(self, optimizer: Optimizer) -> bool:
-        """Refuse what it can't be on; whether there were parameters that it has not seen before."""
-        return False
+    def check_parameters(self, optimizer: Optimizer) -> None:
+        """Refuse what it can't be on; called again where the optimizer has got other parameters.
+
+        Raises:
+            TypeError, ValueError: naming the parameter.
+        """
 
     def refuse_beside(self, other: Attached, optimizer: Optimizer) -> None:
         """Refuse another one that it does not go with.
@@ -93,6 +98,7 @@ class Attachment:
     def __init__(self, optimizer: Optimizer):
         self._optimizer = weakref.ref(optimizer)
         self.applications: list[Attached] = []
+        self._checked: set[int] = set()
         optimizer.__dict__.update({_KEY: self, "__getstate__": self.getstate})
         getattr(optimizer, _PRE)[_KEY] = self.before
         getattr(optimizer, _POST)[_KEY] = self.after
@@ -125,8 +131,9 @@ class Attachment:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self._optimizer, self.applications = weakref.ref(state["optimizer"]), state["applications"]
+        self._checked = set()
 
-    @torch._disable_dynamo  # torch.compiler.disable, without importing the compiler for those who don't use it
+    @uncompiled
     def before(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Step pre-hook. A closure evaluates the gradient inside the step: it is wrapped, so that we come after it."""
         if nested(optimizer):
@@ -141,7 +148,7 @@ class Attachment:
         wrapped = self._after_gradient(optimizer, closure)
         return ((args[0], wrapped, *args[2:]), kwargs) if positional else (args, {**kwargs, "closure": wrapped})
 
-    @torch._disable_dynamo
+    @uncompiled
     def after(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Step post-hook."""
         if nested(optimizer):
@@ -168,11 +175,7 @@ class Attachment:
 
     @torch.no_grad()
     def _before(self, optimizer: Optimizer, first: bool = True) -> None:
-        new = [a.check_parameters(optimizer) for a in self._hooked]
-        if any(new):
-            for i, application in enumerate(self.applications):
-                for other in self.applications[:i]:
-                    application.refuse_beside(other, optimizer)
+        self._check_parameters(optimizer)
         try:
             for application in self._hooked:
                 application.add_to_gradient(optimizer)
@@ -183,6 +186,16 @@ class Attachment:
             for application in reversed(self._hooked):
                 application.abandon(optimizer)
             raise
+
+    def _check_parameters(self, optimizer: Optimizer) -> None:
+        ids = {id(p) for group in optimizer.param_groups for p in group["params"]}
+        if ids <= self._checked:
+            return
+        for i, application in enumerate(self.applications):
+            application.check_parameters(optimizer)
+            for other in self.applications[:i]:
+                application.refuse_beside(other, optimizer)
+        self._checked = ids
 
     def _after_gradient(self, optimizer: Optimizer, closure: Callable[[], Any]) -> Callable[[], Any]:
         calls = 0

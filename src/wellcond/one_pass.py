@@ -5,7 +5,6 @@ from __future__ import annotations
 import types
 import warnings
 from collections.abc import Callable, Hashable, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -36,42 +35,42 @@ class OnePass:
         self.update = update
         self._compiled: dict[object, Kernel | None] = {}
 
-    def __call__(
-        self, rows: Sequence[Sequence[Tensor]], scalars: Tensor | Sequence[Sequence[Scalar]], compiled: bool
-    ) -> None:
-        """Update the tensors of each row with its scalars.
+    def __call__(self, rows: Sequence[Sequence[Tensor]], scalars: Tensor, compiled: bool) -> bool:
+        """Update the tensors of each row with its scalars; whether it was compiled, if that was asked for.
 
         Args:
             rows: tensors of one shape and device each.
-            scalars: S numbers (or 0-dim tensors) for each row; or a tensor of them all, on any device.
+            scalars: (n, S), S for each row, on any device.
             compiled: by torch.compile, where it works.
         """
         alike: dict[object, list[int]] = {}
         for i, row in enumerate(rows):
             if row[0].numel():
                 alike.setdefault((row[0].device, *(t.dtype for t in row)), []).append(i)
+        works = True
         for kind, members in alike.items():
             flat = [_flat(rows[i]) for i in members]
             like = flat[0][0]
-            if isinstance(scalars, Tensor):
-                chosen = scalars if len(members) == len(rows) else _some(scalars, members)
-                s = chosen.to(like.device, _precision(like), non_blocking=True)
-            else:
-                s = _stack([scalars[i] for i in members], like)
+            chosen = scalars if len(members) == len(rows) else _some(scalars, members)
+            s = chosen.to(like.device, _precision(like), non_blocking=True)
             kernel = self._kernel(kind, flat[0], s[:1]) if compiled else None
+            works &= kernel is not None
             # A size of one would be compiled into the kernel, and so would a layout that is not flat.
             batched = [i for i, row in enumerate(flat) if kernel and row[0].dim() == 1 and row[0].numel() > 1]
             alone = sorted({*range(len(flat))}.difference(batched))
             for i, numbers in zip(alone, _some(s, alone).unbind() if alone else (), strict=True):
                 self._eagerly(flat[i], numbers)
             if kernel and batched:
-                missing = -len(batched) % BATCH
-                # Tensors of its own for each: Dynamo compiles anew where one comes twice.
-                padding = [[t.new_zeros(2) for t in flat[0]] for _ in range(missing)]
-                padded = [flat[i] for i in batched] + padding
-                of_padded = torch.cat([s if not alone else _some(s, batched), s[:1].expand(missing, -1)])
-                for start, of_batch in enumerate(of_padded.split(BATCH)):
-                    kernel(padded[start * BATCH : (start + 1) * BATCH], of_batch)
+                self._in_batches(kernel, [flat[i] for i in batched], _some(s, batched) if alone else s)
+        return works or not compiled
+
+    def _in_batches(self, kernel: Kernel, rows: list[list[Tensor]], s: Tensor) -> None:
+        missing = -len(rows) % BATCH
+        # Tensors of its own for each: Dynamo compiles again where one comes twice.
+        padded = rows + [[t.new_zeros(2) for t in rows[0]] for _ in range(missing)]
+        of_padded = torch.cat([s, s[:1].expand(missing, -1)])
+        for start, of_batch in enumerate(of_padded.split(BATCH)):
+            kernel(padded[start * BATCH : (start + 1) * BATCH], of_batch)
 
     def _eagerly(self, row: Sequence[Tensor], s: Tensor) -> None:
         block = BLOCK if row[0].device.type == "cpu" and row[0].dim() == 1 else row[0].numel()
@@ -98,9 +97,6 @@ class OnePass:
         )
         # Different sizes, or Dynamo takes them for one; all large enough to be worth more than one thread.
         trial = [[torch.zeros(4096 * (2 + i), dtype=t.dtype, device=t.device) for t in like] for i in range(BATCH)]
-        for row in trial:
-            for t in row:
-                torch._dynamo.mark_dynamic(t, 0)
         try:
             kernel = torch.compile(own, dynamic=True, fullgraph=True)
             kernel(trial, s)
@@ -126,24 +122,34 @@ class Passes:
 
     def __init__(self, compiled: bool | None):
         self.compiled = compiled
-        self._gathered: dict[Hashable, tuple[OnePass, list[Sequence[Tensor]], list[Any]]] = {}
+        self._gathered: dict[Hashable, tuple[OnePass, list[Sequence[Tensor]], list[Tensor]]] = {}
 
-    def add(self, key: Hashable, update: Callable[[], Update], rows: Sequence[Sequence[Tensor]], scalars: Any) -> None:
-        """Rows with their scalars, as `OnePass` takes them, for the update of this key, which is built if it is new."""
+    def add(
+        self, key: Hashable, update: Callable[[], Update], rows: Sequence[Sequence[Tensor]], columns: Sequence[Scalar]
+    ) -> None:
+        """Rows with their scalars, for the update of this key, which is built if it is new.
+
+        Args:
+            key: of the update.
+            update: builds it.
+            rows: tensors of one shape and device each.
+            columns: S numbers of every row, or tensors of one number or of one for each row.
+        """
         if key not in _KERNELS:
             _KERNELS[key] = OnePass(update())
-        place = scalars.device if isinstance(scalars, Tensor) else None
-        _, all_rows, all_scalars = self._gathered.setdefault((key, place), (_KERNELS[key], [], []))
+        scalars = _table(columns, len(rows))
+        _, all_rows, tables = self._gathered.setdefault((key, scalars.device), (_KERNELS[key], [], []))
         all_rows.extend(rows)
-        all_scalars.append(scalars)
+        tables.append(scalars)
 
-    def run(self) -> None:
-        """Update them all."""
-        for kernel, rows, scalars in self._gathered.values():
+    def run(self) -> bool:
+        """Update them all; whether what was to be compiled was."""
+        works = True
+        for kernel, rows, tables in self._gathered.values():
             entries = sum(row[0].numel() for row in rows)
             compiled = entries >= WORTH_COMPILING if self.compiled is None else self.compiled
-            together = torch.cat(scalars) if isinstance(scalars[0], Tensor) else [s for some in scalars for s in some]
-            kernel(rows, together, compiled)
+            works &= kernel(rows, torch.cat(tables), compiled)
+        return works
 
 
 def where_positive(x: Scalar, new: Tensor, old: Tensor) -> Tensor:
@@ -169,25 +175,17 @@ def _precision(like: Tensor) -> torch.dtype:
     return torch.float64 if like.dtype == torch.float64 else torch.float32
 
 
-def _stack(scalars: Sequence[Sequence[Scalar]], like: Tensor) -> Tensor:
-    """(n, S) in float64 for float64 tensors, otherwise float32."""
-    dtype = _precision(like)
-    if not any(isinstance(x, Tensor) for row in scalars for x in row):
-        return torch.tensor(scalars, dtype=dtype).to(like.device, non_blocking=True)
-    # Some live on the device: the others are filled in there, so that nothing is copied from the host or waits.
-    return torch.stack(
-        [
-            torch.stack(
-                [
-                    x.to(like.device, dtype, non_blocking=True).reshape(())
-                    if isinstance(x, Tensor)
-                    else torch.full((), x, dtype=dtype, device=like.device)
-                    for x in row
-                ]
-            )
-            for row in scalars
-        ]
-    )
+def _table(columns: Sequence[Scalar], n: int) -> Tensor:
+    """(n, S) in float64, where the tensors among the columns are, so that nothing waits for a copy from a device."""
+    devices = [column.device for column in columns if isinstance(column, Tensor)]
+    place = next((device for device in devices if device.type != "cpu"), torch.device("cpu"))
+    filled = [
+        column.to(place, torch.float64, non_blocking=True).expand(n)
+        if isinstance(column, Tensor)
+        else torch.full((n,), column, dtype=torch.float64, device=place)
+        for column in columns
+    ]
+    return torch.stack(filled, 1)
 
 
 def _flat(row: Sequence[Tensor]) -> list[Tensor]:

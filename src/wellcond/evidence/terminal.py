@@ -9,9 +9,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from wellcond.evidence.claim import Claim, Verdict
-from wellcond.evidence.page import headline
-from wellcond.evidence.result import Evidence
+from wellcond.evidence.claim import Claim
+from wellcond.evidence.result import Evidence, Verdict
 
 _STYLES = {
     Verdict.SUPPORTED: "green",
@@ -22,7 +21,7 @@ _STYLES = {
 
 
 def print_table(evidence: Evidence, console: Console) -> None:
-    """A line a case: claim and section, what was measured, its first figure ± spread over seeds, the verdict."""
+    """One line per case: claim and section, what was measured, its first figure ± spread over seeds, the verdict."""
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for heading in ("claim", "section", "what was measured", "figure ± spread", "verdict"):
         table.add_column(heading, overflow="fold")
@@ -35,7 +34,7 @@ def print_table(evidence: Evidence, console: Console) -> None:
         for failure in r.failures:
             table.add_row("", "", Text(f"  {failure}", "red"), "", "")
     console.print(table)
-    console.print(Text(headline(evidence)))
+    console.print(Text(evidence.headline()))
 
 
 def print_claims(claims: Sequence[Claim], console: Console) -> None:

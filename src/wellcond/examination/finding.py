@@ -1,13 +1,16 @@
-"""What a finding is."""
+"""What a finding is, and what one is made from."""
 
 from __future__ import annotations
 
 import html
 import math
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from enum import IntEnum
 
-from wellcond.display import paragraphs, table
+from wellcond.display import Table, paragraphs
+from wellcond.examination.measurements import Measurements
+from wellcond.examination.subject import Subject
 from wellcond.linalg import Estimate
 from wellcond.trials import Effect, NoEffect
 
@@ -35,6 +38,11 @@ class Severity(IntEnum):
             if severity.word == word:
                 return severity
         raise ValueError(f"{str(word)[:40]!r} is no severity")
+
+    @classmethod
+    def worst(cls, severities: Iterable[Severity]) -> Severity:
+        """The most severe of some; good where there are none."""
+        return max(severities, default=cls.GOOD)
 
     def after(self, effect: Effect | NoEffect | None) -> Severity:
         """What is left of a severity when the remedy was tried: all of it where that clearly helped, or was not tried,
@@ -79,5 +87,10 @@ class Finding:
         title = f"<p><strong>{self.severity.word}</strong> {html.escape(self.title)}</p>"
         remedy = f"<pre>{html.escape(self.remedy)}</pre>" if self.remedy else ""
         tried = [f"tried: {self.effect}"] if self.effect else []
-        evidence = table(["measured", "", "how"], [(k, str(e), e.how) for k, e in self.evidence.items()])
-        return title + paragraphs([self.text]) + remedy + paragraphs(tried) + (evidence if self.evidence else "")
+        rows = [(name, str(e), e.how) for name, e in self.evidence.items()]
+        evidence = Table(["measured", "", "how"], rows).html() if rows else ""
+        return title + paragraphs([self.text]) + remedy + paragraphs(tried) + evidence
+
+
+Find = Callable[[Measurements, Subject], Finding | None]
+"""What each file of a finding has: the finding, or None where it does not apply."""

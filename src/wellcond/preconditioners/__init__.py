@@ -1,6 +1,6 @@
 """Changes of variables p = Pz, and reading P off an optimizer."""
 
-import wellcond.preconditioners.torch_optimizers  # noqa: F401  (registers them)
+import wellcond.preconditioners.readings  # noqa: F401  (registers them)
 from wellcond.preconditioners.batch_norm import BatchNormPreconditioner as BatchNormPreconditioner
 from wellcond.preconditioners.momentum import Momentum as Momentum
 from wellcond.preconditioners.one_step import clone as clone
@@ -17,13 +17,14 @@ from wellcond.preconditioners.preconditioner import Composed as Composed
 from wellcond.preconditioners.preconditioner import Diagonal as Diagonal
 from wellcond.preconditioners.preconditioner import NotPreconditionedError as NotPreconditionedError
 from wellcond.preconditioners.preconditioner import Preconditioner as Preconditioner
-from wellcond.preconditioners.preconditioner import Rowwise as Rowwise
 from wellcond.preconditioners.reading import NotReadableError as NotReadableError
 from wellcond.preconditioners.reading import Reading as Reading
 from wellcond.preconditioners.reading import reading_for as reading_for
 from wellcond.preconditioners.reading import reads as reads
 from wellcond.preconditioners.reading import step_number as step_number
+from wellcond.preconditioners.reading import step_numbers as step_numbers
 from wellcond.preconditioners.reading import supported as supported
 from wellcond.preconditioners.reading import unwrapped_optimizer as unwrapped_optimizer
+from wellcond.preconditioners.rule import Rule as Rule
 from wellcond.preconditioners.standardization import Block as Block
 from wellcond.preconditioners.standardization import Standardization as Standardization

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import ctypes
-import functools
 import math
 from collections.abc import Mapping
 from numbers import Real
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,16 +12,12 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torch.utils.hooks import RemovableHandle
 
-from wellcond.native import compiled
 from wellcond.preconditioners.standardization import Block, Standardization
+from wellcond.private_torch import in_backward, uncompiled
 from wellcond.problem import unwrapped
 
 Layer = nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d
 _LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
-_SIZE, _REAL, _POINTER = ctypes.c_int64, ctypes.c_double, ctypes.c_void_p
-_MOMENTS = (_POINTER, *[_SIZE] * 3, *[_REAL] * 3, *[_POINTER] * 3, ctypes.c_int)
-# Entries of a batch from which compiled C (moments.c) looks at it on a CPU: some 10 μs a layer in the place of 80.
-_WORTH_COMPILING = 2**14
 
 
 class BatchNormPreconditioner(Standardization):
@@ -176,7 +169,6 @@ class _Statistics:
         dtype = torch.promote_types(weight.dtype, torch.float32)
         self.mean = torch.zeros(weight.shape[1] * groups, dtype=dtype, device=weight.device)
         self.variance = torch.ones_like(self.mean)
-        self._smoothed: Tensor | None = None  # σ̃² about the mean, where it came with the variance
         self.rows = 0
         self.version = 0
         self.counting = False  # whether `rows` are those of a batch that goes on
@@ -185,87 +177,51 @@ class _Statistics:
     def known(self, centered: bool) -> tuple[Tensor, Tensor, float] | None:
         if not self.version:
             return None
-        variance = self._smoothed if centered else None
-        if variance is None:
-            variance = self.variance if centered else self.variance + self.mean.square()
-            variance = variance + (self.eps_relative * variance.max() + self.eps)
+        variance = self.variance if centered else self.variance + self.mean.square()
+        variance = variance + (self.eps_relative * variance.max() + self.eps)
         return self.mean, variance, max(self.fan_in / self.rows, 1.0) if self.rows else 1.0
 
     def load(self, mean: Tensor, variance: Tensor, rows: int) -> None:
         self.mean.copy_(mean)
         self.variance.copy_(variance)
-        self.rows, self.counting, self._smoothed = rows, False, None
+        self.rows, self.counting = rows, False
         self.version += 1
 
     def _add(self, module: nn.Module, x: Tensor) -> None:
         dtype = torch.promote_types(self.weight.dtype, torch.float32)
         if self.mean.device != self.weight.device or self.mean.dtype != dtype:  # the model has moved
             self.mean, self.variance = (v.to(self.weight.device, dtype) for v in (self.mean, self.variance))
-            self._smoothed = None
         x = x.detach().to(self.mean)
         spatial = self.weight.dim() - 2
         if not spatial and x.dim() != 2:
             x = x.reshape(-1, x.shape[-1])
-        if not self._compiled(x, spatial):
-            self._in_torch(x, spatial)
+        self._follow(x, spatial)
         self.rows = self.rows * self.counting + _rows(module, x, spatial)
         self.counting = True
         self.version += 1
 
     @torch.no_grad()
-    def _in_torch(self, x: Tensor, spatial: int) -> None:
+    def _follow(self, x: Tensor, spatial: int) -> None:
+        """Move the mean and the variance towards those of a batch."""
         others = [d for d in range(x.dim()) if d != x.dim() - 1 - spatial]
         away = x - self.mean.view(-1, *[1] * spatial)  # torch.var_mean takes ten times as long, and needs μ² added
         shift = away.mean(others)
         excess = away.square_().mean(others).sub_(self.variance)
         self.mean.add_(shift.nan_to_num_(0.0, 0.0, 0.0), alpha=1 - self.momentum)
         self.variance.add_(excess.nan_to_num_(0.0, 0.0, 0.0), alpha=1 - self.momentum)
-        self._smoothed = None
 
-    def _compiled(self, x: Tensor, spatial: int) -> bool:
-        """The same by moments.c, in one look and with the smoothed variance; False where it can't be done so."""
-        entries, channels = x.numel(), len(self.mean)
-        if entries < _WORTH_COMPILING or not x.is_cpu or not x.is_contiguous():
-            return False
-        moments = _moments(x.dtype)
-        if moments is None:
-            return False
-        if self._smoothed is None:
-            self._smoothed = torch.empty_like(self.mean)
-        inner = x.shape[-spatial:].numel() if spatial else 1
-        moments(
-            x.data_ptr(),
-            entries // (channels * inner),
-            channels,
-            inner,
-            1 - self.momentum,
-            self.eps_relative,
-            self.eps,
-            self.mean.data_ptr(),
-            self.variance.data_ptr(),
-            self._smoothed.data_ptr(),
-            torch.get_num_threads(),
-        )
-        return True
-
-    @torch._disable_dynamo
+    @uncompiled
     def see(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Forward pre-hook."""
         x = args[0] if args else kwargs.get("input")
         stands_in = module._parameters.get("weight") is not self.weight  # something measures
         if not module.training or not torch.is_grad_enabled() or stands_in or not isinstance(x, Tensor):
             return
-        again = torch._C._current_graph_task_id() != -1  # a checkpointed layer, in the backward pass
+        again = in_backward()  # a checkpointed layer, in the backward pass
         if x.numel() == 0 or (again and self._forward):
             return
         self._forward = not again
         self._add(module, x)
-
-
-@functools.cache
-def _moments(dtype: torch.dtype) -> Any:
-    """`moments` of moments.c."""
-    return compiled(Path(__file__).with_name("moments.c"), "moments", _MOMENTS, dtype)
 
 
 def _rows(module: nn.Module, x: Tensor, spatial: int) -> int:

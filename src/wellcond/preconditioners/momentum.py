@@ -43,6 +43,15 @@ class Momentum:
         return cls(beta, 1 - beta, averaged=True)
 
     @property
+    def gain(self) -> float:
+        """How far a gradient that stays takes z in every step, in α·g: what a penalty's step is to keep up with (4.7).
+
+        >>> Momentum().gain, Momentum.heavy_ball(0.5).gain, Momentum.average(0.9).gain
+        (1.0, 2.0, 1.0)
+        """
+        return self.a + self.b * self.c / (1 - self.beta)
+
+    @property
     def bound(self) -> float:
         """What α·λ_max(PᵀHP) must stay under: at it a step along the eigenvector is undone by the next one.
 

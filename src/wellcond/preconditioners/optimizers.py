@@ -177,7 +177,7 @@ def steps_of(optimizer: Any) -> list[Step]:
         Step(
             p,
             float(group["lr"]),
-            float(reading.correction(state, group)) if state else 1.0,
+            float(reading.correction(group, step_number(state))) if state else 1.0,
             float(reading.bound(state, group)),
             reading.momentum(state, group),
             *reading.decay(state, group),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -71,21 +70,6 @@ class Preconditioner(ABC):
         """
         raise ValueError(f"a {type(self).__name__} is not diagonal; apply it to the vectors that are asked for")
 
-    def write(self, how: str, x: Sequence[Tensor], out: Sequence[Tensor]) -> None:
-        """`how`, one of "apply", "adjoint", "invert" and "gram", of x into other memory, or into x itself.
-
-        On the CPU new memory takes longer to get than to compute with; a step uses that of the step before.
-        """
-        if len(out):
-            torch._foreach_copy_(list(out), getattr(self, how)(x))
-
-    def rowwise(self) -> list[Rowwise] | None:
-        """P where it acts on each row of a parameter by itself, and is the identity on those that are in no entry.
-
-        None where it does not, or that is not known.
-        """
-        return None
-
     def stepped(self) -> None:  # noqa: B027, most have nothing to do
         """An optimizer that P belongs to has taken a step; called by `precondition` and `reparameterize`."""
 
@@ -94,28 +78,6 @@ class Preconditioner(ABC):
         if not isinstance(other, Preconditioner):
             return NotImplemented
         return Composed(self, other)
-
-
-class Rowwise(NamedTuple):
-    """P on a parameter w and the bias of its rows: w = s·z, and b = ζ/q − w·μ.
-
-    Attributes:
-        weight, bias: their places among P's parameters; without a bias there is no μ.
-        scale: s, of as many entries as w, or a row for some (as many for each) of its rows.
-        mean: μ, of the size of s.
-        q: as above.
-    """
-
-    weight: int
-    bias: int | None
-    scale: Tensor
-    mean: Tensor | None = None
-    q: float = 1.0
-
-    @property
-    def places(self) -> list[int]:
-        """Of its parameters."""
-        return [self.weight] if self.bias is None else [self.weight, self.bias]
 
 
 class Diagonal(Preconditioner):
@@ -157,20 +119,6 @@ class Diagonal(Preconditioner):
 
     def diagonal(self) -> Tensor:
         return flatten([s.expand(p.shape) for p, s in zip(self.parameters, self.scales, strict=True)])
-
-    def write(self, how: str, x: Sequence[Tensor], out: Sequence[Tensor]) -> None:
-        operation = torch.div if how == "invert" else torch.mul
-        for s, y, o in zip(self.scales, x, out, strict=True):
-            operation(y, s, out=o)
-            if how == "gram":
-                o.mul_(s)
-
-    def rowwise(self) -> list[Rowwise]:
-        whole = (
-            s if s.shape == p.shape else s.expand(p.shape).contiguous()
-            for p, s in zip(self.parameters, self.scales, strict=True)
-        )
-        return [Rowwise(i, None, s) for i, s in enumerate(whole)]
 
     def over(self, parameters: Sequence[Tensor], names: Sequence[str], dtype: torch.dtype | None = None) -> Diagonal:
         position = {id(p): i for i, p in enumerate(self.parameters)}
@@ -255,13 +203,6 @@ class Composed(Preconditioner):
     def stepped(self) -> None:
         for P in self.factors:
             P.stepped()
-
-    def write(self, how: str, x: Sequence[Tensor], out: Sequence[Tensor]) -> None:
-        if out and out[0] is not x[0]:
-            torch._foreach_copy_(list(out), list(x))
-        for factor, part in _FACTORS[how]:
-            some = [out[i] for i in self._places[factor]]
-            self.factors[factor].write(part, some, some)
 
     def _made(self, how: str, x: Sequence[Tensor]) -> list[Tensor]:
         result = list(x)

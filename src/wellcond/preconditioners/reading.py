@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
+import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
@@ -13,6 +14,7 @@ from wellcond.preconditioners.momentum import Momentum
 Scalar = float | Tensor
 State = Mapping[str, Any]
 Group = Mapping[str, Any]
+Flags = Mapping[str, bool]
 
 
 class NotReadableError(TypeError):
@@ -23,44 +25,49 @@ class Reading:
     """How to read one kind of optimizer; this one is plain gradient descent with P = I.
 
     P_ii² = 1/(root·factor + ε): `root` is elementwise in the state and never needs the step number, `correct` gives
-    factor and ε, numbers (0-dim tensors where the step number lives on a GPU, so that nothing waits for it).
-    `group` is an entry of `param_groups`, `state` that of one parameter, with its gradient and itself as "grad" and
-    "param" where `needs_gradient`.
+    factor and ε. `group` is an entry of `param_groups`, `state` that of one parameter, with its gradient and itself as
+    "grad" and "param" where `needs_gradient`. `step` counts from 1: a number, or a tensor where it lives on a GPU, so
+    that nothing waits for it, or where it is one for each of n parameters.
 
     Attributes:
-        constants: entries of `group` that `root` uses; None where that is not known.
         needs_a_step: whether P exists only after a step.
         needs_gradient: whether `root` needs the gradient of the last step.
+        translates: whether a step is p ← (1 − lr·τ)p + d with a d that does not depend on p but by a coupled decay.
     """
 
-    constants: tuple[str, ...] | None = ()
     needs_a_step = True
     needs_gradient = False
+    translates = False
 
-    def entries(self, group: Group) -> tuple[str, ...]:
+    def flags(self, group: Group) -> Flags | None:
+        """What `root` asks of the group, as yes or no; None where that is not known."""
+        return {}
+
+    def entries(self, group: Group | Flags) -> tuple[str, ...]:
         """Entries of `state`, tensors of the parameter's shape, that `root` uses."""
         return ()
 
-    def root(self, state: State, group: Group) -> Tensor | None:
+    def root(self, state: State, group: Group | Flags) -> Tensor | None:
         """√v or what plays its part, of the parameter's shape; None for P = I."""
         return None
 
-    def correct(self, state: State, group: Group) -> tuple[Scalar, Scalar]:
+    def correct(self, group: Group, step: Scalar) -> tuple[Scalar, Scalar]:
         """(factor, ε)."""
         return 1.0, group.get("eps", 0.0)
 
     def root_v(self, state: State, group: Group) -> Tensor | None:
         """√v as the step corrected it; None where there is none."""
         root = self.root(state, group) if state else None
-        return None if root is None else root * self.correct(state, group)[0]
+        return None if root is None else root * self.correct(group, step_number(state))[0]
 
     def squared_scale(self, state: State, group: Group) -> Tensor | None:
         """P_ii², of the parameter's shape; None for 1."""
-        root = self.root(state, group) if state else None
-        if root is None:
-            return None
-        factor, eps = self.correct(state, group)
-        return (root * factor + eps).reciprocal()
+        return self.squared(state, group, *self.correct(group, step_number(state))) if state else None
+
+    def squared(self, state: State, group: Group | Flags, factor: Scalar, eps: Scalar) -> Tensor | None:
+        """The same, of what `correct` gave."""
+        root = self.root(state, group)
+        return None if root is None else (root * factor + eps).reciprocal()
 
     def stepped(self, state: State) -> bool:
         """Whether P is there, after a step that may have been skipped. A count on a GPU is taken as positive: nothing
@@ -70,7 +77,7 @@ class Reading:
         step = step_number({"step": 1, **state}) if state else 0.0
         return isinstance(step, Tensor) or step > 0
 
-    def correction(self, state: State, group: Group) -> Scalar:
+    def correction(self, group: Group, step: Scalar) -> Scalar:
         """α over the group's lr in the last step: the correction of early steps, or a decay."""
         return 1.0
 
@@ -79,7 +86,7 @@ class Reading:
         return self.momentum(state, group).bound
 
     def momentum(self, state: State, group: Group) -> Momentum:
-        """What becomes of the gradient beside scaling it; none."""
+        """What becomes of the gradient beside scaling it; in the limit of many steps where the state is empty."""
         return Momentum()
 
     def decay(self, state: State, group: Group) -> tuple[float, float]:
@@ -88,22 +95,23 @@ class Reading:
         return (0.0, tau) if group.get("decoupled_weight_decay") else (tau, 0.0)
 
     def penalty_rate(self, group: Group, step: Scalar) -> Scalar:
-        """α_pen, the step of a penalty in the optimizer's `step`-th step, from 1 (theory, section 4.7)."""
-        return group["lr"]
+        """α_pen, the step of a penalty (theory, section 4.7)."""
+        return group["lr"] * self.momentum({}, group).gain
 
 
 class _Function(Reading):
     """A reading from P_ii² as a plain function of state and group."""
 
-    constants = None
-
     def __init__(self, squared_scale: Callable[[State, Group], Tensor]):
         self._squared_scale = squared_scale
 
-    def root(self, state: State, group: Group) -> Tensor:
+    def flags(self, group: Group) -> None:
+        return None
+
+    def root(self, state: State, group: Group | Flags) -> Tensor:
         return self._squared_scale(state, group).reciprocal()
 
-    def correct(self, state: State, group: Group) -> tuple[Scalar, Scalar]:
+    def correct(self, group: Group, step: Scalar) -> tuple[Scalar, Scalar]:
         return 1.0, 0.0
 
     def squared_scale(self, state: State, group: Group) -> Tensor:
@@ -200,3 +208,9 @@ def step_number(state: State) -> Scalar:
     if isinstance(step, Tensor):
         return float(step) if step.device.type == "cpu" else step.double()
     return float(step)
+
+
+def step_numbers(states: Sequence[State]) -> Tensor:
+    """The same of many states, (n,), on the device that counts them."""
+    steps = [torch.as_tensor(state.get("step", 0.0)) for state in states]
+    return torch.stack([step.to(steps[0].device) for step in steps]).double()

@@ -9,7 +9,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from wellcond.preconditioners.preconditioner import Preconditioner, Rowwise
+from wellcond.preconditioners.preconditioner import Preconditioner
 
 
 class Moments(Protocol):
@@ -42,42 +42,16 @@ class Block:
         self.weight, self.biases, self.groups, self.moments = weight, biases, groups, moments
         self._made: tuple[object, _Factors | None] = None, None
 
-    def change(self, how: str, x: Sequence[Tensor], out: Sequence[Tensor] | None) -> dict[int, Tensor]:
-        """Its parameters among x, changed by `how`, a method of `_Factors`, by their places; none of them for P = I.
-
-        Args:
-            how: which of P's maps.
-            x: of all parameters.
-            out: memory for what is made, used where it is contiguous, which may be x's; None for new memory, and a
-                graph where x has one.
-        """
+    def change(self, how: str, x: Sequence[Tensor]) -> dict[int, Tensor]:
+        """Its parameters among x, changed by `how`, a method of `_Factors`, by their places; none of them for P = I."""
         first = x[self.biases[0] if self.weight is None else self.weight]
         factors = self._factors(first)
         if factors is None:
             return {}
-
-        def seen(i: int, *shape: int) -> tuple[Tensor, Tensor | None]:
-            memory = None if out is None or not out[i].is_contiguous() else out[i].view(self.groups, *shape)
-            return x[i].reshape(self.groups, *shape), memory
-
-        weight = (None, None) if self.weight is None else seen(self.weight, len(first) // self.groups, -1)
-        W, biases = getattr(factors, how)(*weight, [seen(b, -1) for b in self.biases])
+        w = None if self.weight is None else first.reshape(self.groups, len(first) // self.groups, -1)
+        W, biases = getattr(factors, how)(w, [x[b].reshape(self.groups, -1) for b in self.biases])
         made = {i: b.view(x[i].shape) for i, b in zip(self.biases, biases, strict=True)}
         return made if self.weight is None else made | {self.weight: W.view(first.shape)}
-
-    def rowwise(self, parameters: Sequence[Tensor]) -> list[Rowwise] | None:
-        """Its part of `Preconditioner.rowwise`."""
-        first = parameters[self.biases[0] if self.weight is None else self.weight]
-        factors = self._factors(first)
-        if factors is None:
-            return []
-        if self.weight is None:
-            return [Rowwise(b, None, torch.full_like(parameters[b], 1 / factors.q)) for b in self.biases]
-        if len(self.biases) > 1:
-            return None
-        if not self.biases:
-            return [Rowwise(self.weight, None, factors.inverse)]
-        return [Rowwise(self.weight, self.biases[0], factors.inverse, factors.mean, factors.q)]
 
     def _factors(self, like: Tensor) -> _Factors | None:
         key = self.moments.version, like.dtype, like.device
@@ -102,14 +76,12 @@ class Block:
         return {**self.__dict__, "_made": (None, None)}
 
 
-_Out = Tensor | None
+_Weight = Tensor | None
+_Changed = tuple[_Weight, list[Tensor]]
 
 
 class _Factors:
-    """P of a block on a weight w of shape (groups, outputs, fan-in) and biases of shape (groups, outputs).
-
-    Its maps take each with the memory for the result, which may be its own, or None for new memory.
-    """
+    """P of a block on a weight w of shape (groups, outputs, fan-in) and biases of shape (groups, outputs)."""
 
     def __init__(self, mean: Tensor, squared: Tensor, q2: float):
         self.mean, self.squared, self.q2, self.q = mean, squared, q2, q2**0.5  # μ and q²σ̃², (groups, 1, fan-in)
@@ -127,39 +99,37 @@ class _Factors:
     def inverse_squared(self) -> Tensor:
         return self.squared.reciprocal()
 
-    def apply(self, w: _Out, out: _Out, biases: list[tuple[Tensor, _Out]]) -> tuple[_Out, list[Tensor]]:
-        W = None if w is None else torch.mul(w, self.inverse, out=out)
+    def apply(self, w: _Weight, biases: list[Tensor]) -> _Changed:
+        W = None if w is None else w * self.inverse
         return W, self._uncentered(1 / self.q, W, biases)
 
-    def adjoint(self, w: _Out, out: _Out, biases: list[tuple[Tensor, _Out]]) -> tuple[_Out, list[Tensor]]:
-        W = self._centered(self.inverse, w, out, biases)
-        return W, [torch.mul(b, 1 / self.q, out=o) for b, o in biases]
+    def adjoint(self, w: _Weight, biases: list[Tensor]) -> _Changed:
+        return self._centered(self.inverse, w, biases), [b * (1 / self.q) for b in biases]
 
-    def gram(self, w: _Out, out: _Out, biases: list[tuple[Tensor, _Out]]) -> tuple[_Out, list[Tensor]]:
-        W = self._centered(self.inverse_squared, w, out, biases)
+    def gram(self, w: _Weight, biases: list[Tensor]) -> _Changed:
+        W = self._centered(self.inverse_squared, w, biases)
         return W, self._uncentered(1 / self.q2, W, biases)
 
-    def invert(self, w: _Out, out: _Out, biases: list[tuple[Tensor, _Out]]) -> tuple[_Out, list[Tensor]]:
+    def invert(self, w: _Weight, biases: list[Tensor]) -> _Changed:
         if w is None:
-            return None, [torch.mul(b, self.q, out=o) for b, o in biases]
-        moved = self._at_mean(w) if biases else w
-        return torch.mul(w, self.scale, out=out), [torch.add(b, moved, out=o).mul_(self.q) for b, o in biases]
+            return None, [b * self.q for b in biases]
+        moved = self._at_mean(w) if biases else 0.0
+        return w * self.scale, [(b + moved) * self.q for b in biases]
 
-    def _centered(self, factor: Tensor, w: _Out, out: _Out, biases: list[tuple[Tensor, _Out]]) -> _Out:
+    def _centered(self, factor: Tensor, w: _Weight, biases: list[Tensor]) -> _Weight:
         """(w − bμᵀ)·factor."""
         if w is None:
             return None
-        for b, _ in biases:
-            w = torch.addcmul(w, b[..., None], self.mean, value=-1, out=out)
-        return torch.mul(w, factor, out=out)
+        for b in biases:
+            w = torch.addcmul(w, b[..., None], self.mean, value=-1)
+        return w * factor
 
-    def _uncentered(self, factor: float, W: _Out, biases: list[tuple[Tensor, _Out]]) -> list[Tensor]:
+    def _uncentered(self, factor: float, W: _Weight, biases: list[Tensor]) -> list[Tensor]:
         """b·factor − Wμ."""
-        made = [torch.mul(b, factor, out=o) for b, o in biases]
         if W is None or not biases:
-            return made
+            return [b * factor for b in biases]
         moved = self._at_mean(W)
-        return [b.sub_(moved) for b in made]
+        return [b * factor - moved for b in biases]
 
     def _at_mean(self, W: Tensor) -> Tensor:
         """Wμ, (groups, outputs)."""
@@ -195,18 +165,6 @@ class Standardization(Preconditioner):
     def gram(self, g: Sequence[Tensor]) -> list[Tensor]:
         return self._changed("gram", g)
 
-    def write(self, how: str, x: Sequence[Tensor], out: Sequence[Tensor]) -> None:
-        made = self._blockwise(how, x, out)
-        for i, y in enumerate(out):
-            if i not in made:
-                y.copy_(x[i])
-            elif not y.is_contiguous():
-                y.copy_(made[i])
-
-    def rowwise(self) -> list[Rowwise] | None:
-        made = [block.rowwise(self.parameters) for block in self._blocks]
-        return None if any(m is None for m in made) else [r for m in made for r in m or []]
-
     def over(
         self, parameters: Sequence[Tensor], names: Sequence[str], dtype: torch.dtype | None = None
     ) -> Standardization:
@@ -226,13 +184,9 @@ class Standardization(Preconditioner):
         return Standardization(parameters, blocks)
 
     def _changed(self, how: str, x: Sequence[Tensor]) -> list[Tensor]:
-        made = self._blockwise(how, x, None)
-        return [made[i] if i in made else y.clone() for i, y in enumerate(x)]
-
-    def _blockwise(self, how: str, x: Sequence[Tensor], out: Sequence[Tensor] | None) -> dict[int, Tensor]:
         if len(x) != len(self.parameters):
             raise ValueError(f"got {len(x)} tensors for the {len(self.parameters)} parameters of P; give one for each")
         made: dict[int, Tensor] = {}
         for block in self._blocks:
-            made |= block.change(how, x, out)
-        return made
+            made |= block.change(how, x)
+        return [made[i] if i in made else y.clone() for i, y in enumerate(x)]

@@ -12,9 +12,12 @@ from torch.optim import Optimizer
 
 from wellcond.hooks import Attached, unobserved
 from wellcond.preconditioners import Composed, Diagonal, NotPreconditionedError, Preconditioner
-from wellcond.steps.coordinates import Coordinates, Memory
-from wellcond.steps.fused import FusedStep, fused_step
-from wellcond.steps.translations import decays_of_translations
+from wellcond.steps.by_rule import can_step_by_rule, step_by_rule
+from wellcond.steps.coordinates import Coordinates, decays_of_translation, fresh
+from wellcond.steps.through_p import ThroughP
+
+# Entries × steps after which compiling, some 10 s, has been worth it: it saves about a nanosecond per entry and step.
+WORTH_COMPILING = 10**10
 
 
 class GivenP(Attached):
@@ -23,9 +26,11 @@ class GivenP(Attached):
     Attributes:
         P: as it was given.
         verb: what was called.
+        how: what it makes of gradients, "gram" for PPᵀg or "adjoint" for Pᵀg.
     """
 
     verb: str
+    how: str
 
     def __init__(self, optimizer: Optimizer, P: Preconditioner, compiled: bool | None):
         if compiled not in (None, True, False):
@@ -34,12 +39,10 @@ class GivenP(Attached):
             what = f"class {P.__name__}" if isinstance(P, type) else type(P).__name__
             raise TypeError(f"P is a {what}; give a preconditioner, such as BatchNormPreconditioner(model)")
         self.P, self._compiled = P, compiled
-        self._fused: FusedStep | None = None
-        self._ids: set[int] | None = None
-        self._memory = Memory()
+        self._entries = 0  # that steps were of so far
+        self._through: ThroughP | None = None  # the step that is taken in the place of the optimizer's own
         self._raw: list[tuple[Tensor, Tensor]] = []  # parameters and their gradients as they were
         self._restricted: dict[tuple[int, ...], Preconditioner] = {}
-        self._seen: set[int] = set()
         self.check_parameters(optimizer)
         if not self.covered(optimizer):
             raise ValueError(
@@ -49,9 +52,8 @@ class GivenP(Attached):
 
     def covered(self, optimizer: Optimizer) -> list[Tensor]:
         """The optimizer's parameters that P covers, in its order."""
-        if self._ids is None:
-            self._ids = {id(p) for p in self.P.parameters}
-        return [p for p in parameters_of(optimizer) if id(p) in self._ids]
+        ids = {id(p) for p in self.P.parameters}
+        return [p for p in parameters_of(optimizer) if id(p) in ids]
 
     def restricted(self, optimizer: Optimizer, parameters: list[Tensor]) -> Preconditioner:
         """P over some of the parameters that it covers."""
@@ -64,18 +66,16 @@ class GivenP(Attached):
             self._restricted[key] = self.P.over(parameters, names, dtypes.pop() if len(dtypes) == 1 else None)
         return self._restricted[key]
 
-    def check_parameters(self, optimizer: Optimizer) -> bool:
-        new = [p for p in self.covered(optimizer) if id(p) not in self._seen]
-        self._seen.update(map(id, new))
-        for p in new:
+    def check_parameters(self, optimizer: Optimizer) -> None:
+        covered = self.covered(optimizer)
+        for p in covered:
             if is_lazy(p):
                 raise ValueError(f"{_name(p, optimizer)} is not initialized; run the lazy model once on a batch first")
             if p.layout != torch.strided or not p.is_floating_point():
                 kind = f"sparse ({p.layout})" if p.layout != torch.strided else str(p.dtype)
                 raise ValueError(f"{_name(p, optimizer)} is {kind}; P is for dense real parameters, leave it out")
-        if new and any(group.get("differentiable") for group in optimizer.param_groups):
+        if covered and any(group.get("differentiable") for group in optimizer.param_groups):
             raise ValueError("differentiable=True: no gradient goes through a change of variables; give False")
-        return bool(new)
 
     def refuse_beside(self, other: Attached, optimizer: Optimizer) -> None:
         if isinstance(other, GivenP):
@@ -91,40 +91,39 @@ class GivenP(Attached):
             return (given @ own).over(own.parameters, [_name(p, optimizer) for p in own.parameters])
         return Composed(given, own, own.parameters)
 
-    def _change_gradients(self, optimizer: Optimizer, how: str) -> list[Tensor]:
-        """Put Pᵀg ("adjoint") or PPᵀg ("gram") in the place of gradients; the parameters that have one."""
-        parameters = self._with_gradient(optimizer)
-        gradients = self._keep_gradients(parameters)
-        if not parameters:
-            return []
-        P = self.restricted(optimizer, parameters)
-        if all(g.layout == torch.strided for g in gradients):
-            changed = self._memory.like("gradient", gradients)
-            P.write(how, gradients, changed)
-        else:
-            assert isinstance(P, Diagonal)
-            changed = [_scaled(g, s if how == "adjoint" else s * s) for g, s in zip(gradients, P.scales, strict=True)]
-        for p, g in zip(parameters, changed, strict=True):
-            p.grad = g.detach()  # whoever keeps it is seen to use the memory
-        return parameters
+    def leave(self, optimizer: Optimizer) -> None:
+        self._give_back_gradients()
+        through, self._through = self._through, None
+        if through and not step_by_rule(optimizer, through, compiled=True):
+            self._compiled = False  # no compiler works here
+        self.P.stepped()
 
-    def _take_over(self, optimizer: Optimizer, how: str) -> bool:
+    def abandon(self, optimizer: Optimizer) -> None:
+        self._give_back_gradients()
+        self._through = None
+
+    def _take_over(self, optimizer: Optimizer, parameters: list[Tensor]) -> bool:
         """Whether the step is ours, taken in `leave`: the optimizer is shown no gradients, and so it takes none."""
-        parameters = self._with_gradient(optimizer) if unobserved(optimizer, self) else []
-        if parameters:
-            P = self.restricted(optimizer, parameters)
-            self._fused = fused_step(optimizer, P, parameters, how == "gram", self._compiled)
-        if self._fused is None:
+        self._entries += sum(p.numel() for p in parameters)
+        compiled = self._entries >= WORTH_COMPILING if self._compiled is None else self._compiled
+        if not (compiled and unobserved(optimizer, self) and can_step_by_rule(optimizer, parameters)):
             return False
-        self._keep_gradients(self._fused.parameters)
-        for p in self._fused.parameters:
+        P = self.restricted(optimizer, parameters)
+        if not (isinstance(P, Diagonal) and ThroughP.fits(P, parameters)):
+            return False
+        self._through = ThroughP(P, parameters, in_z=self.how == "adjoint")
+        self._keep_gradients(parameters)
+        for p in parameters:
             p.grad = None
         return True
 
-    def _take_fused(self) -> None:
-        fused, self._fused = self._fused, None
-        if fused:
-            fused.take()
+    def _change_gradients(self, optimizer: Optimizer, parameters: list[Tensor]) -> None:
+        """Put Pᵀg or PPᵀg in the place of gradients."""
+        gradients = self._keep_gradients(parameters)
+        if parameters:
+            changed = getattr(self.restricted(optimizer, parameters), self.how)(gradients)
+            for p, g in zip(parameters, fresh(parameters, gradients, changed), strict=True):
+                p.grad = g
 
     def _keep_gradients(self, parameters: Sequence[Tensor]) -> list[Tensor]:
         gradients = [p.grad for p in parameters if p.grad is not None]
@@ -170,21 +169,14 @@ class GivenP(Attached):
                     raise ValueError(f"P is not finite and invertible in {p.dtype} at {_name(p, optimizer)}")
 
     def __getstate__(self) -> dict[str, Any]:
-        fresh: dict[str, Any] = {
-            "_restricted": {},
-            "_seen": set(),
-            "_ids": None,
-            "_raw": [],
-            "_memory": Memory(),
-            "_fused": None,
-        }
-        return {**self.__dict__, **fresh}
+        return {**self.__dict__, "_restricted": {}, "_raw": [], "_through": None}
 
 
 class Precondition(GivenP):
     """PPᵀ before each step, on gradients that are given back after it."""
 
     verb = "precondition"
+    how = "gram"
 
     def __init__(self, optimizer: Optimizer, P: Preconditioner, compiled: bool | None):
         if isinstance(optimizer, torch.optim.LBFGS):
@@ -199,19 +191,15 @@ class Precondition(GivenP):
         return 3, ""  # after all that is added to gradients
 
     def add_to_gradient(self, optimizer: Optimizer) -> None:
-        if not self._take_over(optimizer, "gram"):
-            self._change_gradients(optimizer, "gram")
-
-    def leave(self, optimizer: Optimizer) -> None:
-        self._give_back_gradients()
-        self._take_fused()
-        self.P.stepped()
+        parameters = self._with_gradient(optimizer)
+        if not self._take_over(optimizer, parameters):
+            self._change_gradients(optimizer, parameters)
 
     def surface(self, optimizer: Optimizer) -> None:
         self._give_back_gradients()
 
     def show(self, optimizer: Optimizer) -> None:
-        self._change_gradients(optimizer, "gram")
+        self._change_gradients(optimizer, self._with_gradient(optimizer))
 
     def seen(self, optimizer: Optimizer, parameters: Sequence[Tensor], gradients: Sequence[Tensor]) -> Sequence[Tensor]:
         raise ValueError(
@@ -228,15 +216,12 @@ class Precondition(GivenP):
             )
         return super().whole(optimizer, own)
 
-    def abandon(self, optimizer: Optimizer) -> None:
-        self._give_back_gradients()
-        self._fused = None
-
 
 class Reparameterize(GivenP):
     """z in the place of p, and Pᵀ of the gradient in that of the gradient, from before each step until after it."""
 
     verb = "reparameterize"
+    how = "adjoint"
 
     def __init__(self, optimizer: Optimizer, P: Preconditioner, compiled: bool | None):
         self._inside: Coordinates | None = None
@@ -252,16 +237,16 @@ class Reparameterize(GivenP):
         return -1, ""  # all the rest is in z
 
     def add_to_gradient(self, optimizer: Optimizer) -> None:
+        parameters = self._with_gradient(optimizer)
+        if self._inside is None and self._take_over(optimizer, parameters):
+            return
+        self._change_gradients(optimizer, parameters)
         if self._inside is None:
-            if self._take_over(optimizer, "adjoint"):
-                return
-            parameters = self._change_gradients(optimizer, "adjoint")
             if parameters:
                 P = self.restricted(optimizer, parameters)
-                decays = decays_of_translations(optimizer, parameters, P) if unobserved(optimizer, self) else None
-                self._inside = Coordinates(P, parameters, self._memory, decays)
+                decays = decays_of_translation(optimizer, parameters, P) if unobserved(optimizer, self) else None
+                self._inside = Coordinates(P, parameters, decays)
             return
-        parameters = self._change_gradients(optimizer, "adjoint")
         if list(map(id, parameters)) != list(map(id, self._inside.parameters)):
             raise RuntimeError(
                 "other parameters have gradients in this evaluation of the closure than in the first one of the step; "
@@ -271,12 +256,10 @@ class Reparameterize(GivenP):
         self._inside.enter(self._z)
 
     def leave(self, optimizer: Optimizer) -> None:
-        self._give_back_gradients()
         inside, self._inside, self._z = self._inside, None, None
         if inside:
             inside.leave()
-        self._take_fused()
-        self.P.stepped()
+        super().leave(optimizer)
 
     def surface(self, optimizer: Optimizer) -> None:
         if not self.P.constant:
@@ -286,9 +269,9 @@ class Reparameterize(GivenP):
             self._z = self._inside.surface()
 
     def show(self, optimizer: Optimizer) -> None:
-        self._change_gradients(optimizer, "adjoint")
+        self._change_gradients(optimizer, self._with_gradient(optimizer))
         covered = self.covered(optimizer)
-        self._inside = Coordinates(self.restricted(optimizer, covered), covered, Memory())
+        self._inside = Coordinates(self.restricted(optimizer, covered), covered)
 
     def seen(self, optimizer: Optimizer, parameters: Sequence[Tensor], gradients: Sequence[Tensor]) -> Sequence[Tensor]:
         ids = {id(p) for p in self.covered(optimizer)}
@@ -300,8 +283,8 @@ class Reparameterize(GivenP):
         return result
 
     def abandon(self, optimizer: Optimizer) -> None:
-        self._give_back_gradients()
-        inside, self._inside, self._z, self._fused = self._inside, None, None, None
+        super().abandon(optimizer)
+        inside, self._inside, self._z = self._inside, None, None
         if inside:
             inside.abandon()
 
@@ -310,14 +293,6 @@ class Reparameterize(GivenP):
 
 
 _FREEZE = "give a constant one (a BatchNormPreconditioner is constant after its remove())"
-
-
-def _scaled(g: Tensor, s: Tensor) -> Tensor:
-    if g.layout == torch.strided:
-        return s * g
-    g = g.coalesce()
-    rows = s.expand(g.shape)[tuple(g.indices())]
-    return torch.sparse_coo_tensor(g.indices(), rows * g.values(), g.shape, is_coalesced=True)
 
 
 def parameters_of(optimizer: Optimizer) -> Iterator[Tensor]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
@@ -11,14 +10,14 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from wellcond.hooks import attachment_of
-from wellcond.one_pass import Passes
 from wellcond.penalties import Penalty
-from wellcond.preconditioners import reading_for
+from wellcond.private_torch import uncompiled
+from wellcond.steps.by_rule import Inside, can_step_by_rule, is_dense, step_by_rule
+from wellcond.steps.penalty_inside import PenaltyInside
 from wellcond.steps.penalty_step import Application
 from wellcond.steps.regularization import Regularization
 from wellcond.steps.regularize import attach, regularizations_of
 from wellcond.steps.selection import Params, Selection
-from wellcond.steps.updates import Rule, whole_step
 
 
 class OnePassOptimizer(Optimizer):
@@ -30,8 +29,6 @@ class OnePassOptimizer(Optimizer):
     """
 
     _torch: ClassVar[type[Optimizer]]
-    _rule: ClassVar[Rule]
-    _lists: ClassVar[list[str]]  # what torch's `_init_group` fills; parameters and gradients come first
     _state_dtype: torch.dtype | None = None
     _compile: bool | None = None
 
@@ -55,7 +52,7 @@ class OnePassOptimizer(Optimizer):
         if penalty is not None:
             selection = Selection(self, penalized, model)
             application = Application(self, penalty, space, None, selection, compiled=compile, built_in=True)
-        self._is_plain(application)
+        self._refuse(application)
         if application:
             attach(self, application, stacklevel=4)
 
@@ -126,80 +123,46 @@ class OnePassOptimizer(Optimizer):
             step = step.__wrapped__
         return step(self, closure)
 
-    @torch._disable_dynamo
+    @uncompiled
     def _own_step(self, application: Application | None) -> None:
-        plain = self._is_plain(application)
-        scaled = any(getattr(self, key, None) is not None for key in ("grad_scale", "found_inf"))  # by a GradScaler
-        if application is None or (plain and not scaled and application.penalty.key is not None):
-            self._one_pass(application)
+        self._refuse(application)
+        parameters = (p for group in self.param_groups for p in group["params"])
+        if application is None:
+            self._by_rule(Inside())
+            return
+        if application.penalty.key is not None and can_step_by_rule(self, parameters):
+            self._by_rule(PenaltyInside(application))
             return
         application.add_to_gradient(self)
         application.before_step(self)
         if self._state_dtype is None:
             self._torchs_step()
         else:
-            self._one_pass(None)
+            self._by_rule(Inside())
         application.after_step(self)
 
-    def _is_plain(self, application: Application | None) -> bool:
-        """Whether all parameters are dense and real; where one is not, torch's own step has to do them.
+    def _by_rule(self, inside: Inside) -> None:
+        step_by_rule(self, inside, self._compile, prepare=self._widen)
+
+    def _refuse(self, application: Application | None) -> None:
+        """Refuse a penalty or a `state_dtype` on what only torch's own step can do.
 
         Raises:
-            ValueError: where a penalty or a `state_dtype` is on what only torch's own step can do.
+            ValueError: naming it.
         """
         wide = self._state_dtype is not None
-        if application:
-            application.check_parameters(self)
-        elif not wide:
-            return True
+        if not (wide or application):
+            return
         what = "state_dtype" if wide else "a penalty inside the step"
-        plain = True
         for group in self.param_groups:
             for key in ("capturable", "differentiable", *(["fused"] if wide else [])):
                 if group.get(key):
                     raise ValueError(f"{key}=True does not go with {what}; leave one of them out")
             for p in group["params"]:
-                dense = p.layout == torch.strided and (p.grad is None or p.grad.layout == torch.strided)
-                if dense and not p.is_complex():
-                    plain &= type(p) in (nn.Parameter, Tensor)
-                    continue
-                plain = False
-                if wide or (application and application.selection.holds(p)):
+                if not is_dense(p) and (wide or (application and application.selection.holds(p))):
                     name = application.selection.name(p, self) if application else f"a parameter of {tuple(p.shape)}"
                     kind = "is complex" if p.is_complex() else "is sparse, or has a sparse gradient"
                     raise ValueError(f"{name} {kind}, which does not go with {what}")
-        return plain
-
-    def _one_pass(self, application: Application | None) -> None:
-        rule, reading = self._rule, reading_for(self)
-        inside = (application.penalty, application.space, application.via) if application else None
-        passes = Passes(self._compile)
-        for group in self.param_groups:
-            lists: list[list[Tensor]] = [[] for _ in self._lists]
-            self._init_group(group, *lists)  # type: ignore[attr-defined]
-            params, grads = lists[:2]
-            if not params:
-                continue
-            numbers = {key: _number(value) for key, value in group.items() if key != "params"}
-            names = rule.states(numbers)
-            states = [self.state[p] if names else {} for p in params]
-            step = _beside(numbers, rule.count(numbers, params, states))
-            columns = rule.scalars(numbers, step)
-            if application:
-                held = torch.tensor([float(application.selection.holds(p)) for p in params])
-                held = held.to(step.device, step.dtype, non_blocking=True)
-                columns += [reading.penalty_rate(numbers, step), application.penalty.strength or 0.0, held]
-            flags = (numbers["maximize"], *rule.flags(numbers))
-            key = (type(rule), flags, application and (application.penalty.key, application.space, application.via))
-            rows = []
-            for p, g, state in zip(params, grads, states, strict=True):
-                self._widen(p)
-                rows.append([p, *(state[name] for name in names), g])
-            # Numbers are filled in where the counts are, so that nothing waits for a copy from the host.
-            filled = (c if isinstance(c, Tensor) else torch.full_like(step, c) for c in columns)
-            scalars = torch.stack([c.to(step).expand(len(params)) for c in filled], 1)
-            passes.add(key, functools.partial(whole_step, rule, flags, inside), rows, scalars)
-        passes.run()
 
     def _widen(self, p: Tensor, saved: Mapping[str, Any] | None = None) -> None:
         """Bring the state of p, as `saved` has it if given, to `state_dtype` if that is wider than p's dtype."""
@@ -209,18 +172,3 @@ class OnePassOptimizer(Optimizer):
         for key, value in (state if saved is None else saved).items():
             if key != "step" and isinstance(value, Tensor) and state[key].dtype != self._state_dtype:
                 state[key] = value.to(p.device, self._state_dtype)
-
-
-def _number(x: Any) -> Any:
-    """An entry of a parameter group with its numbers as floats, or as 0-dim tensors where they are on a device."""
-    if isinstance(x, tuple | list):
-        return tuple(map(_number, x))
-    if not isinstance(x, Tensor):
-        return x
-    return x.item() if x.device.type == "cpu" else x.detach().reshape(())
-
-
-def _beside(numbers: Mapping[str, Any], step: Tensor) -> Tensor:
-    """`step` in float64, on the device of the tensors among the numbers, if there are any."""
-    flat = [y for x in numbers.values() for y in (x if isinstance(x, tuple) else (x,)) if isinstance(y, Tensor)]
-    return step.to(flat[0].device if flat else step.device, torch.float64)

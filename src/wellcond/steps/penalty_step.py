@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import copy
-import functools
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -14,13 +11,11 @@ from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 
 from wellcond.hooks import Attached
-from wellcond.one_pass import Passes, where_positive
 from wellcond.penalties import L2, NuclearNorm, Penalty
-from wellcond.preconditioners import Reading, in_precision, reading_for, step_number
+from wellcond.preconditioners import Reading, reading_for, step_number
 from wellcond.steps import spaces
+from wellcond.steps.proximal import Moved, ProximalStep, unless_skipped
 from wellcond.steps.selection import Selection
-
-Group = Mapping[str, Any]
 
 
 class Application(Attached):
@@ -61,8 +56,7 @@ class Application(Attached):
         self.penalty, self.space, self.selection = copy.copy(penalty), space, selection
         self.via: str = via or ("gradient" if penalty.smooth else "prox")
         self.check_finite, self.compiled, self.built_in = check_finite, compiled, built_in
-        self._moved: list[_Moved] = []
-        self._fit: set[int] = set()
+        self._moved: list[Moved] = []
         self._check_optimizer(optimizer)
         self.check_parameters(optimizer)
 
@@ -113,20 +107,17 @@ class Application(Attached):
                 "space='original' with via='gradient'"
             ) from None
 
-    def check_parameters(self, optimizer: Optimizer) -> bool:
-        """Refuse what the penalty can't be on; whether there were parameters that it has not seen before.
+    def check_parameters(self, optimizer: Optimizer) -> None:
+        """Refuse what the penalty can't be on.
 
         Raises:
             TypeError, ValueError: naming the parameter.
         """
-        new = [p for p in self.selection.of(optimizer) if id(p) not in self._fit]
-        for p in new:
+        selected = list(self.selection.of(optimizer))
+        for p in selected:
             self._check(p, optimizer)
-        self._fit.update(map(id, new))
-        for group in optimizer.param_groups if new else []:
-            if group.get("differentiable"):
-                raise ValueError("differentiable=True: no gradient goes through a penalty's step; give False")
-        return bool(new)
+        if selected and any(group.get("differentiable") for group in optimizer.param_groups):
+            raise ValueError("differentiable=True: no gradient goes through a penalty's step; give False")
 
     def in_loss(self, optimizer: Optimizer) -> Tensor | float:
         """What the penalty added to the gradient is the gradient of."""
@@ -137,7 +128,7 @@ class Application(Attached):
     def add_to_gradient(self, optimizer: Optimizer) -> None:
         """First of all, when the gradients are there. A parameter without one is left alone."""
         moved = [
-            _Moved(p, group, p.grad)
+            Moved(p, group, p.grad)
             for group in optimizer.param_groups
             for p in group["params"]
             if p.grad is not None and self.selection.holds(p)
@@ -181,7 +172,7 @@ class Application(Attached):
                 new = m.p * factor
             else:
                 new = m.p - rate * self.penalty.gradient(m.p)
-            m.p.copy_(_unless_skipped(optimizer, new, m.p))
+            m.p.copy_(unless_skipped(optimizer, new, m.p))
 
     def after_step(self, optimizer: Optimizer) -> None:
         """What moves p after the step, with the P that the step used."""
@@ -193,51 +184,13 @@ class Application(Attached):
         # An optimizer that skipped its first step has no P, and has moved nothing.
         stepped = [m for m in moved if not adaptive or reading.stepped(optimizer.state.get(m.p, {}))]
         if self.via == "prox":
-            self._prox(optimizer, reading, stepped)
+            ProximalStep(optimizer, reading, self.penalty, self.space).take(stepped, self.compiled)
         for m in stepped:
             if m.before is not None:
-                squared = reading.squared_scale(m.state(optimizer, reading), m.group)
+                squared = m.squared_scale(optimizer, reading)
                 rate = reading.penalty_rate(m.group, step_number(optimizer.state.get(m.p, {})))
                 move = spaces.move(self.penalty, self.space, m.before.to(m.precision), squared)
-                m.p.copy_(_unless_skipped(optimizer, m.p - rate * move, m.p))
-
-    def _prox(self, optimizer: Optimizer, reading: Reading, moved: Sequence[_Moved]) -> None:
-        adaptive, skip = self.space != "euclidean", getattr(optimizer, "found_inf", None)
-        fused = self.penalty.key is not None and (reading.constants is not None or not adaptive)
-        passes = Passes(self.compiled)
-        for m in moved:
-            state = optimizer.state.get(m.p, {})
-            rate = reading.penalty_rate(m.group, step_number(state))
-            if not isinstance(rate, Tensor) and rate == 0 and self.penalty.strength is not None:
-                continue
-            if not fused or m.gradient.is_sparse:
-                self._prox_alone(optimizer, reading if adaptive else None, m, rate)
-                continue
-            entries = reading.entries(m.group) if adaptive else ()
-            constants = tuple(m.group[key] for key in reading.constants or ()) if entries else ()
-            factor, eps = reading.correct(state, m.group) if entries else (1.0, 0.0)
-            passes.add(
-                (self.penalty.key, self.space, type(reading), constants, entries),
-                functools.partial(_update, self.penalty, self.space, reading, m.group, entries),
-                [[m.p.detach(), *(state[e] for e in entries)]],
-                [[rate, factor, eps, self.penalty.strength or 0.0, 0.0 if skip is None else skip]],
-            )
-        passes.run()
-
-    def _prox_alone(self, optimizer: Optimizer, reading: Reading | None, m: _Moved, rate: Any) -> None:
-        """The proximal step of one tensor, or of the rows that its sparse gradient has."""
-        rows, squared = m.rows(), None
-        if m.p.numel() == 0:
-            return
-        if reading is not None:
-            squared = reading.squared_scale(m.state(optimizer, reading, rows), m.group)
-        u = m.p.detach() if rows is None else m.p.detach()[rows]
-        new = spaces.prox(self.penalty, self.space, u.to(m.precision), rate, squared).to(u.dtype)
-        new = _unless_skipped(optimizer, new, u)
-        if rows is None:
-            m.p.copy_(new)
-        else:
-            m.p.index_copy_(0, rows, new)
+                m.p.copy_(unless_skipped(optimizer, m.p - rate * move, m.p))
 
     def _check_optimizer(self, optimizer: Optimizer) -> None:
         reading, name = self.reading(optimizer), type(optimizer).__name__
@@ -278,38 +231,7 @@ class Application(Attached):
                 raise FloatingPointError(f"the gradient of {self.selection.name(m.p, optimizer)} has NaN or inf in it")
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_moved": [], "_fit": set()}
-
-
-@dataclass
-class _Moved:
-    """A parameter that the step moves, and what is remembered of it until after the step."""
-
-    p: Tensor
-    group: Group
-    gradient: Any
-    before: Tensor | None = None  # p before the step, where that is needed
-
-    @property
-    def precision(self) -> torch.dtype:
-        return torch.float64 if self.p.dtype == torch.float64 else torch.float32
-
-    def rows(self) -> Tensor | None:
-        """The rows that a sparse gradient has; None for all, or where it has no rows."""
-        if not self.gradient.is_sparse or self.gradient.sparse_dim() != 1:
-            return None
-        return self.gradient.coalesce().indices()[0]
-
-    def state(self, optimizer: Optimizer, reading: Reading, rows: Tensor | None = None) -> dict[str, Any]:
-        """The optimizer's state of p in working precision, with what the reading needs beside it, of some rows."""
-        state = dict(optimizer.state.get(self.p, {}))
-        if reading.constants is not None:
-            state = {key: state[key] for key in (*reading.entries(self.group), "step") if key in state}
-        if reading.needs_gradient:
-            state |= {"grad": self.p.grad, "param": self.p.detach()}
-        if rows is not None:
-            state = {key: v[rows] if _alike(v, self.p) else v for key, v in state.items()}
-        return in_precision(state, self.precision)
+        return {**self.__dict__, "_moved": []}
 
 
 class _Any(Reading):
@@ -319,32 +241,3 @@ class _Any(Reading):
 
 
 _ANY = _Any()
-
-
-def _update(
-    penalty: Penalty, space: str, reading: Reading, group: Group, entries: tuple[str, ...]
-) -> Callable[[Sequence[Tensor], Sequence[Any]], list[Tensor]]:
-    """The proximal step as an elementwise function of (p, *entries of the state)."""
-    constants = {key: group[key] for key in reading.constants or ()}
-
-    def update(tensors: Sequence[Tensor], s: Sequence[Any]) -> list[Tensor]:
-        p, *values = tensors
-        rate, factor, eps, strength, skip = s
-        squared = None
-        if entries:
-            root = reading.root(dict(zip(entries, values, strict=True)), constants)
-            squared = (root * factor + eps).reciprocal()
-        R = penalty if penalty.strength is None else penalty.with_strength(strength)
-        return [where_positive(skip, p, spaces.prox(R, space, p, rate, squared))]
-
-    return update
-
-
-def _unless_skipped(optimizer: Optimizer, new: Tensor, old: Tensor) -> Tensor:
-    """`new`, or `old` where a GradScaler has found inf and the fused step did nothing; nobody waits to know."""
-    found = getattr(optimizer, "found_inf", None)
-    return new if found is None else torch.where(found.to(old.device) > 0, old, new)
-
-
-def _alike(v: Any, p: Tensor) -> bool:
-    return isinstance(v, Tensor) and v.layout == torch.strided and v.shape == p.shape

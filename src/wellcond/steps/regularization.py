@@ -16,7 +16,8 @@ from wellcond.penalties import Penalty, Sparsity, sparsity_of
 from wellcond.preconditioners import in_precision, reading_of, with_gradient
 from wellcond.problem import Problem
 from wellcond.steps import spaces
-from wellcond.steps.penalty_step import Application, Group
+from wellcond.steps.penalty_step import Application
+from wellcond.steps.proximal import Group
 
 
 class Regularization:

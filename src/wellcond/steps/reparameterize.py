@@ -11,6 +11,7 @@ from torch.optim import Optimizer
 from wellcond.hooks import attach, attachment_of
 from wellcond.preconditioners import Preconditioner, unwrapped_optimizer
 from wellcond.steps.change_of_variables import GivenP, Precondition, Reparameterize, parameters_of
+from wellcond.steps.coordinates import fresh
 
 
 def precondition(optimizer: Any, P: Preconditioner, *, compile: bool | None = None) -> Preconditioning:
@@ -148,6 +149,5 @@ class Reparameterization(_Handle):
     def z(self) -> list[Tensor]:
         """P⁻¹p of the parameters that P covers, in the optimizer's order."""
         parameters = self._application.covered(self.optimizer)
-        z = [torch.empty_like(p) for p in parameters]
-        self._application.restricted(self.optimizer, parameters).write("invert", parameters, z)
-        return z
+        z = self._application.restricted(self.optimizer, parameters).invert(parameters)
+        return fresh(parameters, parameters, z)

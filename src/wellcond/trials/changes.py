@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-from wellcond.normalization import Moments, Standardize
+from wellcond.normalization import FeatureMoments, Standardize
 from wellcond.preconditioners import BatchNormPreconditioner
 from wellcond.problem import Problem, move
 from wellcond.trials.hidden_normalization import CONVOLUTIONS, batch_normalized, layer_normalized
@@ -20,7 +20,7 @@ def standardized_inputs(given: Problem) -> Network:
     """Standardization in front of every layer that the data reach first, its weights changed so that they undo it."""
     network = Network.copy_of(given.model)
     problem = network.problem(given)
-    moments: dict[str, Moments] = {}
+    moments: dict[str, FeatureMoments] = {}
     sees_data: list[str] = []
     embeddings: list[str] = []
 
@@ -50,7 +50,7 @@ def standardized_inputs(given: Problem) -> Network:
     return network
 
 
-def _standardize(network: Network, name: str, moments: Moments) -> None:
+def _standardize(network: Network, name: str, moments: FeatureMoments) -> None:
     layer = network.model.get_submodule(name) if name else network.model
     front = moments.standardization(next(layer.parameters()).dtype)
     if isinstance(layer, nn.RNNBase):
@@ -87,7 +87,7 @@ def batch_norm_preconditioned(given: Problem) -> Network:
     """The network as it is, and P = VD/q (theory, section 5.3) of the means and variances over all the data."""
     network = Network.copy_of(given.model)
     network.P = P = BatchNormPreconditioner(network.model)
-    moments: dict[str, Moments] = {}
+    moments: dict[str, FeatureMoments] = {}
 
     def record(name: str, layer: nn.Module, x: Tensor) -> None:
         moments.setdefault(name, _moments_of_inputs(layer)).add(f"the input of layer {name}", x)
@@ -110,9 +110,9 @@ def batch_norm_preconditioned(given: Problem) -> Network:
     return network
 
 
-def _moments_of_inputs(layer: nn.Module) -> Moments:
+def _moments_of_inputs(layer: nn.Module) -> FeatureMoments:
     """Of a layer's features: in front of the positions for a convolution, else on the last dimension."""
-    return Moments(-1 - len(layer.kernel_size) if isinstance(layer, CONVOLUTIONS) else -1)
+    return FeatureMoments(-1 - len(layer.kernel_size) if isinstance(layer, CONVOLUTIONS) else -1)
 
 
 CHANGES: dict[str, Callable[[Problem], Network]] = {

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from wellcond.normalization import Moments
+from wellcond.normalization import FeatureMoments
 from wellcond.problem import Problem, random_state
 from wellcond.trials.activations import Site, place_sites
 from wellcond.trials.network import Network, NotApplicableError
@@ -58,9 +58,11 @@ def layer_normalized(given: Problem) -> Network:
         kind = nn.LayerNorm if where.is_last else lambda width, **to: nn.GroupNorm(1, width, **to)
         norm = kind(width, device=like.device, dtype=like.dtype)
         network.replace(where.name, norm)
-        seen = Moments(where.moments.dim)
+        seen = FeatureMoments(where.moments.dim)
 
-        def record(name: str, module: nn.Module, x: Tensor, where: _Hidden = where, seen: Moments = seen) -> None:
+        def record(
+            name: str, module: nn.Module, x: Tensor, where: _Hidden = where, seen: FeatureMoments = seen
+        ) -> None:
             if name == where.name:
                 seen.add(f"the layer-normalized outputs before {where.name}", module.forward(x))
 
@@ -79,7 +81,7 @@ class _Hidden:
     """A site before a hidden activation, after a layer, in the order of the forward pass."""
 
     name: str
-    moments: Moments
+    moments: FeatureMoments
     ndim: int
     layer: str
 
@@ -119,7 +121,7 @@ def _recorded(network: Network, given: Problem) -> tuple[list[_Hidden], bool]:
             if name not in seen:
                 before = next((call for call in reversed(calls) if isinstance(call[1], LAYERS)), None)
                 dim = _dim(before[1] if before else None, x)
-                seen[name] = _Hidden(name, Moments(dim), x.ndim, before[0] if before else "")
+                seen[name] = _Hidden(name, FeatureMoments(dim), x.ndim, before[0] if before else "")
             seen[name].moments.add(f"the output of layer {seen[name].layer or name}", x)
         calls.append((name, module))
 

@@ -21,7 +21,7 @@ from wellcond.preconditioners import (
     steps_of,
     unwrapped_optimizer,
 )
-from wellcond.problem import LossNotFiniteError, Problem, move
+from wellcond.problem import LossNotFiniteError, Problem, check_depends, move
 from wellcond.steps import precondition
 from wellcond.trials.network import Network
 from wellcond.trials.plain_training import alone, run_of, step
@@ -155,7 +155,7 @@ def _measured_steps(problem: Problem, optimizer: Optimizer, P: Preconditioner | 
     with problem.evaluating():
         for k in range(steps):
             loss = problem.batch_loss(k % len(problem.batches))
-            problem.check_depends(loss)
+            check_depends(loss)
             losses.append(float(loss.detach()))
             gradients: Sequence[Tensor | None] = torch.autograd.grad(loss, problem.leaves, allow_unused=True)
             if P is not None:

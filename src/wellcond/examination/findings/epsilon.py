@@ -8,11 +8,10 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from wellcond.examination.finding import Finding, Severity
-from wellcond.examination.measurements import Measurements
+from wellcond.display import number
+from wellcond.examination.finding import Finding, Measurements, Severity, Subject
 from wellcond.examination.remedies import set_code, set_groups
-from wellcond.examination.subject import Subject
-from wellcond.linalg import Estimate, number
+from wellcond.linalg import Estimate
 from wellcond.preconditioners import steps_of
 from wellcond.problem import TrainingRun
 
@@ -34,7 +33,7 @@ def find(m: Measurements, subject: Subject) -> Finding | None:
         return None
     swallowed = float((roots < 1).double().mean())
     how = f"exact count over {len(roots):,} coordinates that have had a gradient"
-    evidence = {"swallowed": Estimate(swallowed, swallowed, swallowed, how)}
+    evidence = {"swallowed": Estimate.exactly(swallowed, how)}
     eps = float(optimizer.param_groups[0]["eps"])
     name = type(optimizer).__name__
     title = f"ε = {eps:g} of {name} is above √v for {swallowed:.1%} of the coordinates that have a gradient."

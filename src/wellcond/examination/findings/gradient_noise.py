@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from torch.utils.data import DataLoader, default_collate
 
-from wellcond.examination.finding import Finding, Severity
-from wellcond.examination.measurements import Measurements
+from wellcond.display import number
+from wellcond.examination.finding import Finding, Measurements, Severity, Subject
 from wellcond.examination.noise import noise_scale
 from wellcond.examination.remedies import loss_code
-from wellcond.examination.subject import Subject
-from wellcond.linalg import number
 
 FAR_ABOVE = 10.0
 """Noise over signal, squared: a step follows the gradient to a third at most. Near a minimum that is always so."""

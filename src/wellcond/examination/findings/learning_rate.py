@@ -5,11 +5,9 @@ from __future__ import annotations
 import math
 from functools import partial
 
-from wellcond.examination.finding import Finding, Severity
-from wellcond.examination.measurements import Measurements
+from wellcond.display import number
+from wellcond.examination.finding import Finding, Measurements, Severity, Subject
 from wellcond.examination.remedies import scale_rates, set_code
-from wellcond.examination.subject import Subject
-from wellcond.linalg import number
 from wellcond.stability import TARGET, EdgeRatio
 from wellcond.trials import Effect, NoEffect
 
@@ -42,13 +40,8 @@ def find(m: Measurements, subject: Subject) -> Finding | None:
     evidence = {"edge_ratio": edge.ratio, "allowed_learning_rate": edge.allowed}
     lr, ratio = number(edge.learning_rate), edge.ratio
     if math.isinf(edge.allowed.value):
-        return Finding(
-            "learning_rate",
-            Severity.GOOD,
-            f"Nothing bounds the learning rate, which is {lr}, from above here.",
-            f"{edge.allowed.how.capitalize()}.",
-            evidence,
-        )
+        title = f"Nothing bounds the learning rate, which is {lr}, from above here."
+        return Finding("learning_rate", Severity.GOOD, title, f"{edge.allowed.how.capitalize()}.", evidence)
     at = f"at {number(ratio.value)} of" if ratio.value < 1 else f"{number(ratio.value)} times"
     title = f"The learning rate is {at} its stability bound: it is {lr}, and the bound is {edge.allowed}."
     if ratio.high > NEAR:

@@ -9,11 +9,10 @@ from typing import Any
 
 import torch
 
-from wellcond.examination.finding import Finding, Severity
-from wellcond.examination.measurements import Measurements
+from wellcond.display import number
+from wellcond.examination.finding import Finding, Measurements, Severity, Subject
 from wellcond.examination.remedies import set_code, set_groups
-from wellcond.examination.subject import Subject
-from wellcond.linalg import Estimate, number
+from wellcond.linalg import Estimate
 from wellcond.problem import TrainingRun
 from wellcond.stability import TARGET, EdgeRatio
 from wellcond.trials import Effect, NoEffect
@@ -41,9 +40,7 @@ def find(m: Measurements, subject: Subject) -> Finding | None:
     if not kappa.defined or len(betas) != 1 or not m.edge.ratio.high > 0:
         return None
     beta = betas.pop()
-    # An unresolved κ is "at least" its lower end: judge by that.
-    certain = kappa.low if kappa.unresolved else kappa.value
-    suggested = suggested_momentum(certain)
+    suggested = suggested_momentum(kappa.certain)
     if beta == 0 and isinstance(optimizer, torch.optim.SGD) and kappa.low >= ILL_CONDITIONED:
         return _missing(m.edge, subject, kappa, min(suggested, MOST))
     # Unresolved, κ may well suggest such a momentum; then the trial alone says.
@@ -61,7 +58,7 @@ def _missing(edge: EdgeRatio, subject: Subject, kappa: Estimate, beta: float) ->
     # Heavy ball is stable up to (2 + 2β)/λ_max, gradient descent up to 2/λ_max (theory, section 2.3).
     half = TARGET / edge.ratio.high
     found = _tried(subject, {(beta, 1.0), (beta, half * (1 + beta))})
-    evidence = {"kappa_effective": kappa, "suggested_momentum": _exactly(beta, "from κ_eff")}
+    evidence = {"kappa_effective": kappa, "suggested_momentum": Estimate.exactly(beta, "from κ_eff")}
     title = f"There is no momentum, and κ_eff is {kappa}: it suggests {number(beta)}."
     text = (
         "Gradient descent needs steps in proportion to κ, heavy ball to its square root. The suggestion is that of a "
@@ -88,7 +85,7 @@ def _high(edge: EdgeRatio, subject: Subject, kappa: Estimate, beta: float) -> Fi
     if not found or not found[1].saves():
         return None
     (_, factor), effect = found
-    evidence = {"kappa_effective": kappa, "momentum": _exactly(beta, "the optimizer's setting")}
+    evidence = {"kappa_effective": kappa, "momentum": Estimate.exactly(beta, "the optimizer's setting")}
     suggested = "" if kappa.unresolved else f", and κ_eff = {kappa} suggests {number(suggested_momentum(kappa.value))}"
     title = f"The momentum is high: it is {beta:g}, an average over {number(1 / (1 - beta))} steps{suggested}."
     text = (
@@ -122,7 +119,3 @@ def _code(subject: Subject, momentum: float, factor: float) -> str:
     assert subject.optimizer is not None
     setting = _setting(subject.optimizer.param_groups[0], float(f"{momentum:.2g}"))
     return set_code(subject.optimizer, factor, **setting)
-
-
-def _exactly(value: float, how: str) -> Estimate:
-    return Estimate(value, value, value, how)

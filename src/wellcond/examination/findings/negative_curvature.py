@@ -8,10 +8,8 @@ from torch import Tensor
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
 from wellcond.curvature import Hessian
-from wellcond.examination.finding import Finding, Severity
-from wellcond.examination.measurements import Measurements
+from wellcond.examination.finding import Finding, Measurements, Severity, Subject
 from wellcond.examination.remedies import examined_code
-from wellcond.examination.subject import Subject
 from wellcond.linalg import eigenvalues
 from wellcond.problem import LossNotFiniteError, TrainingRun
 from wellcond.trials import Effect, NoEffect

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from wellcond.examination.finding import Finding, Severity
-from wellcond.examination.measurements import Measurements
+from wellcond.examination.finding import Finding, Measurements, Severity, Subject
 from wellcond.examination.remedies import built_code, examined_code, loss_code
-from wellcond.examination.subject import Subject
 from wellcond.linalg import Estimate
 from wellcond.preconditioners import unwrapped_optimizer
 from wellcond.problem import TrainingRun, move
@@ -98,7 +96,7 @@ def _coarse_gradient(m: Measurements, subject: Subject) -> Finding | None:
         return None
     noise = float((subject.problem.batch_gradient(0).double() - exact).norm()) / size
     how = "gradient of the first batch in float32 and in float64"
-    evidence = {"gradient_rounding": Estimate(noise, noise, noise, how)}
+    evidence = {"gradient_rounding": Estimate.exactly(noise, how)}
     title = f"In float32 the gradient is off by {noise:.1%} of itself."
     if noise < NOISE:
         return None

@@ -1,0 +1,50 @@
+"""A step of an optimizer through a diagonal P, taken by its rule in one pass over memory."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from wellcond.one_pass import Scalar
+from wellcond.preconditioners import Diagonal
+from wellcond.steps.by_rule import Decay, Inside, Move
+
+
+class ThroughP(Inside):
+    """In z, or with PPᵀ of the gradient.
+
+    Args:
+        P: over exactly the parameters that are stepped.
+        parameters: they.
+        in_z: whether the step is in z.
+    """
+
+    def __init__(self, P: Diagonal, parameters: Sequence[Tensor], in_z: bool):
+        self._scales = dict(zip(map(id, parameters), P.scales, strict=True))
+        self.key = "in z" if in_z else "PPᵀ"
+        self._in_z = in_z
+
+    @staticmethod
+    def fits(P: Diagonal, parameters: Sequence[Tensor]) -> bool:
+        """Whether P has a scale for each entry, in memory as the parameters are; on the CPU, where it was measured."""
+        return all(
+            p.is_cpu and s.shape == p.shape and s.stride() == p.stride()
+            for p, s in zip(parameters, P.scales, strict=True)
+        )
+
+    def takes(self, p: Tensor) -> bool:
+        return id(p) in self._scales
+
+    def tensors(self, p: Tensor) -> list[Tensor]:
+        return [self._scales[id(p)]]
+
+    def around(
+        self, p: Tensor, g: Tensor, tensors: Sequence[Tensor], s: Sequence[Scalar], decayed: Decay, move: Move
+    ) -> Tensor:
+        (scale,) = tensors
+        if not self._in_z:
+            return super().around(p, scale * scale * g, tensors, s, decayed, move)
+        _, in_z = decayed(p / scale, scale * g)
+        kept, _ = decayed(p, g)  # a decoupled decay is the same in z
+        return kept + scale * move(in_z)[0]
