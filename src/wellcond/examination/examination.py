@@ -19,7 +19,7 @@ from typing import Any, ClassVar
 import torch
 from torch import nn
 
-from wellcond.display import Renderer
+from wellcond.display import Renderer, capitalized
 from wellcond.examination.figures import headline, interruption
 from wellcond.examination.finding import Find, Finding, Severity
 from wellcond.examination.findings import FINDINGS
@@ -188,5 +188,5 @@ def _found(find: Find, m: Measurements, subject: Subject) -> Finding | None:
         reason = "the remedy was not tried before the interruption"
     elif found.remedy and isinstance(found.effect, NoEffect):
         reason = found.effect.why
-    text = f"{found.text} {reason[0].upper()}{reason[1:]}." if reason else found.text
+    text = f"{found.text} {capitalized(reason)}." if reason else found.text
     return replace(found, text=text, effect=None)

@@ -52,28 +52,29 @@ def layer_normalized(given: Problem) -> Network:
     """
     network, hidden = _with_sites(given)
     for where in hidden:
-        like = next(network.model.parameters())
-        width = len(where.moments.mean)
-        kind: Callable[..., nn.LayerNorm | nn.GroupNorm]
-        kind = nn.LayerNorm if where.is_last else lambda width, **to: nn.GroupNorm(1, width, **to)
-        norm = kind(width, device=like.device, dtype=like.dtype)
-        network.replace(where.name, norm)
-        seen = FeatureMoments(where.moments.dim)
-
-        def record(
-            name: str, module: nn.Module, x: Tensor, where: _Hidden = where, seen: FeatureMoments = seen
-        ) -> None:
-            if name == where.name:
-                seen.add(f"the layer-normalized outputs before {where.name}", module.forward(x))
-
-        network.problem(given).record_inputs(type(norm), record)
-        spread, target = seen.deviation, where.moments.deviation
-        gamma = torch.where(spread > 0, target / spread.clamp_min(1e-300), 1.0)
-        with torch.no_grad():
-            norm.weight.copy_(gamma)
-            norm.bias.copy_(where.moments.mean - gamma * seen.mean)
+        _normalize_layer(network, given, where)
     network.notes.append("γ and β can't undo layer norm: the function differs")
     return _told_after(network, hidden)
+
+
+def _normalize_layer(network: Network, given: Problem, where: _Hidden) -> None:
+    like = next(network.model.parameters())
+    kind: Callable[..., nn.LayerNorm | nn.GroupNorm]
+    kind = nn.LayerNorm if where.is_last else lambda width, **to: nn.GroupNorm(1, width, **to)
+    norm = kind(len(where.moments.mean), device=like.device, dtype=like.dtype)
+    network.replace(where.name, norm)
+    seen = FeatureMoments(where.moments.dim)
+
+    def record(name: str, module: nn.Module, x: Tensor) -> None:
+        if name == where.name:
+            seen.add(f"the layer-normalized outputs before {where.name}", module.forward(x))
+
+    network.problem(given).record_inputs(type(norm), record)
+    spread, target = seen.deviation, where.moments.deviation
+    gamma = torch.where(spread > 0, target / spread.clamp_min(1e-300), 1.0)
+    with torch.no_grad():
+        norm.weight.copy_(gamma)
+        norm.bias.copy_(where.moments.mean - gamma * seen.mean)
 
 
 @dataclass

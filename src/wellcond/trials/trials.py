@@ -173,7 +173,7 @@ class Trials:
             networks = Network.copy_of(self.problem.model), CHANGES[change](self.problem)
             losses = [Training(n, self.problem, self.run.optimizer).best(self.steps).loss for n in networks]
             how = f"{self.steps} steps from new state of the optimizer, at the best of some learning rates"
-            before, after = (Estimate(loss, loss, loss, how) for loss in losses)
+            before, after = (Estimate.exactly(loss, how) for loss in losses)
             return Effect(f"loss after {self.steps} steps at the best learning rate", before, after)
 
         return self._attempt(f"what “{change}” does to a copy of the run", 2 * self._cost(RATES_WITH_HALVES), tried)
