@@ -14,6 +14,7 @@ from torch import nn
 from tests.problems import make
 from wellcond import private_torch
 from wellcond.curvature import Hessian
+from wellcond.normalization import layer_conditioning
 from wellcond.problem import Problem
 
 
@@ -72,3 +73,23 @@ def test_the_compiler_is_not_imported_with_the_package():
     code = "import sys, wellcond; print({'torch._dynamo', 'torch._inductor'} & set(sys.modules))"
     told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert told.stdout.strip() == "set()"
+
+
+def test_a_layer_under_vmap_is_refused_where_what_it_sees_is_not_to_be_had(monkeypatch):
+    class Mapped(nn.Module):
+        def __init__(self, mapped: bool) -> None:
+            super().__init__()
+            self.inner, self.mapped = nn.Linear(3, 1), mapped
+
+        def forward(self, x):
+            return torch.func.vmap(self.inner)(x) if self.mapped else self.inner(x)
+
+    x = torch.randn(20, 3)
+    problems = [Problem(Mapped(mapped), nn.MSELoss(), (x, torch.zeros(20, 1))) for mapped in (False, True)]
+    assert layer_conditioning(problems[1])[0].rows == 20
+    plain = torch.zeros(2)
+    monkeypatch.delattr(torch._C._functorch, "get_unwrapped")
+    assert private_torch.out_of_vmap(plain) is plain
+    assert layer_conditioning(problems[0])[0].rows == 20
+    with pytest.raises(ValueError, match=r"layer inner is called by torch\.func\.vmap"):
+        layer_conditioning(problems[1])

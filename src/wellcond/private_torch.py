@@ -90,3 +90,23 @@ def in_backward() -> bool:
     names = {"_engine_run_backward", "backward", "unpack_hook"}  # the last two on an autograd thread of a device
     frames = (frame for frame, _ in traceback.walk_stack(None))
     return any(f.f_code.co_name in names and f.f_globals.get("__name__", "").startswith("torch.") for f in frames)
+
+
+def out_of_vmap(x: Tensor) -> Tensor | None:
+    """A tensor out of torch.func's wrappers, the dimensions that it maps over in front; None where torch has no way."""
+    try:
+        from torch._C._functorch import get_unwrapped, is_functorch_wrapped_tensor, maybe_get_bdim
+    except ImportError:
+        return x if _has_storage(x) else None
+    while is_functorch_wrapped_tensor(x):
+        mapped, x = maybe_get_bdim(x), get_unwrapped(x)
+        x = x.movedim(mapped, 0) if mapped >= 0 else x
+    return x
+
+
+def _has_storage(x: Tensor) -> bool:
+    try:
+        x.untyped_storage()
+    except NotImplementedError:  # as wrappers answer
+        return False
+    return True

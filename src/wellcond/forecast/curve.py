@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor
@@ -44,10 +44,6 @@ class Curve:
     def diverges(self) -> bool:
         """Whether the step is unstable along some direction: what is predicted grows without end."""
         return self.edge_ratio > 1 + 1e-9
-
-    def checked(self, trusted_steps: int, true_losses: Mapping[int, float]) -> Curve:
-        """This curve, with what the true losses said."""
-        return replace(self, trusted_steps=trusted_steps, true_losses=true_losses)
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
-from wellcond.normalization import Moments
+from wellcond.normalization import FeatureMoments
 from wellcond.preconditioners import BatchNormPreconditioner, preconditioner_of
 from wellcond.problem import LossNotFiniteError, Problem, move, random_state
 from wellcond.steps import precondition
@@ -22,11 +22,11 @@ def batch_norm_preconditioned(given: Problem) -> Network:
     network = Network.copy_of(given.model)
     P = BatchNormPreconditioner(network.model)
     problem = network.problem(given)
-    moments: dict[str, Moments] = {}
+    moments: dict[str, FeatureMoments] = {}
 
     def record(name: str, layer: nn.Module, x: Tensor) -> None:
         dim = -1 - len(layer.kernel_size) if isinstance(layer, nn.Conv1d | nn.Conv2d | nn.Conv3d) else -1
-        moments.setdefault(name, Moments(dim)).add(f"the input of layer {name}", x)
+        moments.setdefault(name, FeatureMoments(dim)).add(f"the input of layer {name}", x)
 
     problem.record_inputs((nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d), record)
     # Its own hooks count the rows of a batch; they don't follow what a Problem evaluates.

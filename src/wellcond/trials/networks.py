@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 
-from wellcond.normalization import Moments, Standardize
+from wellcond.normalization import FeatureMoments, Standardize
 from wellcond.preconditioners import Preconditioner
 from wellcond.problem import Problem, random_state
 from wellcond.trials.activations import Site, place_sites
@@ -79,7 +79,7 @@ def standardized_inputs(given: Problem) -> Network:
     """Standardization in front of every layer that the data reach first, its weights changed so that they undo it."""
     network = Network.copy_of(given.model)
     problem = network.problem(given)
-    moments: dict[str, Moments] = {}
+    moments: dict[str, FeatureMoments] = {}
     sees_data: list[str] = []
     embeddings: list[str] = []
 
@@ -90,7 +90,7 @@ def standardized_inputs(given: Problem) -> Network:
             return
         dim = -1 - len(layer.kernel_size) if isinstance(layer, _ConvNd) else -1
         if name not in moments:
-            moments[name] = Moments(dim)
+            moments[name] = FeatureMoments(dim)
             if problem.is_input(x):
                 sees_data.append(name)
         if name in sees_data or name == next(iter(moments)):
@@ -111,13 +111,13 @@ def standardized_inputs(given: Problem) -> Network:
     return network
 
 
-def _standardize(network: Network, name: str, moments: Moments) -> None:
+def _standardize(network: Network, name: str, moments: FeatureMoments) -> None:
     layer = network.model.get_submodule(name) if name else network.model
     front = moments.standardization(next(layer.parameters()).dtype)
     if isinstance(layer, nn.RNNBase):
         network.notes.append(f"{name} is recurrent: its weights can't undo the standardization")
     else:
-        assert isinstance(layer, nn.Linear | _ConvNd)
+        assert isinstance(layer, nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d)
         if "weight" not in layer._parameters:
             raise NotApplicableError(
                 f"the weight of {name} is parametrized and can't undo a standardization; remove that first"
@@ -175,9 +175,11 @@ def layer_normalized(given: Problem) -> Network:
         kind = nn.LayerNorm if where.is_last else lambda width, **to: nn.GroupNorm(1, width, **to)
         norm = kind(width, device=like.device, dtype=like.dtype)
         _replace(network, where.name, norm)
-        seen = Moments(where.moments.dim)
+        seen = FeatureMoments(where.moments.dim)
 
-        def record(name: str, module: nn.Module, x: Tensor, where: _Hidden = where, seen: Moments = seen) -> None:
+        def record(
+            name: str, module: nn.Module, x: Tensor, where: _Hidden = where, seen: FeatureMoments = seen
+        ) -> None:
             if name == where.name:
                 seen.add(f"the layer-normalized outputs before {where.name}", module.forward(x))
 
@@ -196,7 +198,7 @@ class _Hidden:
     """A site before a hidden activation, after a layer, in the order of the forward pass."""
 
     name: str
-    moments: Moments
+    moments: FeatureMoments
     ndim: int
     layer: str
 
@@ -238,7 +240,7 @@ def _recorded(network: Network, given: Problem) -> tuple[list[_Hidden], bool]:
                 before = next((call for call in reversed(calls) if isinstance(call[1], LAYERS)), None)
                 producer[name] = before[0] if before else name
                 dim = _dim(before[1] if before else None, x)
-                seen[name] = _Hidden(name, Moments(dim), x.ndim, before[0] if before else "")
+                seen[name] = _Hidden(name, FeatureMoments(dim), x.ndim, before[0] if before else "")
             seen[name].moments.add(f"the output of layer {producer[name]}", x)
         calls.append((name, module))
 
