@@ -117,6 +117,9 @@ class Diagonal(Preconditioner):
     def invert(self, p: Sequence[Tensor]) -> list[Tensor]:
         return [x / s for s, x in zip(self.scales, p, strict=True)]
 
+    def gram(self, g: Sequence[Tensor]) -> list[Tensor]:
+        return [y.mul_(s) for s, y in zip(self.scales, self.apply(g), strict=True)]
+
     def diagonal(self) -> Tensor:
         return flatten([s.expand(p.shape) for p, s in zip(self.parameters, self.scales, strict=True)])
 

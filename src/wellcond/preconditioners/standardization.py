@@ -122,7 +122,7 @@ class _Factors:
             return None
         for b in biases:
             w = torch.addcmul(w, b[..., None], self.mean, value=-1)
-        return w * factor
+        return w.mul_(factor) if biases else w * factor
 
     def _uncentered(self, factor: float, W: _Weight, biases: list[Tensor]) -> list[Tensor]:
         """b·factor − Wμ."""

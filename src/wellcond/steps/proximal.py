@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from wellcond.one_pass import Passes, Scalar, where_positive
+from wellcond.one_pass import Passes, Scalar, Update, where_positive
 from wellcond.penalties import Penalty
 from wellcond.preconditioners import Reading, in_precision, step_number, step_numbers
 from wellcond.steps import spaces
@@ -112,7 +111,7 @@ class ProximalStep:
         skip = getattr(self.optimizer, "found_inf", None)
         passes.add(
             (self.penalty.key, self.space, type(reading), tuple(flags.items()), entries),
-            functools.partial(_update, self.penalty, self.space, reading, flags, entries),
+            _update(self.penalty, self.space, reading, flags, entries),
             [[m.p.detach(), *(state[e] for e in entries)] for m, state in zip(members, states, strict=True)],
             [rate, *numbers, self.penalty.strength or 0.0, 0.0 if skip is None else skip],
         )
@@ -130,7 +129,7 @@ def unless_skipped(optimizer: Optimizer, new: Tensor, old: Tensor) -> Tensor:
 
 def _update(
     penalty: Penalty, space: str, reading: Reading, flags: Mapping[str, bool], entries: Sequence[str]
-) -> Callable[[Sequence[Tensor], Sequence[Scalar]], list[Tensor]]:
+) -> Update:
     """The proximal step as an elementwise function of (p, *entries of the state)."""
 
     def update(tensors: Sequence[Tensor], s: Sequence[Scalar]) -> list[Tensor]:
