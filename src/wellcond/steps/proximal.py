@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 
 from wellcond.one_pass import Passes, Scalar, Update, where_positive
 from wellcond.penalties import Penalty
-from wellcond.preconditioners import Reading, in_precision, step_number, step_numbers
+from wellcond.preconditioners import Reading, state_of, step_number, step_numbers
 from wellcond.steps import spaces
 
 Group = Mapping[str, Any]
@@ -39,14 +39,10 @@ class Moved:
 
     def squared_scale(self, optimizer: Optimizer, reading: Reading, rows: Tensor | None = None) -> Tensor | None:
         """P_ii² in working precision, of some rows."""
-        state = dict(optimizer.state.get(self.p, {}))
-        if reading.flags(self.group) is not None:
-            state = {key: state[key] for key in (*reading.entries(self.group), "step") if key in state}
-        if reading.needs_gradient:
-            state |= {"grad": self.p.grad, "param": self.p.detach()}
+        state = state_of(optimizer, self.p, reading, self.precision)
         if rows is not None:
             state = {key: v[rows] if _alike(v, self.p) else v for key, v in state.items()}
-        return reading.squared_scale(in_precision(state, self.precision), self.group)
+        return reading.squared_scale(state, self.group)
 
 
 class ProximalStep:
