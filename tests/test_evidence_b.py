@@ -18,7 +18,7 @@ from wellcond.evidence.diagonal_scaling import condition
 from wellcond.evidence.lasso import lasso
 from wellcond.evidence.settling import PARTS, averages, settle
 from wellcond.evidence.tasks import one_layer, penalized
-from wellcond.preconditioners import torch_optimizers
+from wellcond.preconditioners import reading_for
 
 
 def holds(claim: Claim, case: str) -> bool:
@@ -29,7 +29,8 @@ def holds(claim: Claim, case: str) -> bool:
 
 def squared_root_of(optimizer: str, entry: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Have P² read off an optimizer for P."""
-    monkeypatch.setattr(getattr(torch_optimizers, f"_{optimizer}"), "root", lambda self, state, group: state[entry])
+    reading = type(reading_for(getattr(torch.optim, optimizer)))
+    monkeypatch.setattr(reading, "root", lambda self, state, group: state[entry])
 
 
 class TestWeightedLasso:
@@ -127,7 +128,7 @@ class TestAdamW:
         def wrong(self, group, step):
             return group["lr"] * (1 + 1e-5)
 
-        monkeypatch.setattr(torch_optimizers._Adam, "penalty_rate", wrong)
+        monkeypatch.setattr(type(reading_for(torch.optim.Adam)), "penalty_rate", wrong)
         assert max(adamw.distances(workload("wine, MLP"), "Adam", "intrinsic", 0, 20)) > 1e-9
 
     def test_the_rule(self) -> None:

@@ -141,8 +141,8 @@ class GivenP(Attached):
             for p in chosen:
                 if p.grad is not None and p.grad.layout != torch.strided:
                     raise ValueError(
-                        f"{name_of(p, optimizer)} has a sparse gradient, which a P that is not diagonal makes dense; use "
-                        "a dense gradient (nn.Embedding(sparse=False)), or a P without it"
+                        f"{name_of(p, optimizer)} has a sparse gradient, which a P that is not diagonal makes dense; "
+                        "use a dense gradient (nn.Embedding(sparse=False)), or a P without it"
                     )
         return chosen
 
@@ -160,8 +160,8 @@ class GivenP(Attached):
             for p, x in zip(parameters, results, strict=True):
                 if x.shape != p.shape or x.device != p.device:
                     raise ValueError(
-                        f"P makes a tensor of shape {tuple(x.shape)} on {x.device} of {name_of(p, optimizer)}, which has "
-                        f"shape {tuple(p.shape)} and is on {p.device}; build P of the model as it is now"
+                        f"P makes a tensor of shape {tuple(x.shape)} on {x.device} of {name_of(p, optimizer)}, which "
+                        f"has shape {tuple(p.shape)} and is on {p.device}; build P of the model as it is now"
                     )
                 if torch.promote_types(x.dtype, p.dtype) != x.dtype:
                     raise ValueError(f"P computes {name_of(p, optimizer)} in {x.dtype}; it is in {p.dtype}")
