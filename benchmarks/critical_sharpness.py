@@ -15,7 +15,7 @@ import torch
 import wellcond as wc
 from forecast_order import POINTS, breast_cancer, diabetes, digits
 from tables import Table, arguments
-from wellcond.stability.critical_sharpness import next_step
+from wellcond.preconditioners import next_step
 
 KINDS = {
     "SGD": lambda p: torch.optim.SGD(p, lr=0.05, momentum=0.9),
@@ -52,7 +52,7 @@ def main() -> None:
                     if step not in POINTS.values():
                         continue
                     problem = wc.Problem(model, loss_fn, (X, y))
-                    d, *_ = next_step(problem, optimizer, problem.gradient())
+                    d, _ = next_step(problem, optimizer, problem.gradient())
                     truth = float(d @ (wc.Hessian(problem) @ d) / (d @ d))
                     start = problem.loss()
                     for dtype, row in rows.items():

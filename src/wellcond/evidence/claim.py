@@ -19,7 +19,7 @@ Axes = Any
 
 @dataclass(frozen=True)
 class Runs:
-    """The runs of one case, one a seed.
+    """The runs of one case, one per seed.
 
     >>> runs = Runs("digits, MLP", [{"ratio": 1.0, "loss": [3, 2]}, {"ratio": 3.0, "loss": [3, 1]}])
     >>> float(runs.mean("ratio")), round(float(runs.spread("ratio")), 2), runs["loss"].shape
@@ -58,14 +58,12 @@ class Claim(ABC):
     """A claim: its hypothesis (the class's docstring), the rule that decides, the experiment, the plot.
 
     Attributes:
-        name: on the command line.
         source: sections of the theory, and what of the paper (arXiv 2410.00232) or others.
         cases: data and network, or the setting, each measured with every seed.
         shown: what `measure` returns and the table shows, name → in words; the first is the figure.
         size: of the plot, in inches.
     """
 
-    name: ClassVar[str]
     source: ClassVar[str]
     cases: ClassVar[Sequence[str]]
     shown: ClassVar[Mapping[str, str]]
@@ -82,6 +80,11 @@ class Claim(ABC):
     @abstractmethod
     def plot(self, results: Results, ax: Axes) -> None:
         """Draw the runs of all cases on matplotlib axes, units on them."""
+
+    @property
+    def name(self) -> str:
+        """On the command line: that of the claim's file."""
+        return type(self).__module__.rpartition(".")[2].replace("_", "-")
 
     @property
     def hypothesis(self) -> str:

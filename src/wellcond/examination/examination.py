@@ -19,7 +19,7 @@ from typing import Any, ClassVar
 import torch
 from torch import nn
 
-from wellcond.display import Renderer
+from wellcond.display import Renderer, capitalized
 from wellcond.examination.figures import headline, interruption
 from wellcond.examination.finding import Find, Finding, Severity
 from wellcond.examination.findings import FINDINGS
@@ -29,6 +29,7 @@ from wellcond.examination.memory import on_fewer
 from wellcond.examination.progress import Progress
 from wellcond.examination.subject import Settings, Subject
 from wellcond.problem import Failures, TrainingRun, out_of_memory
+from wellcond.trials import NoEffect
 
 
 @dataclass(frozen=True, repr=False)
@@ -177,19 +178,15 @@ def _looked_for(find: Find, m: Measurements, subject: Subject) -> Finding | None
 
 def _found(find: Find, m: Measurements, subject: Subject) -> Finding | None:
     """One finding, which says so if its remedy was not tried."""
-    trials, failures = subject.trials, subject.failures
-    before, failed = len(trials.notes), failures.count()
     found = find(m, subject)
-    if found is None or not found.remedy or found.effect is not None:
+    if found is None or found.effect:
         return found
-    if trials.run.optimizer is None:
+    reason = ""
+    if found.remedy and subject.run.optimizer is None:
         reason = "without an optimizer the remedy was not tried"
-    elif failures.interrupted:
+    elif found.remedy and subject.failures.interrupted:
         reason = "the remedy was not tried before the interruption"
-    elif failures.count() > failed:
-        reason = "the remedy could not be tried"
-    elif len(trials.notes) > before:
-        reason = f"the remedy was not tried: {trials.notes[-1].rstrip('.')}"
-    else:
-        return found
-    return replace(found, text=f"{found.text} {reason[0].upper()}{reason[1:]}.")
+    elif found.remedy and isinstance(found.effect, NoEffect):
+        reason = found.effect.why
+    text = f"{found.text} {capitalized(reason)}." if reason else found.text
+    return replace(found, text=text, effect=None)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from wellcond.examination.figures import CURVATURES, KAPPAS, SYMBOLS, layer_label
+from wellcond.examination.figures import CURVATURES, KAPPAS, SYMBOLS
 from wellcond.examination.finding import Finding, Severity
 from wellcond.examination.json import SCHEMA
 from wellcond.linalg import Estimate
@@ -141,7 +141,7 @@ def _figures(data: dict[str, Any]) -> Iterator[tuple[str, Estimate]]:
     for layer in data["layers"]:
         for key, name in KAPPAS.items():
             if key in layer or key not in _LATER:
-                yield f"κ of layer “{layer_label(layer['name'])}”, {name}", Estimate.from_json(layer[key])
+                yield f"κ of layer “{layer['name'] or '(model)'}”, {name}", Estimate.from_json(layer[key])
 
 
 def _finding(f: dict[str, Any]) -> Finding:

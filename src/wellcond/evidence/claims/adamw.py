@@ -22,7 +22,6 @@ class AdamWIsIntrinsic(Claim):
     parameters of AdaGrad and RMSProp is a decay of the weights beside their steps in the same way.
     """
 
-    name = "adamw"
     source = "theory 4.2; paper, on regularization"
     cases = ("digits, MLP", "digits, convolution", "breast cancer, MLP", "characters, transformer")
     shown = {

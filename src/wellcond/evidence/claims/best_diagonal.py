@@ -21,7 +21,6 @@ class BestDiagonal(Claim):
     diagonal D > 0. (Theory promises row norms the best row scaling, and only Jacobi a factor n of the best DHD.)
     """
 
-    name = "best-diagonal"
     source = "theory 3.2; van der Sluis 1969"
     cases = crossed(PROBLEMS, ADAPTIVE)
     shown = {

@@ -23,7 +23,6 @@ class BlockBound(Claim):
     is positive definite; and κ(Ĥ)², before and after standardizing, ranks the blocks, also with ReLU.
     """
 
-    name = "block-bound"
     source = "theory 5.1 and 5.2; paper, on normalization"
     cases = tuple(f"{data}, {activation}" for activation in ACTIVATIONS for data in DATA)
     shown = {

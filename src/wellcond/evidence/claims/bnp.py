@@ -27,7 +27,6 @@ class BNP(Claim):
     as low as batch norm at batches of 64, and lower where batches are of 1 to 4.
     """
 
-    name = "bnp"
     source = "theory 5.3; Lange, Helfrich and Ye, JMLR 23 (2022)"
     cases = tuple(f"{data}, batches of {batch}" for data, batches in BATCHES.items() for batch in batches)
     shown = {

@@ -24,7 +24,6 @@ class ChangeOfVariables(Claim):
     `wc.reparameterize`, whatever it does, walks the path that it walks when it is given z ↦ L(Pz) itself.
     """
 
-    name = "change-of-variables"
     source = "theory 1 and 5.4; paper, on preconditioned gradient descent"
     cases = ("digits, MLP", "digits, convolution", "characters, transformer")
     shown = {

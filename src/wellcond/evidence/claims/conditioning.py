@@ -17,7 +17,6 @@ class Conditioning(Claim):
     far as Jacobi's scaling brings it.
     """
 
-    name = "conditioning"
     source = "theory 2.2 and 3.2; paper, on adaptive learning rates"
     cases = crossed(DATA, ADAPTIVE)
     shown = {

@@ -31,7 +31,6 @@ class Edge(Claim):
     RMSProp, (2+2β)/α for heavy ball, 38/α for Adam with β₁ = 0.9.
     """
 
-    name = "edge"
     source = "theory 2.3; Cohen et al., arXiv 2103.00065 and 2207.14484"
     cases = tuple(f"{method}: {data}" for data in DATA for method in METHODS)
     shown = {

@@ -24,7 +24,6 @@ class Forecast(Claim):
     gradient descent with them do, and says for how many steps it may be trusted.
     """
 
-    name = "forecast"
     source = "theory 6"
     cases = tuple(f"{name}: after {steps} steps of Adam" for name in WIDTHS for steps in (20, 200, 1000))
     shown = {

@@ -30,7 +30,6 @@ class L2Generalization(Claim):
     ones, each at its best strength.
     """
 
-    name = "l2-generalization"
     source = "theory 4.2; paper, on regularization"
     cases = (
         *crossed(["Adam"], ["digits, MLP", "digits, convolution", "breast cancer, MLP", "diabetes, MLP"]),

@@ -18,7 +18,6 @@ class L2Spectrum(Claim):
     τ·min P² and τ·max P², so that with the same mean lift the smallest eigenvalues get less and κ stays larger.
     """
 
-    name = "l2-spectrum"
     source = "theory 4.2; paper, on regularization"
     cases = ("digits, MLP", "breast cancer, MLP", "digits, convolution", "characters, transformer")
     shown = {

@@ -26,7 +26,6 @@ class Normalization(Claim):
     and κ̄ of the Gauss-Newton matrix, and the loss falls in fewer steps.
     """
 
-    name = "normalization"
     source = "theory 5.1 and 5.2; paper, on normalization"
     cases = crossed(DATA, MARKERS)
     shown = {

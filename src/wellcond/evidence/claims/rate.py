@@ -17,7 +17,6 @@ class Rate(Claim):
     with its best step and momentum by (√κ−1)/(√κ+1); under a preconditioner κ is that of PᵀHP.
     """
 
-    name = "rate"
     source = "theory 2.1; paper, on preconditioned gradient descent"
     cases = ("random, κ = 100", "random, κ = 100, under P", "diabetes, linear model")
     shown = {

@@ -52,7 +52,6 @@ class RestPoint(Claim):
     settles at |p| = 1/τ wherever g ≠ 0.
     """
 
-    name = "rest-point"
     source = "theory 4.6"
     size = (6.4, 4.4)
     cases = tuple(CASES)

@@ -19,7 +19,6 @@ class RowNorms(Claim):
     and not only the diagonal entry's, within a parameter's tensor and not only between tensors.
     """
 
-    name = "row-norms"
     source = "theory 3.2; paper, on adaptive learning rates"
     cases = crossed(DATA, crossed(ADAPTIVE, SETTINGS, by=", "))
     shown = {

@@ -27,7 +27,6 @@ class SparsityOfL1(Claim):
     zeros at almost no loss of accuracy, and at least as many as in the euclidean and the original space.
     """
 
-    name = "sparsity"
     source = "theory 4.3 and 4.5; paper, on regularization"
     size = (6.4, 4.4)
     cases = ("digits, MLP", "digits, convolution", "breast cancer, MLP")

@@ -15,7 +15,6 @@ class WeightedLasso(Claim):
     of L(p) + τ Σ |p_i|/P_ii, not at that of a lasso of equal weights.
     """
 
-    name = "weighted-lasso"
     source = "theory 4.3 and 4.6; paper, on regularization"
     cases = ("diabetes, linear model", "breast cancer, logistic model")
     shown = {

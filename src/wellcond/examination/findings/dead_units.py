@@ -60,7 +60,7 @@ def find(m: Measurements, subject: Subject) -> Finding | None:
         words.append(
             f"What “{worst.seen_by}” makes of them can't be kept as it is, so drawing them anew was not tried."
         )
-    if effect is not None and not effect.saves():
+    if effect and not effect.saves():
         severity = max(severity.after(effect), Severity.NOTICE if _share(worst) >= MOST else Severity.GOOD)
         words.append(
             f"Drawing them anew {'did harm' if effect.better is False else 'hardly helped'} in the trial: here and now "

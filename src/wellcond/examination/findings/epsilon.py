@@ -46,8 +46,8 @@ def find(m: Measurements, subject: Subject) -> Finding | None:
     )
     new = _smaller(optimizer, roots)
     found = subject.trials.best({c: partial(_set, eps=new, factor=c) for c in _factors(optimizer)})
-    if found is None:
-        return Finding("epsilon", Severity.NOTICE, title, text, evidence, set_code(optimizer, eps=new))
+    if not found:
+        return Finding("epsilon", Severity.NOTICE, title, text, evidence, set_code(optimizer, eps=new), found)
     factor, effect = found
     if not effect.saves():
         text += f" A trial with ε = {new:g} saves little, or ends higher: nothing is to be done."

@@ -44,13 +44,11 @@ def find(m: Measurements, subject: Subject) -> Finding | None:
         text = f"Standardizing would improve κ of what {named} sees by less than a factor of {WORTH_IT:g}."
         return Finding("inputs", Severity.GOOD, f"The inputs are well scaled: {figures}", text, evidence)
     front = _standardization(subject.problem, layer)
-    change = "standardize inputs" if front is None else partial(_in_front, standardization=front[0])
-    effect = subject.trials.from_new_weights(change)
-    if effect is None:
-        effect = subject.trials.normalized("standardize inputs")
+    build = None if front is None else partial(_in_front, standardization=front[0])
+    effect = subject.trials.of_network("standardize inputs", build)
     by_figures = Severity.SEVERE if gain >= SEVERE else Severity.NOTICE
     severity = by_figures.after(effect)
-    if effect is None and features.in_unit_interval:
+    if not effect and features.in_unit_interval:
         severity = Severity.NOTICE
     evidence |= features.evidence
     text = (
@@ -59,14 +57,14 @@ def find(m: Measurements, subject: Subject) -> Finding | None:
         "guide to how many more steps gradient descent needs there."
     )
     if severity is not by_figures:
-        if effect is None:
+        if not effect:
             text += " The features are binary, or pixels between 0 and 1, which are often left as they are; not tried."
         elif effect.better is False:
             text += " But trained from new weights with standardized inputs the loss was higher: leave them."
         else:
             text += " But trained from new weights with standardized inputs the loss was hardly lower."
     title = f"The inputs are {features.cause(layer)}: {figures}"
-    remedy = "" if effect is not None and effect.better is False else _remedy(front, features, subject)
+    remedy = "" if effect and effect.better is False else _remedy(front, features, subject)
     return Finding("inputs", severity, title, text, evidence, remedy, effect)
 
 

@@ -34,14 +34,14 @@ def find(m: Measurements, subject: Subject) -> Finding | None:
     if _low(layer) < BAD or gain < WORTH_IT or (others and _low(layer) < DOMINATES * statistics.median(others)):
         return None
     beside = f"; the other hidden layers have {number(statistics.median(others))} in the median" if others else ""
-    effect = subject.trials.from_new_weights("BNP") or subject.trials.normalized("BNP")
-    by_trial = Severity.SEVERE.after(effect) if effect is not None else Severity.NOTICE
+    effect = subject.trials.of_network("BNP")
+    by_trial = Severity.SEVERE.after(effect) if effect else Severity.NOTICE
     text = (
         f"The mean makes {layer.mean_share:.1%} of the largest eigenvalue of what this layer sees. The conditioning of "
         "its Hessian block goes about with the square of κ: along most directions of its weights gradient descent "
         "hardly moves. A normalization in front of it, or of its gradient, takes the mean and the scales away."
     )
-    if effect is not None and not effect.saves():
+    if effect and not effect.saves():
         text += (
             " In a trial from new weights normalizing the gradients was no clear gain: look where the mean comes from."
         )

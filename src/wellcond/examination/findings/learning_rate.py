@@ -9,7 +9,7 @@ from wellcond.display import number
 from wellcond.examination.finding import Finding, Measurements, Severity, Subject
 from wellcond.examination.remedies import scale_rates, set_code
 from wellcond.stability import TARGET, EdgeRatio
-from wellcond.trials import Effect
+from wellcond.trials import Effect, NoEffect
 
 NEAR = 0.5
 """A curvature that doubles takes such a run over the edge."""
@@ -65,13 +65,13 @@ def find(m: Measurements, subject: Subject) -> Finding | None:
     return Finding("learning_rate", Severity.GOOD, title, "Stable, with room for a curvature that grows.", evidence)
 
 
-def _near_or_above(edge: EdgeRatio, subject: Subject) -> tuple[Severity, str, str, Effect | None]:
+def _near_or_above(edge: EdgeRatio, subject: Subject) -> tuple[Severity, str, str, Effect | NoEffect]:
     """Severity, text, remedy and effect of a rate of which more than `NEAR` of the bound can't be excluded."""
     assert subject.optimizer is not None
     ratio = edge.ratio
     factor = TARGET / ratio.value if ratio.value > TARGET else 0.5
     effect = subject.trials.effect(partial(scale_rates, factor=factor))
-    better = None if effect is None else effect.better
+    better = effect.better if effect else None
     if ratio.low > 1 and (better or (ratio.low > OVER and better is None)):
         text = (
             "The step is locally unstable: with curvature and preconditioner as they are, the steepest direction grows "
@@ -103,7 +103,7 @@ def _larger(m: Measurements, subject: Subject) -> tuple[float, Effect] | None:
         return None  # ten steps tell too little for what they cost
     factors = [factor for factor in LARGER if factor <= most][-2:]
     found = subject.trials.best({factor: partial(scale_rates, factor=factor) for factor in factors})
-    if found is None:
+    if not found:
         return None
     _, effect = found
     wins, won = m.loss - effect.with_remedy.high, max(0.0, m.loss - effect.without.low)

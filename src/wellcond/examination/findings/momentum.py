@@ -15,7 +15,7 @@ from wellcond.examination.remedies import set_code, set_groups
 from wellcond.linalg import Estimate
 from wellcond.problem import TrainingRun
 from wellcond.stability import TARGET, EdgeRatio
-from wellcond.trials import Effect
+from wellcond.trials import Effect, NoEffect
 
 ILL_CONDITIONED = 100.0
 """From here on momentum needs a fifth of gradient descent's steps: √κ for κ, each with its constant."""
@@ -64,11 +64,11 @@ def _missing(edge: EdgeRatio, subject: Subject, kappa: Estimate, beta: float) ->
         "Gradient descent needs steps in proportion to κ, heavy ball to its square root. The suggestion is that of a "
         "quadratic with this κ, the rate stays at most at half of its stability bound."
     )
-    if found is None:
-        return Finding("momentum", Severity.NOTICE, title, text, evidence, _code(subject, beta, 1.0))
+    if not found:
+        return Finding("momentum", Severity.NOTICE, title, text, evidence, _code(subject, beta, 1.0), found)
     (_, factor), effect = found
     control = subject.trials.effect(partial(_set, momentum=0.0, factor=half))
-    rate_alone = control is not None and not Effect("", control.with_remedy, effect.with_remedy).saves()
+    rate_alone = bool(control and not Effect("", control.with_remedy, effect.with_remedy).saves())
     if rate_alone or not effect.saves():
         other = "larger" if half > 1 else "smaller"
         why = f"what it wins in a trial a {other} rate wins too" if rate_alone else "a trial with it saves little"
@@ -82,7 +82,7 @@ def _high(edge: EdgeRatio, subject: Subject, kappa: Estimate, beta: float) -> Fi
     # Where momentum adds up, a rate that goes on as fast in the long run, at most half of its bound.
     as_fast = min((1 - lower) / (1 - beta), TARGET / edge.ratio.high * (1 + lower) / (1 + beta))
     found = _tried(subject, {(lower, 1.0)} if averaged else {(lower, 1.0), (lower, as_fast)})
-    if found is None or not found[1].saves():
+    if not found or not found[1].saves():
         return None
     (_, factor), effect = found
     evidence = {"kappa_effective": kappa, "momentum": Estimate.exactly(beta, "the optimizer's setting")}
@@ -110,7 +110,7 @@ def _setting(group: Mapping[str, Any], momentum: float) -> dict[str, Any]:
     return {"momentum": momentum} if "momentum" in group else {"betas": (momentum, *group["betas"][1:])}
 
 
-def _tried(subject: Subject, settings: set[tuple[float, float]]) -> tuple[tuple[float, float], Effect] | None:
+def _tried(subject: Subject, settings: set[tuple[float, float]]) -> tuple[tuple[float, float], Effect] | NoEffect:
     """The best of some (β, factor of the rates)."""
     return subject.trials.best({(beta, c): partial(_set, momentum=beta, factor=c) for beta, c in sorted(settings)})
 

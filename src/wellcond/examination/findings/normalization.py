@@ -47,21 +47,19 @@ def find(m: Measurements, subject: Subject) -> Finding | None:
     found = _tried(subject)
     if found is None:
         return None
-    change, effect = found
+    (change, effect), steps = found, trials.steps_from_new_weights
     # The ends of the intervals that speak against the change.
     without, wins = max(0.0, start - effect.without.low), start - effect.with_remedy.high
     times = wins / without if without > 0 else math.inf
     evidence |= {"loss_without": effect.without, "loss_with": effect.with_remedy}
     if not effect.better or wins <= 0 or times < PAYS:
         title = f"{capitalized(change)} makes no large difference to training from new weights."
-        text = (
-            f"It wins less than {PAYS:g} times as much of the loss in {trials.steps_anew} steps, or that can't be told."
-        )
+        text = f"It wins less than {PAYS:g} times as much of the loss in {steps} steps, or that can't be told."
         return Finding("normalization", Severity.GOOD, title, text, evidence)
     # Over few steps what starts slowly looks as if it did not train: 37 times for 5 with six layers of sigmoids.
-    severe = times >= HARDLY_TRAINS and trials.steps_anew == trials.steps
+    severe = times >= HARDLY_TRAINS and steps == trials.steps
     much = f"win at least {number(times)} times as much of the loss" if without else "win some of the loss, else none"
-    title = f"There is no normalization layer, and with {change} {trials.steps_anew} steps from new weights {much}."
+    title = f"There is no normalization layer, and with {change} {steps} steps from new weights {much}."
     text = (
         "Signals and gradients that shrink, grow or get a common mean from layer to layer leave the curvature of some "
         "layers far from that of others, and no one learning rate fits them. A normalization takes mean and scale away "
@@ -85,7 +83,7 @@ def _tried(subject: Subject) -> tuple[str, Effect] | None:
     """The best of the changes that suit the batches, and its effect."""
     few = subject.problem.examples < FEWEST * len(subject.problem.batches)
     for changes in ([] if few or subject.problem.mode == "eval" else ["batch norm"], ["layer norm", "BNP"]):
-        effects = {change: e for change in changes if (e := subject.trials.from_new_weights(change)) is not None}
+        effects = {change: effect for change in changes if (effect := subject.trials.from_new_weights(change))}
         if effects:
             return min(effects.items(), key=lambda tried: tried[1].with_remedy.value)
     return None

@@ -32,7 +32,7 @@ def _lost_steps(subject: Subject) -> Finding | None:
     halves = {
         n: p.dtype for n, p in zip(subject.problem.names, subject.problem.parameters, strict=True) if p.dtype in HALF
     }
-    steps = subject.trials.first_steps() if halves else []
+    steps = subject.trials.first_steps if halves else []
     shares = []
     for taken in steps:
         pulled = sum(t.pulled for t in taken if t.name in halves)
@@ -54,7 +54,7 @@ def _lost_steps(subject: Subject) -> Finding | None:
         return Finding("precision", Severity.GOOD, title, text, evidence)
     effect = subject.trials.effect(_in_float32)
     severity = Severity.SEVERE if share.low > LOST else Severity.NOTICE
-    if effect is not None and not effect.better:
+    if effect and not effect.better:
         severity = Severity.NOTICE
         text += " On copies of the run it makes no clear difference yet."
     return Finding("precision", severity, title, text, evidence, _code(subject, name), effect)

@@ -13,7 +13,7 @@ from wellcond.hooks import carried_by
 from wellcond.linalg import Estimate
 from wellcond.preconditioners import Momentum, unwrapped_optimizer
 from wellcond.problem import TrainingRun
-from wellcond.trials import Effect
+from wellcond.trials import Effect, NoEffect
 
 MATTERS = 2.0
 """A judgment: for less than a factor of 2 nobody should change an optimizer."""
@@ -58,7 +58,7 @@ def find(m: Measurements, subject: Subject) -> Finding | None:
     title = f"{optimizer} makes the conditioning {times} worse: {figures}."
     text = f"Here and now plain gradient descent is better conditioned; {meaning}."
     found = _without(m, subject)
-    if found is None:
+    if not found:
         return Finding("preconditioner", Severity.NOTICE, title, text, evidence)
     rate, effect = found
     if not effect.saves():
@@ -68,7 +68,7 @@ def find(m: Measurements, subject: Subject) -> Finding | None:
     return Finding("preconditioner", Severity.NOTICE, title, text, evidence, remedy, effect)
 
 
-def _without(m: Measurements, subject: Subject) -> tuple[float, Effect] | None:
+def _without(m: Measurements, subject: Subject) -> tuple[float, Effect] | NoEffect | None:
     """SGD at the best of a few rates, and its effect."""
     plain = m.figures.get("hessian") or m.figures["gauss_newton"]
     if not plain.largest.low > 0 or (subject.optimizer is not None and carried_by(subject.optimizer)):

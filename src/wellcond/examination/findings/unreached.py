@@ -9,6 +9,7 @@ from wellcond.examination.finding import Finding, Measurements, Severity, Subjec
 from wellcond.linalg import Estimate
 from wellcond.preconditioners import unwrapped_optimizer
 from wellcond.problem import TrainingRun
+from wellcond.trials import Effect, NoEffect
 
 SHOWN = 8
 """Names that are listed."""
@@ -35,7 +36,7 @@ def find(m: Measurements, subject: Subject) -> Finding | None:
     if m.unreached:
         text += " What the loss does not reach counts in every mean over parameters, with no curvature."
     remedy = [f"model.get_parameter({name!r}).requires_grad_(False)" for name in m.unreached[:SHOWN]]
-    effect = None
+    effect: Effect | NoEffect | None = None
     if subject.left_out:
         remedy.append(
             'optimizer.add_param_group({"params": [model.get_parameter(name) for name in '

@@ -54,8 +54,8 @@ def find(m: Measurements, subject: Subject) -> Finding | None:
     targets = [typical] + ([FAST / 10] if wild and typical < FAST / 10 else [])
     rates = {target: {name: target / ratios[name].value for name in moving} for target in targets}
     found = subject.trials.best({target: partial(_own_rates, factors=f) for target, f in rates.items()})
-    if found is None:
-        return Finding("update_ratio", Severity.NOTICE, title, text, evidence, _code(subject, rates[typical]))
+    if not found:
+        return Finding("update_ratio", Severity.NOTICE, title, text, evidence, _code(subject, rates[typical]), found)
     target, effect = found
     if effect.saves():
         return Finding("update_ratio", Severity.NOTICE, title, text, evidence, _code(subject, rates[target]), effect)
@@ -67,7 +67,7 @@ def find(m: Measurements, subject: Subject) -> Finding | None:
 def _ratios(subject: Subject) -> dict[str, Estimate]:
     """By name, over a few batches; without what started from zero, and without embeddings, of which a batch moves a few
     rows."""
-    problem, steps = subject.problem, subject.trials.first_steps()
+    problem, steps = subject.problem, subject.trials.first_steps
     left_out = {id(p) for p in parameter_kinds.embeddings(problem.model)}
     found: dict[str, list[float]] = {}
     shapes = {name: p.shape for name, p in zip(problem.names, problem.parameters, strict=True) if id(p) not in left_out}

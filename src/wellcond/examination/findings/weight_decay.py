@@ -47,7 +47,7 @@ def find(m: Measurements, subject: Subject) -> Finding | None:
     if spread < UNEVEN or high < IDLE:
         return Finding("weight_decay", Severity.GOOD, title, text, evidence)
     trial = subject.trials.effect(_decouple)
-    if trial is not None:
+    if trial:
         evidence |= {"loss_as_it_is": trial.without, "loss_decoupled": trial.with_remedy}
     figure = "95 % over 5 % quantile of the decay"
     effect = Effect(figure, Estimate.exactly(spread, how), Estimate.exactly(1.0, "the same for all"))
