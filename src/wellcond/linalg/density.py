@@ -196,7 +196,7 @@ def spectral_density(
     else:
         drawn = torch.ones(len(mass), dtype=torch.bool)
         widths, grid = edges.diff(), (edges[1:] + edges[:-1]) / 2
-        rest = Estimate(0.0, 0.0, 0.0, "none in linear scale")
+        rest = Estimate.exactly(0.0, "none in linear scale")
     return SpectralDensity(
         size=n,
         scale=scale,
