@@ -43,7 +43,7 @@ class SavedExamination:
     figures: dict[str, Estimate]
 
     @classmethod
-    def of(cls, data: Any, source: str) -> SavedExamination:
+    def from_json(cls, data: Any, source: str) -> SavedExamination:
         """From parsed JSON.
 
         Raises:
@@ -83,7 +83,7 @@ def read_examination(path: str | Path) -> SavedExamination:
         if isinstance(error, json.JSONDecodeError) and error.msg == "Extra data":  # JSON lines, as a history has
             check_schema(json.loads(text[: error.pos]), SCHEMA, str(path), "no wellcond examination")
         raise ValueError(f"{path} is not JSON, or is cut off: {error}") from error
-    return SavedExamination.of(data, str(path))
+    return SavedExamination.from_json(data, str(path))
 
 
 def check_schema(data: Any, newest: str, source: str, otherwise: str) -> None:
