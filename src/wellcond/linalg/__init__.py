@@ -1,4 +1,11 @@
-"""Symmetric operators by their products with vectors, and what such products prove. Knows no networks."""
+"""Symmetric operators by their products with vectors, and what such products prove. Knows no networks.
+
+An operator (operator.py) multiplies; all else asks it for products. One `Lanczos` run (lanczos.py) gives Ritz pairs,
+and what it may have missed (missed.py): `eigenvalues` extends, restarts and locks it until its targets (targets.py) are
+met. A run from a random direction is a quadrature of the spectrum (quadrature.py); deflation.py takes the eigenvalues
+out that a run has isolated, samples the rest, and bounds how many lie above a threshold, of which `spectral_density`
+makes a curve (measures.py). Traces and diagonals (randomized.py) need no Lanczos run.
+"""
 
 from wellcond.linalg.deflation import DeflatedTails as DeflatedTails
 from wellcond.linalg.deflation import Isolated as Isolated
