@@ -28,7 +28,7 @@ def base() -> dict:
 
 
 def saved(data: dict, name: str = "a.json") -> SavedExamination:
-    return SavedExamination.of(data, name)
+    return SavedExamination.from_json(data, name)
 
 
 def changed(data: dict, *path, to) -> dict:

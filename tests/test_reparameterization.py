@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+import gc
 import io
 import pickle
+import weakref
 
 import pytest
 import torch
@@ -12,9 +14,11 @@ from torch import nn
 
 import wellcond as wc
 from tests.regularized import FORMS, batches, network, same, train
+from wellcond import one_pass
 from wellcond import penalties as R  # noqa: N812
 from wellcond.parameters import flatten
 from wellcond.preconditioners import Composed, Preconditioner
+from wellcond.steps import change_of_variables
 
 OPTIMIZERS = {
     "SGD": lambda p: torch.optim.SGD(p, lr=0.1, weight_decay=0.01),
@@ -729,6 +733,113 @@ def test_compiled_and_eager_agree():
     for _ in range(100):
         optimizer.step()
     assert same(before, [x.detach().view(torch.int32) for x in p])
+
+
+# -- steps by the optimizer's rule, as they are compiled; here the same functions run as they are --
+
+BY_RULE = (
+    *("SGD", "heavy ball", "Nesterov", "Adagrad", "RMSprop", "Adam", "AMSGrad", "AdamW", "foreach", "fused", "ours"),
+    *("maximize", "groups"),
+)
+MORE = {
+    "maximize": lambda p: torch.optim.Adam(p, lr=0.02, maximize=True, weight_decay=0.1),
+    "groups": lambda p: torch.optim.AdamW([{"params": p[:2]}, {"params": p[2:], "lr": 0.1, "betas": (0.5, 0.6)}]),
+}
+
+
+@pytest.fixture
+def by_rule(monkeypatch):
+    """The steps that were taken by a rule."""
+    taken = []
+    step = change_of_variables.step_by_rule
+
+    def recorded(optimizer, inside, compiled):
+        taken.append(optimizer)
+        return step(optimizer, inside, compiled)
+
+    monkeypatch.setattr(change_of_variables, "step_by_rule", recorded)
+    monkeypatch.setattr(torch, "compile", lambda function, **options: function)
+    monkeypatch.setattr(one_pass, "_KERNELS", {})
+    return taken
+
+
+def entrywise(model):
+    D = diagonal(model)
+    return wc.Diagonal(D.parameters, [s.expand(p.shape).clone() for s, p in zip(D.scales, D.parameters, strict=True)])
+
+
+@pytest.mark.parametrize("attach", [wc.precondition, wc.reparameterize])
+@pytest.mark.parametrize("name", BY_RULE)
+def test_a_step_by_the_rule_is_the_optimizers(name, attach, by_rule):
+    build = {**OPTIMIZERS, **MORE}[name]
+    results = [
+        in_p(build, entrywise, attach=(lambda o, P, c=compiled: attach(o, P, compile=c),)) for compiled in (True, False)
+    ]
+    assert len(by_rule) == 50
+    assert difference(*results) < 1e-10
+
+
+@pytest.mark.parametrize("attach", [wc.precondition, wc.reparameterize])
+def test_what_the_rule_does_not_know_is_left_to_the_optimizer(attach, by_rule):
+    for build, given in ((OPTIMIZERS["NAdam"], entrywise), (OPTIMIZERS["Adam"], diagonal), (Failing, standardizing)):
+        model = network()
+        handle = attach(build(model.parameters()), given(model), compile=True)
+        if build is not Failing:
+            train(model, handle.optimizer, 2)
+    model = network()
+    D = entrywise(model)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    attach(optimizer, wc.Diagonal(D.parameters[:2], D.scales[:2]), compile=True)
+    wc.regularize(optimizer, R.L1(0.1))  # sees z and its gradient between the two
+    train(model, optimizer, 2)
+    assert not by_rule
+
+
+@pytest.mark.parametrize("attach", [wc.precondition, wc.reparameterize])
+def test_a_rule_steps_what_P_covers_and_the_optimizer_the_others(attach, by_rule):
+    results = []
+    for compiled in (True, False):
+        model = network()
+        D = entrywise(model)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, dampening=0.2)
+        attach(optimizer, wc.Diagonal(D.parameters[:2], D.scales[:2]), compile=compiled)
+        train(model, optimizer, 3)
+        model[0].bias.requires_grad_(False)
+        after = train(model, optimizer, 3)
+        results.append([*after, *(optimizer.state[p]["momentum_buffer"] for p in model.parameters())])
+    assert len(by_rule) == 6
+    assert difference(*results) < 1e-12
+
+
+def test_it_is_compiled_once_the_run_is_long_enough(by_rule, monkeypatch):
+    entries = sum(p.numel() for p in network().parameters())
+    monkeypatch.setattr(change_of_variables, "WORTH_COMPILING", 3 * entries)
+    ours = in_p(OPTIMIZERS["Adam"], entrywise, 5)
+    assert len(by_rule) == 3
+    assert difference(ours, in_z(OPTIMIZERS["Adam"], entrywise, 5)) < 1e-12
+
+
+def test_without_a_compiler_steps_are_the_optimizers_own(by_rule, monkeypatch):
+    def broken(*args, **options):
+        raise RuntimeError("no C++ compiler found\nat all")
+
+    monkeypatch.setattr(torch, "compile", broken)
+    with pytest.warns(UserWarning, match="no C") as caught:
+        ours = in_p(OPTIMIZERS["Adam"], entrywise, 5, attach=(lambda o, P: wc.reparameterize(o, P, compile=True),))
+    assert len(caught) == len(by_rule) == 1
+    assert difference(ours, in_z(OPTIMIZERS["Adam"], entrywise, 5)) < 1e-12
+
+
+def test_what_is_compiled_does_not_keep_parameters(by_rule):
+    model = network()
+    optimizer = torch.optim.Adam(model.parameters())
+    wc.reparameterize(optimizer, entrywise(model), compile=True)
+    train(model, optimizer, 1)
+    p = weakref.ref(model[0].weight)
+    del model, optimizer
+    by_rule.clear()
+    gc.collect()
+    assert p() is None
 
 
 def test_what_somebody_kept_of_a_step_is_not_written_over():

@@ -287,7 +287,7 @@ def test_ctrl_c_gives_what_was_measured_until_then(part, monkeypatch, capsys):
     assert words in page(examination)
     told = examination.to_json()
     assert told["interrupted"] == examination.interrupted
-    saved = wc.SavedExamination.of(told, "a.json")
+    saved = wc.SavedExamination.from_json(told, "a.json")
     assert any("a.json is partial" in w for w in wc.compare(saved, saved).warnings)
 
 

@@ -188,7 +188,7 @@ class Attachment:
             raise
 
     def _check_parameters(self, optimizer: Optimizer) -> None:
-        ids = {id(p) for group in optimizer.param_groups for p in group["params"]}
+        ids = set(map(id, parameters_of(optimizer)))
         if ids <= self._checked:
             return
         for i, application in enumerate(self.applications):
@@ -226,7 +226,7 @@ class Attachment:
         """Of the parameters, where they are to hold z: they change when one is written to."""
         if not any(a.changes_variables for a in self.applications):
             return []
-        return [p._version for group in optimizer.param_groups for p in group["params"]]
+        return [p._version for p in parameters_of(optimizer)]
 
 
 def attach(optimizer: Optimizer, application: Attached) -> None:
@@ -251,6 +251,20 @@ def check_runs_hooks(optimizer: Optimizer) -> None:
     if not getattr(type(optimizer).step, "hooked", False):
         name = type(optimizer).__name__
         raise TypeError(f"{name} does not run step hooks; give the torch optimizer inside it")
+
+
+def parameters_of(optimizer: Optimizer) -> list[Tensor]:
+    """The optimizer's parameters, in its order."""
+    return [p for group in optimizer.param_groups for p in group["params"]]
+
+
+def name_of(p: Tensor, optimizer: Optimizer) -> str:
+    """The parameter's name where the optimizer knows it, else its place."""
+    for g, group in enumerate(optimizer.param_groups):
+        for i, q in enumerate(group["params"]):
+            if q is p:
+                return group["param_names"][i] if "param_names" in group else f"parameter {i} of group {g}"
+    return f"a parameter of shape {tuple(p.shape)}"
 
 
 def attachment_of(optimizer: Optimizer) -> Attachment | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import types
 import warnings
 from collections.abc import Callable, Hashable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -24,132 +25,101 @@ BLOCK = 2**17
 WORTH_COMPILING = 2**20
 
 
-class OnePass:
-    """An `Update` applied in place.
-
-    Compiled, it is one kernel for any number and any sizes of tensors: it is traced on tensors of its own, so that it
-    doesn't depend on which sizes come first.
-    """
-
-    def __init__(self, update: Update):
-        self.update = update
-        self._compiled: dict[object, Kernel | None] = {}
-
-    def __call__(self, rows: Sequence[Sequence[Tensor]], scalars: Tensor, compiled: bool) -> bool:
-        """Update the tensors of each row with its scalars; whether it was compiled, if that was asked for.
-
-        Args:
-            rows: tensors of one shape and device each.
-            scalars: (n, S), S for each row, on any device.
-            compiled: by torch.compile, where it works.
-        """
-        alike: dict[object, list[int]] = {}
-        for i, row in enumerate(rows):
-            if row[0].numel():
-                alike.setdefault((row[0].device, *(t.dtype for t in row)), []).append(i)
-        works = True
-        for kind, members in alike.items():
-            flat = [_flat(rows[i]) for i in members]
-            like = flat[0][0]
-            chosen = scalars if len(members) == len(rows) else _some(scalars, members)
-            s = chosen.to(like.device, _precision(like), non_blocking=True)
-            kernel = self._kernel(kind, flat[0], s[:1]) if compiled else None
-            works &= kernel is not None
-            # A size of one would be compiled into the kernel, and so would a layout that is not flat.
-            batched = [i for i, row in enumerate(flat) if kernel and row[0].dim() == 1 and row[0].numel() > 1]
-            alone = sorted({*range(len(flat))}.difference(batched))
-            for i, numbers in zip(alone, _some(s, alone).unbind() if alone else (), strict=True):
-                self._eagerly(flat[i], numbers)
-            if kernel and batched:
-                self._in_batches(kernel, [flat[i] for i in batched], _some(s, batched) if alone else s)
-        return works or not compiled
-
-    def _in_batches(self, kernel: Kernel, rows: list[list[Tensor]], s: Tensor) -> None:
-        missing = -len(rows) % BATCH
-        # Tensors of its own for each: Dynamo compiles again where one comes twice.
-        padded = rows + [[t.new_zeros(2) for t in rows[0]] for _ in range(missing)]
-        of_padded = torch.cat([s, s[:1].expand(missing, -1)])
-        for start, of_batch in enumerate(of_padded.split(BATCH)):
-            kernel(padded[start * BATCH : (start + 1) * BATCH], of_batch)
-
-    def _eagerly(self, row: Sequence[Tensor], s: Tensor) -> None:
-        block = BLOCK if row[0].device.type == "cpu" and row[0].dim() == 1 else row[0].numel()
-        pieces = zip(*(t.split(block) for t in row), strict=True) if row[0].numel() > block else [row]
-        numbers = s.tolist() if s.device.type == "cpu" else s.unbind()
-        for piece in pieces:
-            _write(self.update, piece, numbers)
-
-    def _kernel(self, kind: object, like: Sequence[Tensor], s: Tensor) -> Kernel | None:
-        if kind not in self._compiled:
-            self._compiled[kind] = self._compile(like, s.repeat(BATCH, 1))
-        return self._compiled[kind]
-
-    def _compile(self, like: Sequence[Tensor], s: Tensor) -> Kernel | None:
-        update = self.update
-
-        def batch(rows: list[list[Tensor]], scalars: Tensor) -> None:
-            for i in range(BATCH):
-                _write(update, rows[i], scalars[i].unbind())
-
-        # Dynamo counts variants by code object and gives up after eight: each kernel gets its own.
-        own = types.FunctionType(
-            batch.__code__.replace(), batch.__globals__, "batch", batch.__defaults__, batch.__closure__
-        )
-        # Different sizes, or Dynamo takes them for one; all large enough to be worth more than one thread.
-        trial = [[torch.zeros(4096 * (2 + i), dtype=t.dtype, device=t.device) for t in like] for i in range(BATCH)]
-        try:
-            kernel = torch.compile(own, dynamic=True, fullgraph=True)
-            kernel(trial, s)
-        except Exception as error:
-            warnings.warn(
-                f"torch.compile does not work here ({type(error).__name__}: {str(error).splitlines()[0][:120]}); "
-                "running the same formulas eagerly, which is slower",
-                stacklevel=2,
-            )
-            return None
-        return kernel
-
-
-_KERNELS: dict[Hashable, OnePass] = {}
+_KERNELS: dict[Hashable, Kernel | None] = {}
+"""Kept for the life of the process; None where it could not be compiled."""
 
 
 class Passes:
-    """The rows of one step, gathered by the update that is theirs. A kernel is kept for the life of the process.
+    """The rows of one step, gathered by the update that is theirs, and updated in place.
+
+    Compiled, an update is one kernel for any number and any sizes of tensors.
 
     Args:
-        compiled: whether the updates are; None for those on so many entries that it pays.
+        compiled: by torch.compile, where it works; None for updates of so many entries that it pays.
     """
 
     def __init__(self, compiled: bool | None):
         self.compiled = compiled
-        self._gathered: dict[Hashable, tuple[OnePass, list[Sequence[Tensor]], list[Tensor]]] = {}
+        self._gathered: dict[Hashable, tuple[Update, list[list[Tensor]], list[Tensor]]] = {}
 
-    def add(
-        self, key: Hashable, update: Callable[[], Update], rows: Sequence[Sequence[Tensor]], columns: Sequence[Scalar]
-    ) -> None:
-        """Rows with their scalars, for the update of this key, which is built if it is new.
+    def add(self, key: Hashable, update: Update, rows: Sequence[Sequence[Tensor]], columns: Sequence[Scalar]) -> None:
+        """Rows with their scalars.
 
         Args:
             key: of the update.
-            update: builds it.
+            update: which may be kept for the life of the process.
             rows: tensors of one shape and device each.
             columns: S numbers of every row, or tensors of one number or of one for each row.
         """
-        if key not in _KERNELS:
-            _KERNELS[key] = OnePass(update())
-        scalars = _table(columns, len(rows))
-        _, all_rows, tables = self._gathered.setdefault((key, scalars.device), (_KERNELS[key], [], []))
-        all_rows.extend(rows)
-        tables.append(scalars)
+        table = _table(columns, len(rows))
+        for row, scalars in zip(map(_flat, rows), table.unbind(), strict=True):
+            if row[0].numel():
+                kind = (key, row[0].device, table.device, row[0].dim() == 1, *[t.dtype for t in row])
+                _, like, their_scalars = self._gathered.setdefault(kind, (update, [], []))
+                like.append(row)
+                their_scalars.append(scalars)
 
     def run(self) -> bool:
-        """Update them all; whether what was to be compiled was."""
+        """Update them all; whether what was to be compiled was. It runs eagerly where no compiler works."""
         works = True
-        for kernel, rows, tables in self._gathered.values():
-            entries = sum(row[0].numel() for row in rows)
-            compiled = entries >= WORTH_COMPILING if self.compiled is None else self.compiled
-            works &= kernel(rows, torch.cat(tables), compiled)
+        for kind, (update, rows, scalars) in self._gathered.items():
+            like = rows[0][0]
+            s = torch.stack(scalars).to(like.device, _precision(like), non_blocking=True)
+            pays = sum(row[0].numel() for row in rows) >= WORTH_COMPILING
+            kernel = None
+            if like.dim() == 1 and (pays if self.compiled is None else self.compiled):
+                if kind not in _KERNELS:
+                    _KERNELS[kind] = _compile(update, rows[0], s[:1].repeat(BATCH, 1))
+                kernel = _KERNELS[kind]
+                works &= kernel is not None
+            if kernel:
+                _in_batches(kernel, rows, s)
+                continue
+            for row, numbers in zip(rows, s.unbind(), strict=True):
+                _eagerly(update, row, numbers)
         return works
+
+
+def _in_batches(kernel: Kernel, rows: list[list[Tensor]], s: Tensor) -> None:
+    missing = -len(rows) % BATCH
+    padded = rows + [[t.new_zeros(2) for t in rows[0]]] * missing
+    of_padded = torch.cat([s, s[:1].expand(missing, -1)])
+    for start, of_batch in enumerate(of_padded.split(BATCH)):
+        kernel(padded[start * BATCH : (start + 1) * BATCH], of_batch)
+
+
+def _eagerly(update: Update, row: Sequence[Tensor], s: Tensor) -> None:
+    block = BLOCK if row[0].device.type == "cpu" and row[0].dim() == 1 else row[0].numel()
+    pieces = zip(*(t.split(block) for t in row), strict=True) if row[0].numel() > block else [row]
+    numbers = s.tolist() if s.device.type == "cpu" else s.unbind()
+    for piece in pieces:
+        _write(update, piece, numbers)
+
+
+def _compile(update: Update, like: Sequence[Tensor], s: Tensor) -> Kernel | None:
+    """The update of `BATCH` rows at a time, traced on tensors of its own: no matter which sizes come first."""
+
+    def batch(rows: list[list[Tensor]], scalars: Tensor) -> None:
+        for row, numbers in zip(rows, scalars.unbind(), strict=True):
+            _write(update, row, numbers.unbind())
+
+    # Dynamo counts variants by code object and gives up after eight: each kernel gets its own.
+    own = types.FunctionType(batch.__code__.replace(), batch.__globals__, "batch", None, batch.__closure__)
+    # Different sizes, or Dynamo takes them for one; all large enough to be worth more than one thread.
+    trial = [[torch.zeros(4096 * (2 + i), dtype=t.dtype, device=t.device) for t in like] for i in range(BATCH)]
+    # Guards take a third of a call, and all that they look at is in the kernel's key, or a symbol in the kernel.
+    options: dict[str, Any] = {"guard_filter_fn": torch.compiler.skip_all_guards_unsafe}
+    try:
+        kernel = torch.compile(own, dynamic=True, fullgraph=True, options=options)
+        kernel(trial, s)
+    except Exception as error:
+        warnings.warn(
+            f"torch.compile does not work here ({type(error).__name__}: {str(error).splitlines()[0][:120]}); "
+            "running the same formulas eagerly, which is slower",
+            stacklevel=2,
+        )
+        return None
+    return kernel
 
 
 def where_positive(x: Scalar, new: Tensor, old: Tensor) -> Tensor:
@@ -163,12 +133,6 @@ def _write(update: Update, row: Sequence[Tensor], s: Sequence[Scalar]) -> None:
     dtype = _precision(row[0])
     for t, new in zip(row, update([t.to(dtype) for t in row], s), strict=False):
         t.copy_(new)
-
-
-def _some(scalars: Tensor, members: Sequence[int]) -> Tensor:
-    """Some rows; by their views, for an index would be copied to a device."""
-    rows = scalars.unbind()
-    return torch.stack([rows[i] for i in members])
 
 
 def _precision(like: Tensor) -> torch.dtype:
@@ -190,10 +154,9 @@ def _table(columns: Sequence[Scalar], n: int) -> Tensor:
 
 def _flat(row: Sequence[Tensor]) -> list[Tensor]:
     """The tensors as vectors over the same memory, entry by entry; as they are where their layouts differ."""
-    first = row[0]
     if all(t.is_contiguous() for t in row):
-        return [t.view(-1) for t in (first.detach(), *row[1:])]
-    strides, sizes = first.stride(), first.shape
-    order = sorted(range(first.dim()), key=lambda d: (-strides[d], -sizes[d]))
-    turned = [t.detach().permute(order) for t in row]
-    return [t.view(-1) for t in turned] if all(t.is_contiguous() for t in turned) else [t.detach() for t in row]
+        return [t if t.dim() == 1 else t.view(-1) for t in row]
+    strides, sizes = row[0].stride(), row[0].shape
+    order = sorted(range(len(sizes)), key=lambda d: (-strides[d], -sizes[d]))
+    turned = [t.permute(order) for t in row]
+    return [t.view(-1) for t in turned] if all(t.is_contiguous() for t in turned) else list(row)

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from rich import box
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
+from wellcond.display import Table
 from wellcond.evidence.claim import Claim
 from wellcond.evidence.result import Evidence, Verdict
 
@@ -22,18 +21,15 @@ _STYLES = {
 
 def print_table(evidence: Evidence, console: Console) -> None:
     """One line per case: claim and section, what was measured, its first figure ± spread over seeds, the verdict."""
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for heading in ("claim", "section", "what was measured", "figure ± spread", "verdict"):
-        table.add_column(heading, overflow="fold")
+    rows: list[list[str | Text]] = []
     for r in evidence.results:
         first = next(iter(r.claim.shown.values()))
-        cells: list[Text | str] = [Text(r.claim.name, "bold"), r.claim.source, first, ""]
-        table.add_row(*cells, Text(r.verdict, _STYLES[r.verdict]))
+        rows.append([Text(r.claim.name, "bold"), r.claim.source, first, "", Text(r.verdict, _STYLES[r.verdict])])
         for runs, held in zip(r.runs, r.held(), strict=True):
-            table.add_row("", "", f"  {runs.case}", r.cells(runs)[0], "holds" if held else "does not hold")
-        for failure in r.failures:
-            table.add_row("", "", Text(f"  {failure}", "red"), "", "")
-    console.print(table)
+            rows.append(["", "", f"  {runs.case}", r.cells(runs)[0], "holds" if held else "does not hold"])
+        rows += [["", "", Text(f"  {failure}", "red"), "", ""] for failure in r.failures]
+    headings = ["claim", "section", "what was measured", "figure ± spread", "verdict"]
+    console.print(Table(headings, rows, words=range(5)).terminal(fold=range(5)))
     console.print(Text(evidence.headline()))
 
 

@@ -9,8 +9,6 @@ from wellcond.examination.figures import SYMBOLS as SYMBOLS
 from wellcond.examination.figures import conditioning_figures as conditioning_figures
 from wellcond.examination.figures import headline as headline
 from wellcond.examination.figures import interruption as interruption
-from wellcond.examination.figures import kappas as kappas
-from wellcond.examination.figures import layer_label as layer_label
 from wellcond.examination.finding import Find as Find
 from wellcond.examination.finding import Finding as Finding
 from wellcond.examination.finding import Severity as Severity

@@ -5,7 +5,6 @@ from __future__ import annotations
 from wellcond.conditioning import Conditioning
 from wellcond.examination.measurements import Measurements
 from wellcond.linalg import Estimate
-from wellcond.normalization import LayerConditioning
 
 CURVATURES = {
     "hessian": "Hessian H",
@@ -38,23 +37,13 @@ KAPPAS = {
     "kappa_standardized": "standardized",
     "kappa_row_normalized": "rows normalized",
 }
-"""Of the κ of what a layer sees, by their names in the JSON schema."""
+"""The κ of what a layer sees, by their names in the JSON schema."""
 
 
 def conditioning_figures(c: Conditioning) -> dict[str, Estimate]:
     """All figures of one curvature under the names of the JSON schema."""
     kappas = {"kappa_50": c.kappa(0.5), "kappa_90": c.kappa(0.9)}
     return {key: kappas[key] if key in kappas else getattr(c, key) for key in SYMBOLS}
-
-
-def kappas(layer: LayerConditioning) -> tuple[Estimate, ...]:
-    """One for each of `KAPPAS`."""
-    return layer.kappa, layer.centered, layer.scaled, layer.standardized, layer.row_normalized
-
-
-def layer_label(name: str) -> str:
-    """A layer's name; the network itself has none."""
-    return name or "(model)"
 
 
 def interruption(part: str) -> str:

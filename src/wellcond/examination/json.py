@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from wellcond.display import number_to_json
-from wellcond.examination.figures import KAPPAS, conditioning_figures, kappas
+from wellcond.examination.figures import KAPPAS, conditioning_figures
 from wellcond.examination.finding import Finding, Severity
 from wellcond.examination.measurements import Measurements
 from wellcond.examination.step_sizes import QUANTILES, Distribution, StepSizes
@@ -61,7 +61,7 @@ def to_json(m: Measurements, findings: Sequence[Finding], interrupted: str) -> d
                     "groups": len(layer.groups) or 1,
                     "largest_eigenvalue": layer.largest,
                     "mean_share": layer.mean_share,
-                    **dict(zip(KAPPAS, kappas(layer), strict=True)),
+                    **{key: layer.kappas[label] for key, label in KAPPAS.items()},
                 }
                 for layer in m.layers
             ],

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from wellcond.examination.figures import CURVATURES, KAPPAS, SYMBOLS, layer_label
+from wellcond.examination.figures import CURVATURES, KAPPAS, SYMBOLS
 from wellcond.examination.finding import Finding, Severity
 from wellcond.examination.json import SCHEMA
 from wellcond.linalg import Estimate
@@ -43,7 +43,7 @@ class SavedExamination:
     figures: dict[str, Estimate]
 
     @classmethod
-    def of(cls, data: Any, source: str) -> SavedExamination:
+    def from_json(cls, data: Any, source: str) -> SavedExamination:
         """From parsed JSON.
 
         Raises:
@@ -83,7 +83,7 @@ def read_examination(path: str | Path) -> SavedExamination:
         if isinstance(error, json.JSONDecodeError) and error.msg == "Extra data":  # JSON lines, as a history has
             check_schema(json.loads(text[: error.pos]), SCHEMA, str(path), "no wellcond examination")
         raise ValueError(f"{path} is not JSON, or is cut off: {error}") from error
-    return SavedExamination.of(data, str(path))
+    return SavedExamination.from_json(data, str(path))
 
 
 def check_schema(data: Any, newest: str, source: str, otherwise: str) -> None:
@@ -141,7 +141,7 @@ def _figures(data: dict[str, Any]) -> Iterator[tuple[str, Estimate]]:
     for layer in data["layers"]:
         for key, name in KAPPAS.items():
             if key in layer or key not in _LATER:
-                yield f"κ of layer “{layer_label(layer['name'])}”, {name}", Estimate.from_json(layer[key])
+                yield f"κ of layer “{layer['name'] or '(model)'}”, {name}", Estimate.from_json(layer[key])
 
 
 def _finding(f: dict[str, Any]) -> Finding:

@@ -9,8 +9,6 @@ from wellcond.linalg.eigenvalues import eigenvalues as eigenvalues
 from wellcond.linalg.estimate import CONFIDENCE as CONFIDENCE
 from wellcond.linalg.estimate import Estimate as Estimate
 from wellcond.linalg.estimate import jackknife as jackknife
-from wellcond.linalg.estimate import number as number
-from wellcond.linalg.estimate import number_to_json as number_to_json
 from wellcond.linalg.estimate import student as student
 from wellcond.linalg.lanczos import Lanczos as Lanczos
 from wellcond.linalg.operator import DENSE_LIMIT as DENSE_LIMIT

@@ -74,17 +74,24 @@ class LayerConditioning:
     group: int = 0
     groups: tuple[LayerConditioning, ...] = field(default=(), repr=False, compare=False)
 
+    @property
+    def label(self) -> str:
+        """The layer's name; the network itself has none."""
+        return self.name or "(model)"
+
+    @property
+    def kappas(self) -> dict[str, Estimate]:
+        """Every κ by what is done to the matrix, in the order of the tables."""
+        kappas = self.kappa, self.centered, self.scaled, self.standardized, self.row_normalized
+        return dict(zip(("as it is", "centered", "scaled", "standardized", "rows normalized"), kappas, strict=True))
+
 
 class Layers(list[LayerConditioning]):
     """A list that is a table in a notebook."""
 
     def _repr_html_(self) -> str:
         headings = ["layer", "κ as it is", "centered", "scaled", "standardized", "rows normalized", "rank"]
-        figures = [(e.kappa, e.centered, e.scaled, e.standardized, e.row_normalized) for e in self]
-        rows = [
-            (e.name or "(model)", *map(str, kappas), f"{e.rank} of {e.columns}")
-            for e, kappas in zip(self, figures, strict=True)
-        ]
+        rows = [(e.label, *map(str, e.kappas.values()), f"{e.rank} of {e.columns}") for e in self]
         return Table(headings, rows).html()
 
 

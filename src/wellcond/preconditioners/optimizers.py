@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from wellcond.hooks import as_optimizer_sees, carried_by
+from wellcond.hooks import as_optimizer_sees, carried_by, parameters_of
 from wellcond.preconditioners.momentum import Momentum
 from wellcond.preconditioners.preconditioner import Diagonal, Preconditioner
 from wellcond.preconditioners.reading import Group, Reading, State, reading_for, step_number, unwrapped_optimizer
@@ -94,39 +94,31 @@ def reading_of(optimizer: Any) -> tuple[Optimizer, Reading]:
     """
     optimizer = unwrapped_optimizer(optimizer)
     reading = reading_for(optimizer)
-    if reading.needs_a_step and not any(_stepped(optimizer.state.get(p, {})) for p in _parameters(optimizer)):
+    if reading.needs_a_step and not any(_stepped(optimizer.state.get(p, {})) for p in parameters_of(optimizer)):
         raise ValueError(
             f"this {type(optimizer).__name__} has no state yet, its preconditioner comes with it: take a step first"
         )
     return optimizer, reading
 
 
-def in_precision(state: State, dtype: torch.dtype) -> dict[str, Any]:
-    """The state with its tensors of floating numbers in another precision, step numbers excepted."""
-    return {
-        key: value.to(dtype) if isinstance(value, Tensor) and value.is_floating_point() and key != "step" else value
-        for key, value in state.items()
-    }
-
-
-def with_gradient(p: Tensor, state: State, reading: Reading) -> dict[str, Any]:
-    """The state with what the reading needs beside it.
+def state_of(optimizer: Optimizer, p: Tensor, reading: Reading, dtype: torch.dtype) -> dict[str, Any]:
+    """The state of a parameter, and what the reading needs beside it; floating numbers in another precision.
 
     Raises:
         ValueError: if the gradient of the last step is needed and gone.
     """
-    if not reading.needs_gradient:
-        return dict(state)
-    if p.grad is None:
-        raise ValueError(
-            f"the preconditioner of a parameter of shape {tuple(p.shape)} needs the gradient of the last step, which "
-            "is gone; read it between step() and zero_grad()"
-        )
-    return {**state, "grad": p.grad, "param": p.detach()}
-
-
-def _parameters(optimizer: Optimizer) -> list[Tensor]:
-    return [p for group in optimizer.param_groups for p in group["params"]]
+    state: dict[str, Any] = dict(optimizer.state.get(p, {}))
+    if reading.needs_gradient:
+        if p.grad is None:
+            raise ValueError(
+                f"the preconditioner of a parameter of shape {tuple(p.shape)} needs the gradient of the last step, "
+                "which is gone; read it between step() and zero_grad()"
+            )
+        state |= {"grad": p.grad, "param": p.detach()}
+    return {
+        key: value.to(dtype) if isinstance(value, Tensor) and value.is_floating_point() and key != "step" else value
+        for key, value in state.items()
+    }
 
 
 def _stepped(state: State) -> bool:
@@ -140,9 +132,8 @@ def _entries(optimizer: Optimizer, reading: Reading) -> list[tuple[Tensor, State
     with as_optimizer_sees(optimizer) if reading.needs_gradient else contextlib.nullcontext():
         for group in optimizer.param_groups:
             for p in group["params"]:
-                state = optimizer.state.get(p, {})
-                known = in_precision(with_gradient(p, state, reading), torch.float64) if _stepped(state) else {}
-                entries.append((p, known, group))
+                stepped = _stepped(optimizer.state.get(p, {}))
+                entries.append((p, state_of(optimizer, p, reading, torch.float64) if stepped else {}, group))
     return entries
 
 

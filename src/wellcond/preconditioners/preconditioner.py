@@ -117,6 +117,9 @@ class Diagonal(Preconditioner):
     def invert(self, p: Sequence[Tensor]) -> list[Tensor]:
         return [x / s for s, x in zip(self.scales, p, strict=True)]
 
+    def gram(self, g: Sequence[Tensor]) -> list[Tensor]:
+        return [y.mul_(s) for s, y in zip(self.scales, self.apply(g), strict=True)]
+
     def diagonal(self) -> Tensor:
         return flatten([s.expand(p.shape) for p, s in zip(self.parameters, self.scales, strict=True)])
 
@@ -145,7 +148,27 @@ class Diagonal(Preconditioner):
         return Diagonal(list(parameters.values()), [scales[i] for i in parameters], self.rounding + other.rounding)
 
 
-class Composed(Preconditioner):
+class ByName(Preconditioner):
+    """A preconditioner whose maps are one function, of their name and of what they are applied to."""
+
+    @abstractmethod
+    def change(self, how: str, x: Sequence[Tensor]) -> list[Tensor]:
+        """`how`, one of "apply", "adjoint", "invert" and "gram", of x."""
+
+    def apply(self, z: Sequence[Tensor]) -> list[Tensor]:
+        return self.change("apply", z)
+
+    def adjoint(self, g: Sequence[Tensor]) -> list[Tensor]:
+        return self.change("adjoint", g)
+
+    def invert(self, p: Sequence[Tensor]) -> list[Tensor]:
+        return self.change("invert", p)
+
+    def gram(self, g: Sequence[Tensor]) -> list[Tensor]:
+        return self.change("gram", g)
+
+
+class Composed(ByName):
     """P = P₁P₂, also written P1 @ P2 (which makes one `Diagonal` of two).
 
     It belongs to the parameters of both; one that a factor does not have is left alone by that factor.
@@ -167,17 +190,13 @@ class Composed(Preconditioner):
         self._places = [[position[id(p)] for p in P.parameters] for P in self.factors]
         self.rounding = P1.rounding + P2.rounding
 
-    def apply(self, z: Sequence[Tensor]) -> list[Tensor]:
-        return self._made("apply", z)
-
-    def adjoint(self, g: Sequence[Tensor]) -> list[Tensor]:
-        return self._made("adjoint", g)
-
-    def invert(self, p: Sequence[Tensor]) -> list[Tensor]:
-        return self._made("invert", p)
-
-    def gram(self, g: Sequence[Tensor]) -> list[Tensor]:
-        return self._made("gram", g)
+    def change(self, how: str, x: Sequence[Tensor]) -> list[Tensor]:
+        result = list(x)
+        for factor, part in _FACTORS[how]:
+            places = self._places[factor]
+            for i, new in zip(places, getattr(self.factors[factor], part)([result[i] for i in places]), strict=True):
+                result[i] = new
+        return result
 
     def over(self, parameters: Sequence[Tensor], names: Sequence[str], dtype: torch.dtype | None = None) -> Composed:
         factors: list[Preconditioner] = []
@@ -203,14 +222,6 @@ class Composed(Preconditioner):
     def stepped(self) -> None:
         for P in self.factors:
             P.stepped()
-
-    def _made(self, how: str, x: Sequence[Tensor]) -> list[Tensor]:
-        result = list(x)
-        for factor, part in _FACTORS[how]:
-            places = self._places[factor]
-            for i, new in zip(places, getattr(self.factors[factor], part)([result[i] for i in places]), strict=True):
-                result[i] = new
-        return result
 
 
 _FACTORS = {

@@ -211,6 +211,9 @@ def step_number(state: State) -> Scalar:
 
 
 def step_numbers(states: Sequence[State]) -> Tensor:
-    """The same of many states, (n,), on the device that counts them."""
-    steps = [torch.as_tensor(state.get("step", 0.0)) for state in states]
-    return torch.stack([step.to(steps[0].device) for step in steps]).double()
+    """The same of many states, (n,) in float64, on the device that counts them."""
+    steps = [step_number(state) for state in states]
+    device = next((step.device for step in steps if isinstance(step, Tensor)), None)
+    if device is None:
+        return torch.tensor(steps, dtype=torch.float64)
+    return torch.stack([torch.as_tensor(step, dtype=torch.float64, device=device) for step in steps])

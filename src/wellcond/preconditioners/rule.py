@@ -26,13 +26,13 @@ class Rule(Reading):
 
     translates = True
 
-    @abstractmethod
     def states(self, group: Group) -> tuple[str, ...]:
         """The entries of a parameter's state that have its shape."""
+        return self.entries(group)
 
-    @abstractmethod
     def flags(self, group: Group) -> Flags:
         """What `root` and `move` ask of the group, as yes or no."""
+        return {}
 
     def count(self, params: Sequence[Tensor], states: Sequence[dict[str, Any]], group: Group) -> Tensor:
         """Count the step: which one it is for every parameter, from 1, of shape (n,)."""

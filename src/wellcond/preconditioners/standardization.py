@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Sequence
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from wellcond.preconditioners.preconditioner import Preconditioner
+from wellcond.preconditioners.preconditioner import ByName
 
 
 class Moments(Protocol):
@@ -84,20 +83,9 @@ class _Factors:
     """P of a block on a weight w of shape (groups, outputs, fan-in) and biases of shape (groups, outputs)."""
 
     def __init__(self, mean: Tensor, squared: Tensor, q2: float):
-        self.mean, self.squared, self.q2, self.q = mean, squared, q2, q2**0.5  # μ and q²σ̃², (groups, 1, fan-in)
-
-    @functools.cached_property
-    def scale(self) -> Tensor:
-        """qσ̃."""
-        return self.squared.sqrt()
-
-    @functools.cached_property
-    def inverse(self) -> Tensor:
-        return self.squared.rsqrt()
-
-    @functools.cached_property
-    def inverse_squared(self) -> Tensor:
-        return self.squared.reciprocal()
+        self.mean, self.q2, self.q = mean, q2, q2**0.5
+        # qσ̃ and its inverses, (groups, 1, fan-in) as μ is.
+        self.scale, self.inverse, self.inverse_squared = squared.sqrt(), squared.rsqrt(), squared.reciprocal()
 
     def apply(self, w: _Weight, biases: list[Tensor]) -> _Changed:
         W = None if w is None else w * self.inverse
@@ -122,7 +110,7 @@ class _Factors:
             return None
         for b in biases:
             w = torch.addcmul(w, b[..., None], self.mean, value=-1)
-        return w * factor
+        return w.mul_(factor) if biases else w * factor
 
     def _uncentered(self, factor: float, W: _Weight, biases: list[Tensor]) -> list[Tensor]:
         """b·factor − Wμ."""
@@ -138,7 +126,7 @@ class _Factors:
         return torch.matmul(W, self.mean.transpose(1, 2)).squeeze(2)
 
 
-class Standardization(Preconditioner):
+class Standardization(ByName):
     """P = VD/q of each layer, and the identity on parameters of no layer.
 
     The matrix of a layer acts on ŵ_i = [b_i; W_i]: V = [[1, −μᵀ], [0, I]], D = diag(1, 1/σ̃).
@@ -153,17 +141,13 @@ class Standardization(Preconditioner):
     def __init__(self, parameters: Sequence[Tensor], blocks: Sequence[Block]):
         self.parameters, self._blocks = list(parameters), list(blocks)
 
-    def apply(self, z: Sequence[Tensor]) -> list[Tensor]:
-        return self._changed("apply", z)
-
-    def adjoint(self, g: Sequence[Tensor]) -> list[Tensor]:
-        return self._changed("adjoint", g)
-
-    def invert(self, p: Sequence[Tensor]) -> list[Tensor]:
-        return self._changed("invert", p)
-
-    def gram(self, g: Sequence[Tensor]) -> list[Tensor]:
-        return self._changed("gram", g)
+    def change(self, how: str, x: Sequence[Tensor]) -> list[Tensor]:
+        if len(x) != len(self.parameters):
+            raise ValueError(f"got {len(x)} tensors for the {len(self.parameters)} parameters of P; give one for each")
+        made: dict[int, Tensor] = {}
+        for block in self._blocks:
+            made |= block.change(how, x)
+        return [made[i] if i in made else y.clone() for i, y in enumerate(x)]
 
     def over(
         self, parameters: Sequence[Tensor], names: Sequence[str], dtype: torch.dtype | None = None
@@ -182,11 +166,3 @@ class Standardization(Preconditioner):
             if weight is not None or biases:
                 blocks.append(Block(weight, biases, block.groups, block.moments))
         return Standardization(parameters, blocks)
-
-    def _changed(self, how: str, x: Sequence[Tensor]) -> list[Tensor]:
-        if len(x) != len(self.parameters):
-            raise ValueError(f"got {len(x)} tensors for the {len(self.parameters)} parameters of P; give one for each")
-        made: dict[int, Tensor] = {}
-        for block in self._blocks:
-            made |= block.change(how, x)
-        return [made[i] if i in made else y.clone() for i, y in enumerate(x)]

@@ -181,7 +181,7 @@ def compare(before: SavedExamination | Examination, after: SavedExamination | Ex
 
 def _saved(x: Any, name: str) -> SavedExamination:
     if isinstance(x, Examination):
-        return SavedExamination.of(x.to_json(), name)
+        return SavedExamination.from_json(x.to_json(), name)
     if isinstance(x, SavedExamination):
         return x
     raise TypeError(f"{name} is a {type(x).__name__}; give an examination, or what wellcond.read_examination returns")

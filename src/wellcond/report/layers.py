@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from wellcond.display import number, short
-from wellcond.examination import KAPPAS, Measurements, kappas, layer_label
+from wellcond.examination import KAPPAS, Measurements
 from wellcond.linalg import Estimate
 from wellcond.normalization import LayerConditioning
 from wellcond.report.chart import HEAT, Chart, new_figure
@@ -26,19 +26,19 @@ def level(kappa: Estimate) -> float:
 
 def shown_layers(m: Measurements) -> list[LayerConditioning]:
     """Those of which at least one figure is defined."""
-    return [layer for layer in m.layers if not all(math.isnan(level(e)) for e in kappas(layer))]
+    return [layer for layer in m.layers if not all(math.isnan(level(e)) for e in layer.kappas.values())]
 
 
 def highest(layers: Sequence[LayerConditioning]) -> float:
     """The largest level, where the colors end."""
-    levels = [level(e) for layer in layers for e in kappas(layer)]
+    levels = [level(e) for layer in layers for e in layer.kappas.values()]
     return max(1.0, *(x for x in levels if not math.isnan(x)))
 
 
 def layer_rows(m: Measurements) -> list[list[str]]:
     """Of each layer its name, its κ as in `COLUMNS`, its rank and how many of its inputs never vary."""
     return [
-        [layer_label(layer.name), *map(str, kappas(layer)), f"{layer.rank} of {layer.columns}", str(layer.constant)]
+        [layer.label, *map(str, layer.kappas.values()), f"{layer.rank} of {layer.columns}", str(layer.constant)]
         for layer in m.layers
     ]
 
@@ -68,7 +68,7 @@ def layers_chart(m: Measurements) -> Chart | None:
         "The condition number κ of the matrix of a layer's inputs, with the column of ones that its bias sees, in the "
         "order of the passage; what it would be without the mean (centered), with columns of equal size (scaled), with "
         "both, as batch normalization does (standardized), and as layer normalization does (rows normalized). Largest "
-        f"as it is: {worst.kappa} in “{layer_label(worst.name)}”.",
+        f"as it is: {worst.kappa} in “{worst.label}”.",
         [_panel(panel, highest(layers)) for panel in panels],
         table,
         wide=count > 1,
@@ -76,18 +76,17 @@ def layers_chart(m: Measurements) -> Chart | None:
 
 
 def _panel(layers: Sequence[LayerConditioning], most: float) -> Any:
-    names = [layer_label(layer.name) for layer in layers]
-    step = max(1, math.ceil(most / 4))
-    decades = range(0, math.ceil(most) + 1, step)
-    cells = [[(html.escape(name), str(e)) for e in kappas(layer)] for name, layer in zip(names, layers, strict=True)]
+    names = [layer.label for layer in layers]
+    decades = range(0, math.ceil(most) + 1, max(1, math.ceil(most / 4)))
+    cells = [[(html.escape(layer.label), str(e)) for e in layer.kappas.values()] for layer in layers]
     figure = new_figure()
     figure.add_heatmap(
         x=COLUMNS,
         y=list(range(len(layers))),
-        z=[[level(e) for e in kappas(layer)] for layer in layers],
+        z=[[level(e) for e in layer.kappas.values()] for layer in layers],
         zmin=0,
         zmax=most,
-        text=[[brief(e) for e in kappas(layer)] for layer in layers],
+        text=[[brief(e) for e in layer.kappas.values()] for layer in layers],
         texttemplate="%{text}",
         customdata=cells,
         hovertemplate="%{customdata[0]}<br>%{x}: κ = %{customdata[1]}<extra></extra>",

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from wellcond.display import axes, number
-from wellcond.examination import Examination, Measurements, RowNormCorrelation, StepSizes, kappas, layer_label
+from wellcond.examination import Examination, Measurements, RowNormCorrelation, StepSizes
 from wellcond.forecast import Forecast
 from wellcond.normalization import LayerConditioning
 from wellcond.report.figures import counts, eigenvalue_bound, shown_spectra
@@ -50,14 +50,14 @@ def _layers(layers: Sequence[LayerConditioning], ax: Any) -> Any:
     from matplotlib.colors import LinearSegmentedColormap
 
     colors, top = LinearSegmentedColormap.from_list("heat", HEAT), highest(layers)
-    levels = [[level(e) for e in kappas(layer)] for layer in layers]
+    levels = [[level(e) for e in layer.kappas.values()] for layer in layers]
     shown = ax.imshow(levels, cmap=colors, vmin=0, vmax=top, aspect="auto")
     for i, layer in enumerate(layers):
-        for j, kappa in enumerate(kappas(layer)):
+        for j, kappa in enumerate(layer.kappas.values()):
             color = "white" if levels[i][j] > 0.6 * top else "black"
             ax.text(j, i, brief(kappa), ha="center", va="center", fontsize=7, color=color)
     ax.set_xticks(range(len(COLUMNS)), COLUMNS)
-    ax.set_yticks(range(len(layers)), [layer_label(layer.name) for layer in layers], fontsize=7)
+    ax.set_yticks(range(len(layers)), [layer.label for layer in layers], fontsize=7)
     ax.figure.colorbar(shown, ax=ax, label="log₁₀ κ of the layer's inputs")
     return ax
 

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from wellcond.linalg import CONFIDENCE, Estimate, inner, norm, number
+from wellcond.display import number
+from wellcond.linalg import CONFIDENCE, Estimate, inner, norm
 from wellcond.preconditioners import next_step, unwrapped_optimizer
 from wellcond.problem import LossNotFiniteError, Problem
 from wellcond.stability.edge import inverse

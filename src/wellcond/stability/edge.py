@@ -10,7 +10,8 @@ from typing import Any
 from torch import Tensor
 
 from wellcond.curvature import CurvatureOperator, Hessian
-from wellcond.linalg import Estimate, SymmetricOperator, eigenvalues, number
+from wellcond.display import number
+from wellcond.linalg import Estimate, SymmetricOperator, eigenvalues
 from wellcond.parameters import flatten
 from wellcond.preconditioners import Diagonal, own_preconditioner_of, reading_of, steps_of, with_given
 from wellcond.problem import Problem

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import inspect
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from typing import Any
@@ -14,18 +13,29 @@ from torch.optim import Optimizer
 from wellcond.one_pass import Passes, Scalar, Update
 from wellcond.preconditioners import Rule, reading_for
 
-# The decay of p and of the gradient for it; and what the gradient then moves p by, with the P² of the step.
+# What a weight decay makes of a point and a gradient.
 Decay = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+# How far a gradient moves a point, and the P² of that step; it brings the state up to date.
 Move = Callable[[Tensor], tuple[Tensor, Tensor | None]]
+# (p, g, further tensors, numbers, decay, move) → the p after the step.
+Around = Callable[[Tensor, Tensor, Sequence[Tensor], Sequence[Any], Decay, Move], Tensor]
+
+
+def plain(p: Tensor, g: Tensor, tensors: Sequence[Tensor], s: Sequence[Any], decayed: Decay, move: Move) -> Tensor:
+    """The step as it is."""
+    p, g = decayed(p, g)
+    return p + move(g)[0]
 
 
 class Inside:
     """What is inside a step, between the gradient and p; this one is nothing.
 
     Attributes:
-        key: of the function that `around` is.
+        around: makes the step, and is traced: it may ask nothing of values, and it is kept for the life of the process.
+        key: of `around`.
     """
 
+    around: Around = staticmethod(plain)
     key: Hashable = None
 
     def takes(self, p: Tensor) -> bool:
@@ -39,13 +49,6 @@ class Inside:
     def columns(self, rule: Rule, group: Mapping[str, Any], step: Tensor, params: Sequence[Tensor]) -> list[Scalar]:
         """Numbers that `around` needs, of all or of each of these parameters."""
         return []
-
-    def around(
-        self, p: Tensor, g: Tensor, tensors: Sequence[Tensor], s: Sequence[Scalar], decayed: Decay, move: Move
-    ) -> Tensor:
-        """The p after the step; traced, so that it may ask nothing of values."""
-        p, g = decayed(p, g)
-        return p + move(g)[0]
 
 
 def can_step_by_rule(optimizer: Optimizer, parameters: Iterable[Tensor]) -> bool:
@@ -63,7 +66,7 @@ def is_dense(p: Tensor) -> bool:
 
 
 def step_by_rule(
-    optimizer: Any, inside: Inside, compiled: bool | None, prepare: Callable[[Tensor], None] | None = None
+    optimizer: Any, inside: Inside, compiled: bool | None, prepare: Callable[[Tensor], None] = lambda p: None
 ) -> bool:
     """Take a step of the parameters that have a gradient and that `inside` takes.
 
@@ -76,34 +79,51 @@ def step_by_rule(
     Returns:
         Whether what was to be compiled was; it runs eagerly where no compiler works.
     """
-    rule: Any = reading_for(optimizer)
-    kind: type[Optimizer] = type(optimizer)
     passes = Passes(compiled)
     for group in optimizer.param_groups:
-        lists: list[list[Tensor]] = [[] for _ in range(_lists(kind))]
-        optimizer._init_group({**group, "params": [p for p in group["params"] if inside.takes(p)]}, *lists)
-        params, grads = lists[:2]
-        if not params:
-            continue
-        numbers = {key: _number(value) for key, value in group.items() if key != "params"}
-        names, flags = rule.states(numbers), rule.flags(numbers)
-        states = [optimizer.state[p] for p in params] if names else [{} for _ in params]
-        step = _beside(numbers, rule.count(params, states, numbers))
-        if prepare:
-            for p in params:
-                prepare(p)
-        own = rule.scalars(numbers, step)
-        decoupled = bool(numbers.get("decoupled_weight_decay"))
-        decay = 1 - numbers["lr"] * numbers["weight_decay"] if decoupled else numbers["weight_decay"]
-        rows = [
+        lists = _initialized(optimizer, {**group, "params": [p for p in group["params"] if inside.takes(p)]})
+        if lists[0]:
+            _add(passes, optimizer, group, lists[0], lists[1], inside, prepare)
+    return passes.run()
+
+
+def _initialized(optimizer: Any, group: Mapping[str, Any]) -> list[list[Tensor]]:
+    """What torch's `_init_group` finds in a group, with a state where there was none: parameters that have a gradient,
+    the gradients, and more."""
+    lists: list[list[Tensor]] = [[] for _ in list(inspect.signature(optimizer._init_group).parameters)[1:]]
+    optimizer._init_group(group, *lists)
+    return lists
+
+
+def _add(
+    passes: Passes,
+    optimizer: Optimizer,
+    group: Mapping[str, Any],
+    params: Sequence[Tensor],
+    grads: Sequence[Tensor],
+    inside: Inside,
+    prepare: Callable[[Tensor], None],
+) -> None:
+    """The step of some parameters of a group, to the passes; their steps are counted here."""
+    rule: Any = reading_for(optimizer)
+    numbers = {key: _number(value) for key, value in group.items() if key != "params"}
+    names, flags = rule.states(numbers), rule.flags(numbers)
+    states = [optimizer.state[p] if names else {} for p in params]
+    step = _beside(numbers, rule.count(params, states, numbers))
+    for p in params:
+        prepare(p)
+    own = rule.scalars(numbers, step)
+    maximize, decoupled = numbers["maximize"], bool(numbers.get("decoupled_weight_decay"))
+    decay = 1 - numbers["lr"] * numbers["weight_decay"] if decoupled else numbers["weight_decay"]
+    passes.add(
+        (type(rule), maximize, decoupled, tuple(flags.items()), inside.key),
+        _whole_step(rule, maximize, decoupled, names, flags, len(own), inside.around),
+        [
             [p.detach(), *(state[name] for name in names), *inside.tensors(p), g]
             for p, state, g in zip(params, states, grads, strict=True)
-        ]
-        build = functools.partial(_whole_step, rule, numbers["maximize"], decoupled, names, flags, len(own), inside)
-        columns = [decay, *own, *inside.columns(rule, numbers, step, params)]
-        key = (type(rule), numbers["maximize"], decoupled, tuple(flags.items()), inside.key)
-        passes.add(key, build, rows, columns)
-    return passes.run()
+        ],
+        [decay, *own, *inside.columns(rule, numbers, step, params)],
+    )
 
 
 def _whole_step(
@@ -113,9 +133,9 @@ def _whole_step(
     names: Sequence[str],
     flags: Mapping[str, bool],
     numbers: int,
-    inside: Inside,
+    around: Around,
 ) -> Update:
-    """The step of (p, *state, *tensors of `inside`, gradient) and (decay, *numbers of the rule, *those of `inside`)."""
+    """The step of (p, *state, *tensors inside, gradient) and (decay, *numbers of the rule, *those inside)."""
 
     def update(tensors: Sequence[Tensor], s: Sequence[Scalar]) -> list[Tensor]:
         p, *others, g = tensors
@@ -127,16 +147,10 @@ def _whole_step(
         def move(g: Tensor) -> tuple[Tensor, Tensor | None]:
             return rule.move(g, state, own, flags)
 
-        new = inside.around(p, -g if maximize else g, others[len(names) :], s[1 + numbers :], decayed, move)
+        new = around(p, -g if maximize else g, others[len(names) :], s[1 + numbers :], decayed, move)
         return [new, *state.values()]
 
     return update
-
-
-@functools.cache
-def _lists(kind: type[Optimizer]) -> int:
-    """How many lists torch's `_init_group` fills; those of parameters and of gradients come first."""
-    return len(inspect.signature(kind._init_group).parameters) - 2  # type: ignore[attr-defined]
 
 
 def _number(x: Any) -> Any:

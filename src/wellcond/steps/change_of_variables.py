@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 
-from wellcond.hooks import Attached, unobserved
+from wellcond.hooks import Attached, name_of, parameters_of, unobserved
 from wellcond.preconditioners import Composed, Diagonal, NotPreconditionedError, Preconditioner
 from wellcond.steps.by_rule import can_step_by_rule, step_by_rule
 from wellcond.steps.coordinates import Coordinates, decays_of_translation, fresh
@@ -42,7 +42,7 @@ class GivenP(Attached):
         self._entries = 0  # that steps were of so far
         self._through: ThroughP | None = None  # the step that is taken in the place of the optimizer's own
         self._raw: list[tuple[Tensor, Tensor]] = []  # parameters and their gradients as they were
-        self._restricted: dict[tuple[int, ...], Preconditioner] = {}
+        self._restricted: tuple[list[int], Preconditioner] | None = None  # P over the parameters of the last step
         self.check_parameters(optimizer)
         if not self.covered(optimizer):
             raise ValueError(
@@ -57,23 +57,23 @@ class GivenP(Attached):
 
     def restricted(self, optimizer: Optimizer, parameters: list[Tensor]) -> Preconditioner:
         """P over some of the parameters that it covers."""
-        key = tuple(map(id, parameters))
-        if key not in self._restricted:
-            if len(self._restricted) == 8:  # gradients come and go
-                self._restricted.clear()
+        key = list(map(id, parameters))
+        if self._restricted is None or self._restricted[0] != key:
             dtypes = {torch.promote_types(p.dtype, torch.float32) for p in parameters}
-            names = [_name(p, optimizer) for p in parameters]
-            self._restricted[key] = self.P.over(parameters, names, dtypes.pop() if len(dtypes) == 1 else None)
-        return self._restricted[key]
+            names = [name_of(p, optimizer) for p in parameters]
+            self._restricted = key, self.P.over(parameters, names, dtypes.pop() if len(dtypes) == 1 else None)
+        return self._restricted[1]
 
     def check_parameters(self, optimizer: Optimizer) -> None:
         covered = self.covered(optimizer)
         for p in covered:
             if is_lazy(p):
-                raise ValueError(f"{_name(p, optimizer)} is not initialized; run the lazy model once on a batch first")
+                raise ValueError(
+                    f"{name_of(p, optimizer)} is not initialized; run the lazy model once on a batch first"
+                )
             if p.layout != torch.strided or not p.is_floating_point():
                 kind = f"sparse ({p.layout})" if p.layout != torch.strided else str(p.dtype)
-                raise ValueError(f"{_name(p, optimizer)} is {kind}; P is for dense real parameters, leave it out")
+                raise ValueError(f"{name_of(p, optimizer)} is {kind}; P is for dense real parameters, leave it out")
         if covered and any(group.get("differentiable") for group in optimizer.param_groups):
             raise ValueError("differentiable=True: no gradient goes through a change of variables; give False")
 
@@ -86,9 +86,9 @@ class GivenP(Attached):
 
     def whole(self, optimizer: Optimizer, own: Preconditioner) -> Preconditioner:
         covered = self.covered(optimizer)
-        given = self.P.over(covered, [_name(p, optimizer) for p in covered], torch.float64)
+        given = self.P.over(covered, [name_of(p, optimizer) for p in covered], torch.float64)
         if isinstance(given, Diagonal) and isinstance(own, Diagonal):
-            return (given @ own).over(own.parameters, [_name(p, optimizer) for p in own.parameters])
+            return (given @ own).over(own.parameters, [name_of(p, optimizer) for p in own.parameters])
         return Composed(given, own, own.parameters)
 
     def leave(self, optimizer: Optimizer) -> None:
@@ -141,8 +141,8 @@ class GivenP(Attached):
             for p in chosen:
                 if p.grad is not None and p.grad.layout != torch.strided:
                     raise ValueError(
-                        f"{_name(p, optimizer)} has a sparse gradient, which a P that is not diagonal makes dense; use "
-                        "a dense gradient (nn.Embedding(sparse=False)), or a P without it"
+                        f"{name_of(p, optimizer)} has a sparse gradient, which a P that is not diagonal makes dense; "
+                        "use a dense gradient (nn.Embedding(sparse=False)), or a P without it"
                     )
         return chosen
 
@@ -160,16 +160,16 @@ class GivenP(Attached):
             for p, x in zip(parameters, results, strict=True):
                 if x.shape != p.shape or x.device != p.device:
                     raise ValueError(
-                        f"P makes a tensor of shape {tuple(x.shape)} on {x.device} of {_name(p, optimizer)}, which has "
-                        f"shape {tuple(p.shape)} and is on {p.device}; build P of the model as it is now"
+                        f"P makes a tensor of shape {tuple(x.shape)} on {x.device} of {name_of(p, optimizer)}, which "
+                        f"has shape {tuple(p.shape)} and is on {p.device}; build P of the model as it is now"
                     )
                 if torch.promote_types(x.dtype, p.dtype) != x.dtype:
-                    raise ValueError(f"P computes {_name(p, optimizer)} in {x.dtype}; it is in {p.dtype}")
+                    raise ValueError(f"P computes {name_of(p, optimizer)} in {x.dtype}; it is in {p.dtype}")
                 if not bool(x.isfinite().all()):
-                    raise ValueError(f"P is not finite and invertible in {p.dtype} at {_name(p, optimizer)}")
+                    raise ValueError(f"P is not finite and invertible in {p.dtype} at {name_of(p, optimizer)}")
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_restricted": {}, "_raw": [], "_through": None}
+        return {**self.__dict__, "_restricted": None, "_raw": [], "_through": None}
 
 
 class Precondition(GivenP):
@@ -277,7 +277,7 @@ class Reparameterize(GivenP):
         ids = {id(p) for p in self.covered(optimizer)}
         places = [i for i, p in enumerate(parameters) if id(p) in ids]
         chosen, result = [parameters[i] for i in places], list(gradients)
-        P = self.P.over(chosen, [_name(p, optimizer) for p in chosen], gradients[0].dtype)
+        P = self.P.over(chosen, [name_of(p, optimizer) for p in chosen], gradients[0].dtype)
         for i, g in zip(places, P.adjoint([gradients[i] for i in places]), strict=True):
             result[i] = g
         return result
@@ -293,16 +293,3 @@ class Reparameterize(GivenP):
 
 
 _FREEZE = "give a constant one (a BatchNormPreconditioner is constant after its remove())"
-
-
-def parameters_of(optimizer: Optimizer) -> Iterator[Tensor]:
-    """The optimizer's parameters, in its order."""
-    return (p for group in optimizer.param_groups for p in group["params"])
-
-
-def _name(p: Tensor, optimizer: Optimizer) -> str:
-    for g, group in enumerate(optimizer.param_groups):
-        for i, q in enumerate(group["params"]):
-            if q is p:
-                return group["param_names"][i] if "param_names" in group else f"parameter {i} of group {g}"
-    return f"a parameter of shape {tuple(p.shape)}"

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from wellcond.hooks import attachment_of
+from wellcond.hooks import attachment_of, parameters_of
 from wellcond.penalties import Penalty
 from wellcond.private_torch import uncompiled
 from wellcond.steps.by_rule import Inside, can_step_by_rule, is_dense, step_by_rule
@@ -96,7 +96,7 @@ class OnePassOptimizer(Optimizer):
 
         def restore(_: Optimizer) -> None:  # torch has cast the state to the parameters' dtype
             ids = [i for group in given["param_groups"] for i in group["params"]]
-            for i, p in zip(ids, (p for group in self.param_groups for p in group["params"]), strict=True):
+            for i, p in zip(ids, parameters_of(self), strict=True):
                 self._widen(p, given["state"].get(i, {}))
 
         # As hooks, the last before and the first after: this sees what other hooks made of the state.
@@ -126,11 +126,10 @@ class OnePassOptimizer(Optimizer):
     @uncompiled
     def _own_step(self, application: Application | None) -> None:
         self._refuse(application)
-        parameters = (p for group in self.param_groups for p in group["params"])
         if application is None:
             self._by_rule(Inside())
             return
-        if application.penalty.key is not None and can_step_by_rule(self, parameters):
+        if application.penalty.key is not None and can_step_by_rule(self, parameters_of(self)):
             self._by_rule(PenaltyInside(application))
             return
         application.add_to_gradient(self)

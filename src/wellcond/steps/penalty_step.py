@@ -156,23 +156,25 @@ class Application(Attached):
         """After all gradients are made up: what moves p before the step."""
         if self.via != "gradient" or self.space == "original" or self.penalty.strength == 0:
             return
-        reading, decay = self.reading(optimizer), isinstance(self.penalty, L2)
+        reading = self.reading(optimizer)
         for m in self._moved:
-            if self.space == "intrinsic" and not decay:
-                m.before = m.p.clone()  # P is known only after the step
-                continue
             rate = reading.penalty_rate(m.group, step_number(optimizer.state.get(m.p, {})) + 1)
-            if decay:
-                if isinstance(rate, Tensor) and m.group.get("fused"):
-                    rate = rate.double()  # as the fused kernel computes it
-                factor = 1 - rate * self.penalty.strength  # bit for bit AdamW's decay
-                if getattr(optimizer, "found_inf", None) is None:
-                    m.p.mul_(factor)
-                    continue
-                new = m.p * factor
+            if isinstance(self.penalty, L2):
+                self._decay(optimizer, m, rate)
+            elif self.space == "intrinsic":
+                m.before = m.p.clone()  # P is known only after the step
             else:
-                new = m.p - rate * self.penalty.gradient(m.p)
-            m.p.copy_(unless_skipped(optimizer, new, m.p))
+                m.p.copy_(unless_skipped(optimizer, m.p - rate * self.penalty.gradient(m.p), m.p))
+
+    def _decay(self, optimizer: Optimizer, m: Moved, rate: Any) -> None:
+        """The step of L2: bit for bit AdamW's decay."""
+        if isinstance(rate, Tensor) and m.group.get("fused"):
+            rate = rate.double()  # as the fused kernel computes it
+        factor = 1 - rate * self.penalty.strength
+        if getattr(optimizer, "found_inf", None) is None:
+            m.p.mul_(factor)
+        else:
+            m.p.copy_(unless_skipped(optimizer, m.p * factor, m.p))
 
     def after_step(self, optimizer: Optimizer) -> None:
         """What moves p after the step, with the P that the step used."""

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,9 +10,9 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from wellcond.one_pass import Passes, Scalar, where_positive
+from wellcond.one_pass import Passes, Scalar, Update, where_positive
 from wellcond.penalties import Penalty
-from wellcond.preconditioners import Reading, in_precision, step_number, step_numbers
+from wellcond.preconditioners import Reading, state_of, step_number, step_numbers
 from wellcond.steps import spaces
 
 Group = Mapping[str, Any]
@@ -40,14 +39,10 @@ class Moved:
 
     def squared_scale(self, optimizer: Optimizer, reading: Reading, rows: Tensor | None = None) -> Tensor | None:
         """P_ii² in working precision, of some rows."""
-        state = dict(optimizer.state.get(self.p, {}))
-        if reading.flags(self.group) is not None:
-            state = {key: state[key] for key in (*reading.entries(self.group), "step") if key in state}
-        if reading.needs_gradient:
-            state |= {"grad": self.p.grad, "param": self.p.detach()}
+        state = state_of(optimizer, self.p, reading, self.precision)
         if rows is not None:
             state = {key: v[rows] if _alike(v, self.p) else v for key, v in state.items()}
-        return reading.squared_scale(in_precision(state, self.precision), self.group)
+        return reading.squared_scale(state, self.group)
 
 
 class ProximalStep:
@@ -112,7 +107,7 @@ class ProximalStep:
         skip = getattr(self.optimizer, "found_inf", None)
         passes.add(
             (self.penalty.key, self.space, type(reading), tuple(flags.items()), entries),
-            functools.partial(_update, self.penalty, self.space, reading, flags, entries),
+            _update(self.penalty, self.space, reading, flags, entries),
             [[m.p.detach(), *(state[e] for e in entries)] for m, state in zip(members, states, strict=True)],
             [rate, *numbers, self.penalty.strength or 0.0, 0.0 if skip is None else skip],
         )
@@ -130,7 +125,7 @@ def unless_skipped(optimizer: Optimizer, new: Tensor, old: Tensor) -> Tensor:
 
 def _update(
     penalty: Penalty, space: str, reading: Reading, flags: Mapping[str, bool], entries: Sequence[str]
-) -> Callable[[Sequence[Tensor], Sequence[Scalar]], list[Tensor]]:
+) -> Update:
     """The proximal step as an elementwise function of (p, *entries of the state)."""
 
     def update(tensors: Sequence[Tensor], s: Sequence[Scalar]) -> list[Tensor]:

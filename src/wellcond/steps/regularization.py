@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from wellcond.hooks import as_optimizer_sees, attachment_of, carried_by
+from wellcond.hooks import as_optimizer_sees, attachment_of, carried_by, parameters_of
 from wellcond.parameters import unflatten
 from wellcond.penalties import Penalty, Sparsity, sparsity_of
-from wellcond.preconditioners import in_precision, reading_of, with_gradient
+from wellcond.preconditioners import reading_of, state_of
 from wellcond.problem import Problem
 from wellcond.steps import spaces
 from wellcond.steps.penalty_step import Application
@@ -135,7 +135,7 @@ class Regularization:
             added = self.space == "original"
             how = "by its gradient, " + ("added to .grad before" if added else "as a decay of its own beside")
             how += f" each step of {type(self.optimizer).__name__}"
-        names, total = self.names(), sum(len(g["params"]) for g in self.optimizer.param_groups)
+        names, total = self.names(), len(parameters_of(self.optimizer))
         shown = ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
         removed = "" if self.application in self._in_force() else "removed: "
         lines = [
@@ -159,7 +159,7 @@ class Regularization:
         state: Any = self.optimizer.state.get(p, {})
         if not state or not reading.stepped(state):
             return None
-        return reading.squared_scale(in_precision(with_gradient(p, state, reading), torch.float64), group)
+        return reading.squared_scale(state_of(self.optimizer, p, reading, torch.float64), group)
 
     def _residual(self, p: Tensor, g: Tensor, group: Group) -> Tensor:
         """The element of least norm of ∇L + ∂R in the space, everything in force included."""

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from wellcond.hooks import attach, attachment_of
+from wellcond.hooks import attach, attachment_of, parameters_of
 from wellcond.preconditioners import Preconditioner, unwrapped_optimizer
-from wellcond.steps.change_of_variables import GivenP, Precondition, Reparameterize, parameters_of
+from wellcond.steps.change_of_variables import GivenP, Precondition, Reparameterize
 from wellcond.steps.coordinates import fresh
 
 
@@ -119,7 +119,7 @@ class _Handle:
     def __repr__(self) -> str:
         attachment = attachment_of(self.optimizer)
         removed = "" if attachment and self._application in attachment.applications else "removed: "
-        covered, total = len(self._application.covered(self.optimizer)), len(list(parameters_of(self.optimizer)))
+        covered, total = len(self._application.covered(self.optimizer)), len(parameters_of(self.optimizer))
         what = self._in_words.format(optimizer=type(self.optimizer).__name__, P=type(self.P).__name__)
         return f"{removed}{what}\n  on {covered} of {total} parameters"
 

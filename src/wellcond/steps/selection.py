@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 
+from wellcond.hooks import name_of, parameters_of
 from wellcond.problem import parameter_kinds, unwrapped
 
 Named = tuple[str, Tensor]
@@ -67,20 +68,17 @@ class Selection:
     def of(self, optimizer: Optimizer) -> Iterator[Tensor]:
         """The selected parameters, in the optimizer's order."""
         model = None if self._model is None else self._model()
-        if model is not None and sum(len(g["params"]) for g in optimizer.param_groups) != self._seen:
+        parameters = parameters_of(optimizer)
+        if model is not None and len(parameters) != self._seen:
             self._know(optimizer, model)  # a group was added
-        return (p for group in optimizer.param_groups for p in group["params"] if self.holds(p))
+        return filter(self.holds, parameters)
 
     def name(self, p: Tensor, optimizer: Optimizer) -> str:
         """The parameter's name where a model or the optimizer knows it, else its place in the optimizer."""
         for name, q in self.named:
             if q is p:
                 return name
-        for g, group in enumerate(optimizer.param_groups):
-            for i, q in enumerate(group["params"]):
-                if q is p:
-                    return f"parameter {i} of group {g}"
-        return f"a parameter of shape {tuple(p.shape)}"
+        return name_of(p, optimizer)
 
     def __getstate__(self) -> dict[str, Any]:
         # A copy has parameters of its own, and groups that are added to it later are not looked up in this model.
@@ -89,8 +87,8 @@ class Selection:
     def _know(self, optimizer: Optimizer, model: nn.Module | None) -> None:
         """What the model, or the optimizer, says of the optimizer's parameters, and of them alone: the rest of a model
         would be copied and kept with it."""
-        inside = {id(p) for group in optimizer.param_groups for p in group["params"]}
-        self._seen = sum(len(group["params"]) for group in optimizer.param_groups)
+        inside = set(map(id, parameters_of(optimizer)))
+        self._seen = len(parameters_of(optimizer))
         self._cached = None
         self.named: list[Named] = []
         self.embeddings: list[Tensor] = []
@@ -116,7 +114,7 @@ class Selection:
             raise TypeError(
                 f"params is a {type(params).__name__}; give parameters, names (with model=), a predicate or 'all'"
             ) from None
-        inside = {id(p) for group in optimizer.param_groups for p in group["params"]}
+        inside = set(map(id, parameters_of(optimizer)))
         chosen: list[Tensor] = []
         for item in given:
             if isinstance(item, str):

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from torch import Tensor
 
-from wellcond.one_pass import Scalar
 from wellcond.preconditioners import Diagonal
-from wellcond.steps.by_rule import Decay, Inside, Move
+from wellcond.steps.by_rule import Decay, Inside, Move, plain
 
 
 class ThroughP(Inside):
@@ -22,8 +22,7 @@ class ThroughP(Inside):
 
     def __init__(self, P: Diagonal, parameters: Sequence[Tensor], in_z: bool):
         self._scales = dict(zip(map(id, parameters), P.scales, strict=True))
-        self.key = "in z" if in_z else "PPᵀ"
-        self._in_z = in_z
+        self.around = self.key = _in_z if in_z else _with_gram
 
     @staticmethod
     def fits(P: Diagonal, parameters: Sequence[Tensor]) -> bool:
@@ -39,12 +38,14 @@ class ThroughP(Inside):
     def tensors(self, p: Tensor) -> list[Tensor]:
         return [self._scales[id(p)]]
 
-    def around(
-        self, p: Tensor, g: Tensor, tensors: Sequence[Tensor], s: Sequence[Scalar], decayed: Decay, move: Move
-    ) -> Tensor:
-        (scale,) = tensors
-        if not self._in_z:
-            return super().around(p, scale * scale * g, tensors, s, decayed, move)
-        _, in_z = decayed(p / scale, scale * g)
-        kept, _ = decayed(p, g)  # a decoupled decay is the same in z
-        return kept + scale * move(in_z)[0]
+
+def _in_z(p: Tensor, g: Tensor, tensors: Sequence[Tensor], s: Sequence[Any], decayed: Decay, move: Move) -> Tensor:
+    (scale,) = tensors
+    _, of_z = decayed(p / scale, scale * g)
+    kept, _ = decayed(p, g)  # a decoupled decay is the same in z
+    return kept + scale * move(of_z)[0]
+
+
+def _with_gram(p: Tensor, g: Tensor, tensors: Sequence[Tensor], s: Sequence[Any], decayed: Decay, move: Move) -> Tensor:
+    (scale,) = tensors
+    return plain(p, scale * scale * g, (), s, decayed, move)

@@ -22,7 +22,7 @@ def heap_kept() -> Iterator[None]:
 
     By default it does whenever twice the size of the largest block freed so far is free there, so that a network whose
     activations take some megabytes has its pages mapped anew in every product: with two convolutions on 32×32 images at
-    batch 128 a product took 11,500 page faults and 44.8 ms, without them 28.5 ms; kept graphs 25.2 and 14.6 ms. On
+    batch 128, on one thread, a kept product took 10,176 page faults and 62 to 72 ms, without them 48 to 50 ms. On
     leaving, what is free is returned, and glibc's thresholds are the largest that it would have come to by itself.
     """
     global _holders

@@ -16,14 +16,8 @@ from wellcond.preconditioners.rule import Columns, Rule
 class Adagrad(Rule):
     """s ← s + g², and a rate that falls."""
 
-    def states(self, group: Group) -> tuple[str, ...]:
-        return ("sum",)
-
     def entries(self, group: Group | Flags) -> tuple[str, ...]:
         return ("sum",)
-
-    def flags(self, group: Group) -> Flags:
-        return {}
 
     def root(self, state: State, group: Group | Flags) -> Tensor:
         return state["sum"].sqrt()
