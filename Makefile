@@ -25,10 +25,11 @@ test-browser: $(READY) ## open the page in headless Chromium (Debian: apt-get in
 test-cross-library: $(PEERS_READY) ## the tests against other libraries, in .venv-peers with all of them
 	$(PEERS)/python -m pytest -n auto --dist worksteal tests/cross_library
 
-lint: $(READY) ## format and lint (ruff), types (mypy)
+lint: $(READY) ## format and lint (ruff), types (mypy), floors (imports go down only)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	$(BIN)/python -m pytest tests/test_floors.py
 
 format: $(READY) ## let ruff rewrite what `make lint` complains about
 	$(BIN)/ruff format .

@@ -9,7 +9,7 @@ no upper end, lest coverage be had for nothing. κ_eff is bounded from below onl
     python benchmarks/coverage.py [--quick] [--seeds N]
 """
 
-import argparse
+import itertools
 import math
 import statistics
 from collections.abc import Callable
@@ -18,10 +18,11 @@ import torch
 from torch import Tensor, nn
 
 import wellcond as wc
-from wellcond.conditioning import Conditioning, Effort, conditioning
+from networks import train
+from tables import arguments
 from wellcond.linalg import SymmetricOperator
 
-EFFORT = Effort(extremes=40, probes=6, probe_steps=16, gradient_steps=24)
+EFFORT = wc.Effort(extremes=40, probes=6, probe_steps=16, gradient_steps=24)
 """160 products for matrices of 200 to 500 rows, so that nothing is found whole."""
 
 THRESHOLDS = (0.01, 0.1, 0.5)
@@ -74,21 +75,18 @@ NETWORKS: dict[str, Callable[[], nn.Module]] = {
 }
 
 
-def trained(build: Callable[[], nn.Module], seed: int) -> tuple[wc.Problem, wc.preconditioners.Preconditioner]:
+def trained(build: Callable[[], nn.Module], seed: int) -> tuple[wc.Problem, wc.Preconditioner]:
     """A network that has taken a few steps with Adam towards labels of its data's own making."""
     torch.manual_seed(seed)
     X = torch.randn(60, 6, 4, dtype=torch.float64)
     y = X.flatten(1).mm(torch.randn(24, 5, dtype=torch.float64)).argmax(1)
     model, loss_fn = build().double(), nn.CrossEntropyLoss()
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
-    for _ in range(20 + 3 * (seed % 20)):
-        optimizer.zero_grad()
-        loss_fn(model(X), y).backward()
-        optimizer.step()
+    train(model, loss_fn, optimizer, itertools.repeat((X, y), 20 + 3 * (seed % 20)))
     return wc.Problem(model, loss_fn, (X, y)), wc.preconditioner_of(optimizer)
 
 
-def compared(dense: Conditioning, sampled: Conditioning) -> dict[str, tuple[wc.Estimate, float, float]]:
+def compared(dense: wc.Conditioning, sampled: wc.Conditioning) -> dict[str, tuple[wc.Estimate, float, float]]:
     """Of each figure the interval, the dense answer at the same θ, and the figure's full range (0: none)."""
     spectrum, n = dense.spectrum, dense.size
     assert spectrum is not None
@@ -123,10 +121,9 @@ def distances(estimate: wc.Estimate, answer: float, whole: float) -> tuple[float
 
 
 def main() -> None:
-    arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    arguments.add_argument("--quick", action="store_true", help="10 seeds")
-    arguments.add_argument("--seeds", type=int, default=100)
-    options = arguments.parse_args()
+    parser = arguments(__doc__, quick="10 seeds")
+    parser.add_argument("--seeds", type=int, default=100)
+    options = parser.parse_args()
     seeds = 10 if options.quick else options.seeds
     torch.set_default_dtype(torch.float64)
     print(f"times in {seeds} that the interval holds the answer (distance of low, of high; without upper end)")
@@ -138,8 +135,8 @@ def main() -> None:
                 operators: dict[str, SymmetricOperator] = {"H": wc.Hessian(problem), "G": wc.GaussNewton(problem)}
                 operators["PᵀHP"] = wc.Hessian(problem).preconditioned(P)
                 for kind, operator in operators.items():
-                    dense = conditioning(operator)
-                    sampled = conditioning(operator, dense_limit=0, effort=EFFORT, seed=seed)
+                    dense = wc.conditioning(operator)
+                    sampled = wc.conditioning(operator, dense_limit=0, effort=EFFORT, seed=seed)
                     for figure, (estimate, answer, whole) in compared(dense, sampled).items():
                         slack = 1e-9 * (abs(answer) + dense.largest.value)
                         held = estimate.low - slack <= answer <= estimate.high + slack

@@ -7,7 +7,6 @@ interval. Prints the table of docs/stability.md.
     python benchmarks/critical_sharpness.py [--quick]
 """
 
-import argparse
 import copy
 import statistics
 
@@ -15,7 +14,8 @@ import torch
 
 import wellcond as wc
 from forecast_order import POINTS, breast_cancer, diabetes, digits
-from wellcond.stability.critical_sharpness import critical_sharpness, next_step
+from tables import Table, arguments
+from wellcond.preconditioners import next_step
 
 KINDS = {
     "SGD": lambda p: torch.optim.SGD(p, lr=0.05, momentum=0.9),
@@ -32,12 +32,10 @@ def twin_in(dtype, model, optimizer, kind):
 
 
 def main() -> None:
-    arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    arguments.add_argument("--quick", action="store_true", help="two seeds instead of ten")
-    seeds = 2 if arguments.parse_args().quick else 10
+    seeds = 2 if arguments(__doc__, quick="two seeds instead of ten").parse_args().quick else 10
     torch.set_num_threads(1)
-    print("| network | dtype | curvature in its interval | error, median | half width, median | η_c in its | passes |")
-    print("|---|---|---|---|---|---|---|")
+    headings = "curvature in its interval", "error, median", "half width, median", "η_c in its", "passes"
+    table = Table("network", "dtype", *headings)
     for build in (digits, breast_cancer, diabetes):
         rows = {torch.float64: [], torch.float32: []}
         for seed in range(seeds):
@@ -54,7 +52,7 @@ def main() -> None:
                     if step not in POINTS.values():
                         continue
                     problem = wc.Problem(model, loss_fn, (X, y))
-                    d, *_ = next_step(problem, optimizer, problem.gradient())
+                    d, _ = next_step(problem, optimizer, problem.gradient())
                     truth = float(d @ (wc.Hessian(problem) @ d) / (d @ d))
                     start = problem.loss()
                     for dtype, row in rows.items():
@@ -64,14 +62,21 @@ def main() -> None:
         for dtype, row in rows.items():
             inside, errors, halves, crossings, passes = zip(*row, strict=True)
             crossed = [c for c in crossings if c is not None]
-            cells = [build.__name__.replace("_", " "), str(dtype)[6:], f"{sum(inside)} of {len(inside)}"]
-            cells += [f"{statistics.median(errors):.0e}", f"{statistics.median(halves):.0e}"]
-            print(f"| {' | '.join(cells)} | {sum(crossed)} of {len(crossed)} | {statistics.mean(passes):.1f} |")
+            table.add(
+                build.__name__.replace("_", " "),
+                str(dtype)[6:],
+                f"{sum(inside)} of {len(inside)}",
+                f"{statistics.median(errors):.0e}",
+                f"{statistics.median(halves):.0e}",
+                f"{sum(crossed)} of {len(crossed)}",
+                f"{statistics.mean(passes):.1f}",
+            )
+    print(table.markdown())
 
 
 def measured(problem, optimizer, exact, d, truth, start):
     """(curvature inside, its error, half width, η_c inside, passes); None for η_c where the step does not descend."""
-    found = critical_sharpness(problem, optimizer)
+    found = wc.critical_sharpness(problem, optimizer)
     c = found.curvature
     crossed = None
     if found.critical_learning_rate.defined:

@@ -12,7 +12,6 @@ over rounds of theirs to ours.
 The others are optional: curvlinops-for-pytorch with scipy, hessian-eigenthings, PyHessian; a missing one is named.
 """
 
-import argparse
 import contextlib
 import copy
 import importlib
@@ -30,7 +29,7 @@ import measuring
 import networks
 import wellcond as wc
 from networks import Trained
-from tables import Table, write_section
+from tables import PAGE, Table, arguments, write_section
 
 ACCURACY = 1e-3
 Result = tuple[float, int]
@@ -194,8 +193,9 @@ def compare(run: Trained, name: str, seeds: range, table: Table) -> list[str]:
         for c in entries:
             times[c.name].append(measuring.seconds(partial(c.tool, run, seed, c.setting)))
     first = entries[0]
+    ratios = measuring.ratios(times, first.name)
     for c in entries:
-        paired = statistics.median(t / u for t, u in zip(times[c.name], times[first.name], strict=True))
+        paired = ratios[c.name]
         setting = ", ".join(f"{key} {value}" for key, value in c.setting.items() if key != "verify") or "default"
         ms = f"{1e3 * statistics.median(times[c.name]):.0f}"
         table.add(name, c.name, f"{c.products:.1f}", ms, f"{c.worst:.0e}", c.products / first.products, paired, setting)
@@ -212,11 +212,9 @@ def without_warnings() -> Iterator[None]:
 
 
 def main() -> None:
-    arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    arguments.add_argument("--quick", action="store_true", help="two seeds instead of seven")
-    arguments.add_argument("--only", choices=("mlp", "convolution", "transformer"), help="one network")
-    arguments.add_argument("--write-docs", action="store_true", help="put the table into docs/spectra-speed.md")
-    given = arguments.parse_args()
+    parser = arguments(__doc__, quick="two seeds instead of seven", page=PAGE)
+    parser.add_argument("--only", choices=("mlp", "convolution", "transformer"), help="one network")
+    given = parser.parse_args()
     seeds = range(2 if given.quick else 7)
     table = Table("network", "tool", "products", "ms", "worst error", "products ÷", "time ÷", "setting")
     said: list[str] = []

@@ -7,15 +7,18 @@ Gradients and examinations are timed in turn, in one run; the ratio is that of m
     python benchmarks/examination_cost.py [--quick]
 """
 
-import argparse
 import statistics
 import time
+from functools import partial
 
 import torch
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import wellcond as wc
+from measuring import seconds
+from networks import train
+from tables import arguments
 
 BOUNDS = {True: 300, False: 3000}
 
@@ -29,27 +32,19 @@ def trained_run(batch_size: int, epochs: int) -> tuple[nn.Module, nn.Module, Dat
     model.append(nn.Linear(20, 10))
     loss_fn, optimizer = nn.CrossEntropyLoss(), torch.optim.Adam(model.parameters())
     for _ in range(epochs):
-        for inputs, targets in loader:
-            optimizer.zero_grad()
-            loss_fn(model(inputs), targets).backward()
-            optimizer.step()
+        train(model, loss_fn, optimizer, loader)
     return model, loss_fn, loader, optimizer
 
 
-def gradient_seconds(model: nn.Module, loss_fn: nn.Module, batches: list) -> float:
+def gradient(model: nn.Module, loss_fn: nn.Module, batches: list) -> None:
     """A plain gradient over all batches, as a training loop would take it."""
-    parameters = list(model.parameters())
-    started = time.perf_counter()
     for inputs, targets in batches:
-        torch.autograd.grad(loss_fn(model(inputs), targets), parameters)
-    return time.perf_counter() - started
+        torch.autograd.grad(loss_fn(model(inputs), targets), list(model.parameters()))
 
 
 def main() -> None:
-    arguments = argparse.ArgumentParser(description=__doc__)
-    arguments.add_argument("--quick", action="store_true", help="fewer repetitions, two of the four runs")
     repetitions, runs = 5, [(2000, 6), (2000, 1), (64, 6), (64, 1)]
-    if arguments.parse_args().quick:
+    if arguments(__doc__, quick="fewer repetitions, two of the four runs").parse_args().quick:
         repetitions, runs = 1, [(2000, 6), (64, 1)]
     for batch_size, epochs in runs:
         model, loss_fn, loader, optimizer = trained_run(batch_size, epochs)
@@ -59,17 +54,17 @@ def main() -> None:
         for quick in (True, False):
             gradients, examinations, products = [], [], 0
             for _ in range(repetitions):
-                gradients += [gradient_seconds(model, loss_fn, batches) for _ in range(10)]
+                gradients += [seconds(partial(gradient, model, loss_fn, batches)) for _ in range(10)]
                 started = time.perf_counter()
                 examination = wc.examine(model, loss_fn, loader, optimizer, quick=quick)
                 examinations.append(time.perf_counter() - started)
                 products = examination.measurements.products
                 tried = [f.key for f in examination.findings if f.effect or "loss_with" in f.evidence]
-            gradient, total = statistics.median(gradients), statistics.median(examinations)
-            ratio, bound = total / gradient, BOUNDS[quick]
+            one, total = statistics.median(gradients), statistics.median(examinations)
+            ratio, bound = total / one, BOUNDS[quick]
             judged = "within" if ratio <= bound else "OVER"
             print(
-                f"  {'quick' if quick else 'thorough':9} {total:6.2f} s / {1e3 * gradient:5.2f} ms "
+                f"  {'quick' if quick else 'thorough':9} {total:6.2f} s / {1e3 * one:5.2f} ms "
                 f"= {ratio:6.0f} gradients ({judged} the bound of {bound}), {products} products; "
                 f"tried: {', '.join(tried) or 'nothing'}"
             )

@@ -8,7 +8,6 @@ of docs/forecast.md.
     python benchmarks/forecast_order.py [--quick]
 """
 
-import argparse
 import copy
 import itertools
 from collections.abc import Callable, Iterator
@@ -19,8 +18,7 @@ from sklearn.datasets import load_breast_cancer, load_diabetes, load_digits
 from torch import Tensor, nn
 
 import wellcond as wc
-from wellcond.curvature.scaling import jacobi, row_scaling
-from wellcond.forecast import Candidate, forecast
+from tables import Table, arguments, share
 
 STEPS = 30
 POINTS = {"early": 20, "later": 500}
@@ -70,8 +68,8 @@ def points(
                         "none": None,
                         "Adam": wc.preconditioner_of(adam),
                         "RMSProp": wc.preconditioner_of(rmsprop),
-                        "Jacobi": jacobi(wc.GaussNewton(problem)),
-                        "row norms": row_scaling(wc.Hessian(problem)),
+                        "Jacobi": wc.jacobi(wc.GaussNewton(problem)),
+                        "row norms": wc.row_scaling(wc.Hessian(problem)),
                     }
                 yield point, problem, P
 
@@ -80,7 +78,7 @@ def points(
 class Case:
     """One network at one point: what was predicted, and what came."""
 
-    where: str
+    where: tuple[str, str]  # network, point
     seed: int
     predicted: dict[str, dict[str, float]]  # predictor → preconditioner → its figure, lower is better
     trusted: dict[str, int]
@@ -105,10 +103,10 @@ def trained(problem: wc.Problem, P: wc.Preconditioner | None, rate: float) -> fl
     return twin.loss()
 
 
-def measured(where: str, seed: int, problem: wc.Problem, P: dict[str, wc.Preconditioner | None]) -> Case:
-    f = forecast(problem, P, steps=STEPS)
-    rates = {name: Candidate(p, f[name].learning_rate) for name, p in P.items()}
-    with_hessian = forecast(problem, rates, steps=STEPS, curvature=wc.Hessian(problem), check=False)
+def measured(where: tuple[str, str], seed: int, problem: wc.Problem, P: dict[str, wc.Preconditioner | None]) -> Case:
+    f = wc.forecast(problem, P, steps=STEPS)
+    rates = {name: wc.Candidate(p, f[name].learning_rate) for name, p in P.items()}
+    with_hessian = wc.forecast(problem, rates, steps=STEPS, curvature=wc.Hessian(problem), check=False)
     with problem:
         G = wc.GaussNewton(problem)
         figures = {name: wc.conditioning(G if p is None else G.preconditioned(p)) for name, p in P.items()}
@@ -124,38 +122,33 @@ def measured(where: str, seed: int, problem: wc.Problem, P: dict[str, wc.Precond
     return Case(where, seed, predicted, trusted, true)
 
 
-def share(right: int, pairs: int) -> str:
-    return f"{right} of {pairs} ({100 * right / pairs:.0f} %)" if pairs else "–"
-
-
 def report(cases: list[Case]) -> None:
-    total = len(PAIRS) * len(cases)
-    print(f"Pairs in the right order at {STEPS} steps: {share(sum(c.right() for c in cases), total)}\n")
-    print("| network | point | pairs right | Kendall's τ, mean (least to most) |\n|---|---|---|---|")
+    points = Table("network", "point", "pairs right", "Kendall's τ, mean (least to most)")
     for where in dict.fromkeys(c.where for c in cases):
         here = [c for c in cases if c.where == where]
         taus = [2 * c.right() / len(PAIRS) - 1 for c in here]
-        print(
-            f"| {where} | {share(sum(c.right() for c in here), len(PAIRS) * len(here))} | {sum(taus) / len(taus):.2f} "
-            f"({min(taus):.1f} to {max(taus):.1f}) |"
-        )
-    print("\n| both curves trusted for at least | pairs right |\n|---|---|")
+        tau = f"{sum(taus) / len(taus):.2f} ({min(taus):.1f} to {max(taus):.1f})"
+        points.add(*where, right(here), tau)
+    horizons = Table("both curves trusted for at least", "pairs right")
     for low, high in [(STEPS, STEPS), (10, STEPS - 1), (1, 9), (0, 0)]:
         pairs = [(c, (a, b)) for c in cases for a, b in PAIRS if low <= min(c.trusted[a], c.trusted[b]) <= high]
-        right = sum(c.right(pairs=[pair]) for c, pair in pairs)
-        print(f"| {low} steps{f', under {high + 1}' if high < STEPS else ''} | {share(right, len(pairs))} |")
-    print("\n| ranked by | pairs right, early | later |\n|---|---|---|")
+        held = sum(c.right(pairs=[pair]) for c, pair in pairs)
+        horizons.add(f"{low} steps{f', under {high + 1}' if high < STEPS else ''}", share(held, len(pairs)))
+    rankings = Table("ranked by", "pairs right, early", "later")
     for predictor in cases[0].predicted:
-        columns = []
-        for point in POINTS:
-            here = [c for c in cases if c.where.endswith(point)]
-            columns.append(share(sum(c.right(predictor) for c in here), len(PAIRS) * len(here)))
-        print(f"| {predictor} | {' | '.join(columns)} |")
-    print("\n| network | point | seed | right | predicted, best first | in training |\n|---|---|---|---|---|---|")
+        at = ([c for c in cases if c.where[1] == point] for point in POINTS)
+        rankings.add(predictor, *(right(here, predictor) for here in at))
+    wrong = Table("network", "point", "seed", "right", "predicted, best first", "in training")
     for c in cases:
         if c.right() < len(PAIRS):
             orders = (", ".join(sorted(NAMES, key=figure.get)) for figure in (c.predicted["forecast"], c.true))
-            print(f"| {c.where} | {c.seed} | {c.right()} | {' | '.join(orders)} |")
+            wrong.add(*c.where, c.seed, c.right(), *orders)
+    tables = (table.markdown() for table in (points, horizons, rankings, wrong))
+    print(f"Pairs in the right order at {STEPS} steps: {right(cases)}", *tables, sep="\n\n")
+
+
+def right(cases: list[Case], predictor: str = "forecast") -> str:
+    return share(sum(c.right(predictor) for c in cases), len(PAIRS) * len(cases))
 
 
 def picture(path: str) -> None:
@@ -163,28 +156,27 @@ def picture(path: str) -> None:
 
     matplotlib.use("Agg")
     *_, (_, problem, P) = points(digits, 0)
-    others = {"heavy ball": Candidate(None, momentum=0.9), "too fast": Candidate(None, learning_rate=0.7)}
-    figure = forecast(problem, {name: P[name] for name in NAMES if name != "RMSProp"} | others).plot().figure
+    others = {"heavy ball": wc.Candidate(None, momentum=0.9), "too fast": wc.Candidate(None, learning_rate=0.7)}
+    figure = wc.forecast(problem, {name: P[name] for name in NAMES if name != "RMSProp"} | others).plot().figure
     figure.savefig(path, dpi=110)
 
 
 def main() -> None:
-    arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    arguments.add_argument("--quick", action="store_true", help="one seed instead of five")
-    arguments.add_argument("--picture", metavar="FILE", help="only draw the curves of digits, later, seed 0")
-    chosen = arguments.parse_args()
+    parser = arguments(__doc__, quick="one seed instead of five")
+    parser.add_argument("--picture", metavar="FILE", help="only draw the curves of digits, later, seed 0")
+    chosen = parser.parse_args()
     torch.set_num_threads(1)
     if chosen.picture:
         picture(chosen.picture)
         return
     seeds = 1 if chosen.quick else 5
     cases = [
-        measured(f"{build.__name__.replace('_', ' ')} | {point}", seed, problem, P)
+        measured((build.__name__.replace("_", " "), point), seed, problem, P)
         for build in (digits, breast_cancer, diabetes)
         for seed in range(seeds)
         for point, problem, P in points(build, seed)
     ]
-    report(sorted(cases, key=lambda c: list(POINTS).index(c.where.split()[-1])))
+    report(sorted(cases, key=lambda c: list(POINTS).index(c.where[1])))
 
 
 if __name__ == "__main__":

@@ -7,12 +7,10 @@ The pass over the data grows with their number as the gradient does; the eigenva
     python benchmarks/layer_conditioning.py [--quick] [--write-docs]
 """
 
-import argparse
 import statistics
 import time
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 
 import torch
 from torch import nn
@@ -20,9 +18,9 @@ from torch import nn
 import wellcond as wc
 from measuring import memory, ratios, rounds
 from networks import BATCH, Network, Trained, convolution, mlp, trained, transformer
-from tables import Table, machine, write_section
+from tables import DOCS, Table, arguments, machine, write_section
 
-PAGE = Path(__file__).parent.parent / "docs" / "normalization.md"
+PAGE = DOCS / "normalization.md"
 
 
 def wide() -> Network:
@@ -48,18 +46,15 @@ def measured(found: Trained, quick: bool) -> tuple[str, str, str | None]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="fewer examples and repetitions, no memory")
-    parser.add_argument("--write-docs", action="store_true", help=f"write the table to {PAGE.name}")
-    arguments = parser.parse_args()
+    given = arguments(__doc__, quick="fewer examples and repetitions, no memory", page=PAGE).parse_args()
     torch.set_num_threads(1)
     table = Table("network", "examples", "gradient, ms", "layer_conditioning, gradients", "peak memory, MB")
     for name, (build, batch) in NETWORKS.items():
-        for batches in (1,) if arguments.quick else (4, 16):
+        for batches in (1,) if given.quick else (4, 16):
             found = trained(build, batch, batches=batches)
-            table.add(name, f"{found.examples:,}", *measured(found, arguments.quick))
+            table.add(name, f"{found.examples:,}", *measured(found, given.quick))
     print(f"{table}\n{machine()}", flush=True)
-    if arguments.write_docs:
+    if given.write_docs:
         write_section("layer conditioning", table, page=PAGE)
 
 

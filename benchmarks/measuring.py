@@ -17,15 +17,18 @@ Action = Callable[[], object]
 Clock = Callable[[], float]
 
 
-def rounds(actions: dict[str, Action], count: int, clock: Clock = time.perf_counter) -> dict[str, list[float]]:
+def rounds(
+    actions: dict[str, Action], count: int, clock: Clock = time.perf_counter, warm: int = 1
+) -> dict[str, list[float]]:
     """Seconds that each action took in each round, by the clock.
 
     Every round runs all actions once, in an order of its own, so that what else the machine does falls on all alike.
-    Each runs once before, untimed.
+    Each runs `warm` times before, untimed.
     """
     order, shuffle = list(actions), random.Random(0).shuffle
     for action in actions.values():
-        action()
+        for _ in range(warm):
+            action()
     taken: dict[str, list[float]] = {name: [] for name in actions}
     for _ in range(count):
         shuffle(order)

@@ -9,10 +9,8 @@ such as caches that a measurement leaves cold.
     python benchmarks/monitor_overhead.py [--quick] [--write-docs]
 """
 
-import argparse
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import torch
 from torch import nn
@@ -20,9 +18,9 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import wellcond as wc
 from networks import Network, convolution, labelled, mlp
-from tables import Table, machine, write_section
+from tables import DOCS, Table, arguments, machine, write_section
 
-PAGE = Path(__file__).parent.parent / "docs" / "monitor.md"
+PAGE = DOCS / "monitor.md"
 
 
 def small_mlp() -> Network:
@@ -118,17 +116,14 @@ def against_a_twin(seconds: float) -> Table:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="shorter runs")
-    parser.add_argument("--write-docs", action="store_true", help=f"write the tables to {PAGE.name}")
-    arguments = parser.parse_args()
+    given = arguments(__doc__, quick="shorter runs", page=PAGE).parse_args()
     torch.set_num_threads(1)
     for name, table in (
-        ("shares", shares(2.4 if arguments.quick else 12.0)),
-        ("twin", against_a_twin(3.0 if arguments.quick else 20.0)),
+        ("shares", shares(2.4 if given.quick else 12.0)),
+        ("twin", against_a_twin(3.0 if given.quick else 20.0)),
     ):
         print(f"{table}\n{machine()}\n", flush=True)
-        if arguments.write_docs:
+        if given.write_docs:
             write_section(name, table, page=PAGE)
 
 

@@ -5,8 +5,9 @@ A network at its random start has a Hessian of its own kind: what is measured he
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -104,13 +105,19 @@ def trained(
     model.to(device)
     data = [labelled(torch.randn(batch, *shape, device=device)) for _ in range(batches)]
     optimizer, loss_fn = torch.optim.Adam(model.parameters(), lr=1e-3), nn.CrossEntropyLoss()
-    for step in range(steps):
-        x, y = data[step % batches]
+    train(model, loss_fn, optimizer, itertools.islice(itertools.cycle(data), steps))
+    optimizer.zero_grad()
+    return Trained(model, loss_fn, data, optimizer)
+
+
+def train(
+    model: nn.Module, loss_fn: nn.Module, optimizer: torch.optim.Optimizer, batches: Iterable[Sequence[Tensor]]
+) -> None:
+    """A step on each batch; the last gradient stays."""
+    for x, y in batches:
         optimizer.zero_grad()
         loss_fn(model(x), y).backward()
         optimizer.step()
-    optimizer.zero_grad()
-    return Trained(model, loss_fn, data, optimizer)
 
 
 def labelled(x: Tensor) -> tuple[Tensor, Tensor]:

@@ -7,10 +7,8 @@ pass of its own 12: it reads p and the second moment and writes p.
     python benchmarks/optimizer_step.py [--quick]
 """
 
-import argparse
 import os
 import tempfile
-import time
 from collections.abc import Sequence
 
 import torch
@@ -18,9 +16,10 @@ from torch import nn
 from torch.optim import Optimizer
 
 import wellcond as wc
+from measuring import rounds, seconds
+from tables import Table, arguments
 
 PENALTY = wc.penalties.L1(1e-3)
-HEADINGS = ("one pass", "regularize", "eager", "state bytes")
 
 
 def sizes(total: int, tensors: int, order: str) -> list[int]:
@@ -52,45 +51,34 @@ def one_pass(sizes: Sequence[int], compile: bool) -> Optimizer:
     return wc.optim.AdamW(parameters(sizes), penalty=PENALTY, penalized="all", compile=compile)
 
 
-def seconds(optimizer: Optimizer) -> float:
-    started = time.perf_counter()
-    optimizer.step()
-    return time.perf_counter() - started
-
-
 def state_bytes(optimizer: Optimizer) -> int:
     return sum(t.nbytes for state in optimizer.state.values() for t in state.values())
 
 
-def measured(total: int, tensors: int, order: str, rounds: int) -> None:
+def measured(table: Table, total: int, tensors: int, order: str, count: int) -> None:
     chosen = sizes(total, tensors, order)
-    optimizers = [fused(chosen), one_pass(chosen, True), regularized(chosen), one_pass(chosen, False)]
-    times: list[list[float]] = [[] for _ in optimizers]
-    for _ in range(rounds):
-        for optimizer, taken in zip(optimizers, times, strict=True):
-            taken.append(seconds(optimizer))
-    best, *others = map(min, times)
-    ratios = "".join(f"{other / best:12.2f}" for other in others)
-    ratios += f"{state_bytes(optimizers[1]) / state_bytes(optimizers[0]):12.2f}"
-    print(f"{total:12,} {tensors:8} {order:>12} {1e3 * best:9.2f} ms {ratios}", flush=True)
+    optimizers = {"fused AdamW": fused(chosen), "one pass": one_pass(chosen, True), "regularize": regularized(chosen)}
+    optimizers["eager"] = one_pass(chosen, False)
+    taken = rounds({name: optimizer.step for name, optimizer in optimizers.items()}, count)
+    best, *others = (min(times) for times in taken.values())
+    kept = state_bytes(optimizers["one pass"]) / state_bytes(optimizers["fused AdamW"])
+    table.add(f"{total:,}", tensors, order, f"{1e3 * best:.2f} ms", *(other / best for other in others), kept)
 
 
 def main() -> None:
-    arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    arguments.add_argument("--quick", action="store_true", help="fewer repetitions")
-    rounds = 8 if arguments.parse_args().quick else 60
+    count = 8 if arguments(__doc__, quick="fewer repetitions").parse_args().quick else 60
     torch.set_num_threads(2)
     with tempfile.TemporaryDirectory() as cache:
         os.environ["TORCHINDUCTOR_CACHE_DIR"] = cache
-        first = seconds(one_pass([1000], True)), seconds(regularized([1000]))
+        first = seconds(one_pass([1000], True).step), seconds(regularized([1000]).step)
         print(f"compiling with an empty cache: one pass {first[0]:.1f} s, regularize after it {first[1]:.1f} s")
-        print(f"{torch.get_num_threads()} threads; minima of {rounds} rounds; eager is the one pass, not compiled")
-        headings = "".join(f"{heading:>12}" for heading in HEADINGS)
-        print(f"{'parameters':>12} {'tensors':>8} {'order':>12} {'fused AdamW':>12} {headings}")
-        print(f"{'bytes moved':>47}{1.0:12.2f}{40 / 28:12.2f}")
+        print(f"{torch.get_num_threads()} threads; minima of {count} rounds; eager is the one pass, not compiled")
+        table = Table("parameters", "tensors", "order", "fused AdamW", "one pass", "regularize", "eager", "state bytes")
+        table.add("bytes moved", "", "", "", 1.0, 40 / 28, "", "")
         for total, tensors in ((16_000_000, 48), (10_000_000, 160)):
             for order in ("large first", "small first", "shuffled"):
-                measured(total, tensors, order, rounds)
+                measured(table, total, tensors, order, count)
+    print(table)
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ import measuring
 import networks
 import peers
 import wellcond as wc
-from tables import Table, write_section
+from tables import PAGE, Table, arguments, write_section
 
 OURS = ("kept", "streaming", "compiled, kept", "compiled, streaming")
 PEERS = ("curvlinops", "hessian-eigenthings", "PyHessian", "PyHessian kept", "linearize, compiled")
@@ -104,12 +104,10 @@ def ours(
 
 
 def main() -> None:
-    arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    arguments.add_argument("--quick", action="store_true", help="fewer rounds, nothing compiled")
-    arguments.add_argument("--threads", type=int, help="of torch; its own choice unless given")
-    arguments.add_argument("--device", default="cpu")
-    arguments.add_argument("--write-docs", action="store_true", help="put the tables into docs/spectra-speed.md")
-    chosen = arguments.parse_args()
+    parser = arguments(__doc__, quick="fewer rounds, nothing compiled", page=PAGE)
+    parser.add_argument("--threads", type=int, help="of torch; its own choice unless given")
+    parser.add_argument("--device", default="cpu")
+    chosen = parser.parse_args()
     if chosen.threads:
         torch.set_num_threads(chosen.threads)
     cost = Table("product, in gradients", "gradient", *COLUMNS)

@@ -8,31 +8,31 @@ the median over rounds.
     python benchmarks/reparameterization.py [--quick] [--write-docs]
 """
 
-import argparse
 import os
-import statistics
 import tempfile
-import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
+from functools import partial
 
 import torch
 from torch import nn
 from torch.optim import Optimizer
 
+import measuring
 import wellcond as wc
+from networks import mlp, train
 from optimizer_step import parameters, sizes
-from tables import Table, machine, write_section
+from tables import DOCS, Table, arguments, machine, write_section
 
-PAGE = Path(__file__).parent.parent / "docs" / "preconditioning.md"
+PAGE = DOCS / "preconditioning.md"
 BUILD: dict[str, Callable[[Sequence[nn.Parameter]], Optimizer]] = {
     "SGD, momentum": lambda p: torch.optim.SGD(p, lr=1e-3, momentum=0.9),
     "Adam": lambda p: torch.optim.Adam(p, lr=1e-5),
     "AdamW, fused": lambda p: torch.optim.AdamW(p, lr=1e-5, fused=True),
     "NAdam": lambda p: torch.optim.NAdam(p, lr=1e-5),
 }
+COMPILED = set(BUILD) - {"NAdam"}
 ATTACH = (wc.precondition, wc.reparameterize)
-# Of the columns below, in steps without P; of compiling in seconds.
+# In steps without P, by column of the tables; of compiling in seconds.
 BOUNDS = {
     "precondition": 2.4,
     "reparameterize": 3.5,
@@ -44,7 +44,6 @@ BOUNDS = {
     "reparameterize, batch norm": 1.4,
 }
 COMPILING = 15.0
-COMPILED = set(BUILD) - {"NAdam"}
 
 
 def diagonal(chosen: Sequence[nn.Parameter]) -> wc.Diagonal:
@@ -52,19 +51,27 @@ def diagonal(chosen: Sequence[nn.Parameter]) -> wc.Diagonal:
     return wc.Diagonal(chosen, [torch.rand(p.shape, generator=generator) + 0.5 for p in chosen])
 
 
-def ratios(variants: Sequence[Callable[[], object]], rounds: int) -> tuple[float, list[float]]:
-    """Seconds of the first variant at best, and what the others take of it, over paired rounds."""
-    times = []
-    for i in range(rounds + 3):
-        taken = []
-        for run in variants:
-            started = time.perf_counter()
-            run()
-            taken.append(time.perf_counter() - started)
-        if i >= 3:  # compiled, and with its memory, by then
-            times.append(taken)
-    others = range(1, len(variants))
-    return min(t[0] for t in times), [statistics.median(t[i] / t[0] for t in times) for i in others]
+def over_the_first(what: str, variants: dict[str, measuring.Action], count: int) -> list[float]:
+    """Milliseconds of the first variant at best, and what the others take of it, over paired rounds.
+
+    What is over its bound is printed.
+    """
+    taken = measuring.rounds(variants, count, warm=3)  # compiled, and with its memory, by then
+    first, *others = variants
+    ratios = measuring.ratios(taken, first)
+    for name in others:
+        if ratios[name] > BOUNDS[name]:
+            print(f"{what}: {name} takes {ratios[name]:.2f}, which is over the bound of {BOUNDS[name]}")
+    return [1e3 * min(taken[first]), *(ratios[name] for name in others)]
+
+
+def compiling() -> str:
+    """How long the first compiled step of this process takes."""
+    chosen = parameters([1000])
+    optimizer = BUILD["AdamW, fused"](chosen)
+    wc.reparameterize(optimizer, diagonal(chosen), compile=True)
+    taken = measuring.seconds(optimizer.step)
+    return f"compiling takes {taken:.1f} s, {'within' if taken <= COMPILING else 'OVER'} the bound of {COMPILING:g} s"
 
 
 def steps(rounds: int) -> Table:
@@ -74,49 +81,28 @@ def steps(rounds: int) -> Table:
     table = Table("parameters, tensors", "optimizer", "its step, ms", *names)
     for total, tensors in ((16_000_000, 48), (10_000_000, 160)):
         for name, build in BUILD.items():
-            variants = []
-            for attach, compiled in (None, False), *(cases if name in COMPILED else cases[:2]):
+            variants: dict[str, measuring.Action] = {}
+            mine = [("", None, False), *((n, *case) for n, case in zip(names, cases, strict=True))]
+            for variant, attach, compiled in mine if name in COMPILED else mine[:3]:
                 chosen = parameters(sizes(total, tensors, "shuffled"))
                 optimizer = build(chosen)
                 if attach:
                     attach(optimizer, diagonal(chosen), compile=compiled)
-                variants.append(optimizer.step)
-            best, others = ratios(variants, rounds)
-            judge(f"{total:,}, {tensors}, {name}", names, others)
-            table.add(f"{total:,}, {tensors}", name, 1e3 * best, *others, *[None] * (len(names) - len(others)))
+                variants[variant] = optimizer.step
+            row = over_the_first(f"{total:,}, {tensors}, {name}", variants, rounds)
+            table.add(f"{total:,}, {tensors}", name, *row, *[None] * (1 + len(names) - len(row)))
     return table
-
-
-def judge(what: str, names: Sequence[str], ratios: Sequence[float]) -> None:
-    """Say which ratios are over their bounds."""
-    for name, ratio in zip(names, ratios, strict=False):
-        if ratio > BOUNDS[name]:
-            print(f"{what}: {name} takes {ratio:.2f}, which is over the bound of {BOUNDS[name]}")
-
-
-def compiling() -> str:
-    """How long the first compiled step of this process takes."""
-    chosen = parameters([1000])
-    optimizer = BUILD["AdamW, fused"](chosen)
-    wc.reparameterize(optimizer, diagonal(chosen), compile=True)
-    started = time.perf_counter()
-    optimizer.step()
-    taken = time.perf_counter() - started
-    return f"compiling takes {taken:.1f} s, {'within' if taken <= COMPILING else 'OVER'} the bound of {COMPILING:g} s"
 
 
 def training(rounds: int) -> Table:
     """A training step: forward, backward, step."""
-    cases = [(attach, kind) for attach in ATTACH for kind in ("diagonal", "batch norm")]
-    names = [f"{attach.__name__}, {kind}" for attach, kind in cases]
-    table = Table("optimizer", "a training step, ms", *names)
+    cases = {f"{attach.__name__}, {kind}": (attach, kind) for attach in ATTACH for kind in ("diagonal", "batch norm")}
+    table = Table("optimizer", "a training step, ms", *cases)
     generator = torch.Generator().manual_seed(0)
     x, y = torch.randn(128, 784, generator=generator), torch.randint(10, (128,), generator=generator)
     for name, build in BUILD.items():
-        variants = [training_step(build, None, "", x, y), *(training_step(build, *case, x, y) for case in cases)]
-        best, others = ratios(variants, 8 * rounds)
-        judge(name, names, others)
-        table.add(name, 1e3 * best, *others)
+        variants = {case: training_step(build, *given, x, y) for case, given in {"": (None, ""), **cases}.items()}
+        table.add(name, *over_the_first(name, variants, 8 * rounds))
     return table
 
 
@@ -124,7 +110,7 @@ def training_step(
     build: Callable[[Sequence[nn.Parameter]], Optimizer], attach: object, kind: str, x: torch.Tensor, y: torch.Tensor
 ) -> Callable[[], None]:
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(784, 512), nn.ReLU(), nn.Linear(512, 512), nn.ReLU(), nn.Linear(512, 10))
+    model, _ = mlp()
     optimizer = build(list(model.parameters()))
     if callable(attach):
         P = diagonal(list(model.parameters())) if kind == "diagonal" else wc.BatchNormPreconditioner(model)
@@ -132,29 +118,20 @@ def training_step(
             model(x)
             P.remove()
         attach(optimizer, P)
-
-    def step() -> None:
-        optimizer.zero_grad()
-        nn.functional.cross_entropy(model(x), y).backward()
-        optimizer.step()
-
-    return step
+    return partial(train, model, nn.CrossEntropyLoss(), optimizer, [(x, y)])
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="fewer repetitions")
-    parser.add_argument("--write-docs", action="store_true", help=f"write the tables to {PAGE.name}")
-    arguments = parser.parse_args()
+    given = arguments(__doc__, quick="fewer repetitions", page=PAGE).parse_args()
     torch.set_num_threads(2)
-    rounds = 7 if arguments.quick else 40
+    rounds = 7 if given.quick else 40
     with tempfile.TemporaryDirectory() as cache:
         os.environ["TORCHINDUCTOR_CACHE_DIR"] = cache
         print(compiling())
         for name, measure in (("training step", training), ("optimizer step", steps)):
             table = measure(rounds)
             print(f"{table}\n{machine()}\n", flush=True)
-            if arguments.write_docs:
+            if given.write_docs:
                 write_section(name, table, page=PAGE)
 
 

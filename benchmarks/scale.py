@@ -8,7 +8,6 @@ fixed cost still counts. Peak memory is that of the whole process of `wellcond e
     python benchmarks/scale.py [--quick] [--threads N] [--write-docs]
 """
 
-import argparse
 import math
 import os
 import re
@@ -25,7 +24,7 @@ import torch
 import measuring
 import networks
 import wellcond as wc
-from tables import Table, write_section
+from tables import PAGE, Table, arguments, write_section
 
 LIMIT = 4 * 2**30
 """Bytes that the examination of ten million parameters may take."""
@@ -59,8 +58,8 @@ def memory(names: Sequence[str]) -> Table:
     table = Table("`wellcond examine --quick`", "parameters", "products", "seconds", "peak GiB", "of at most")
     for name in names:
         with tempfile.TemporaryDirectory() as folder:
-            arguments = ["examine", f"{__file__}:{name}", "--quick", "--output", str(Path(folder) / "report.html")]
-            code = f"import sys; sys.argv[1:] = {arguments}; from wellcond.cli import app; app(standalone_mode=False)"
+            command = ["examine", f"{__file__}:{name}", "--quick", "--output", str(Path(folder) / "report.html")]
+            code = f"import sys; sys.argv[1:] = {command}; from wellcond.cli import app; app(standalone_mode=False)"
             code += "; print('PEAK', next(x for x in open('/proc/self/status') if x.startswith('VmHWM')))"
             said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
         size = re.search(r"([\d,]+) parameters", said)[1]
@@ -120,11 +119,9 @@ def duration(seconds: float | None) -> str | None:
 
 
 def main() -> None:
-    arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    arguments.add_argument("--quick", action="store_true", help="up to 1e6 parameters, fewer rounds")
-    arguments.add_argument("--threads", type=int, help="of torch; its own choice unless given")
-    arguments.add_argument("--write-docs", action="store_true", help="put the tables into docs/spectra-speed.md")
-    chosen = arguments.parse_args()
+    parser = arguments(__doc__, quick="up to 1e6 parameters, fewer rounds", page=PAGE)
+    parser.add_argument("--threads", type=int, help="of torch; its own choice unless given")
+    chosen = parser.parse_args()
     if chosen.threads:
         torch.set_num_threads(chosen.threads)
         os.environ["OMP_NUM_THREADS"] = str(chosen.threads)

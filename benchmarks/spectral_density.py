@@ -12,10 +12,10 @@ here. curvlinops is given both ends of the spectrum for nothing. Of two widths o
 Needs scipy, scikit-learn, and what is to be compared of curvlinops-for-pytorch, hessian-eigenthings and pyhessian.
 """
 
-import argparse
 import contextlib
 import importlib.util
 import io
+import itertools
 import math
 import statistics
 import warnings
@@ -27,8 +27,9 @@ from sklearn.datasets import load_breast_cancer, load_digits, load_wine
 from torch import Tensor, nn
 
 import wellcond as wc
-from tables import Table, write_section
-from wellcond.linalg import MatrixOperator, spectral_density
+from networks import train
+from tables import PAGE, Table, arguments, write_section
+from wellcond.linalg import MatrixOperator
 
 SPLITS = {640: [(8, 80), (4, 160), (16, 40), (32, 20)], 320: [(8, 40), (4, 80), (16, 20)], 160: [(4, 40), (2, 80)]}
 """Products, and the divisions into probes and steps that the others may choose from; we get the first."""
@@ -55,10 +56,7 @@ def hessian(load: Callable[..., tuple], build: Callable[[], nn.Module], examples
     X = ((X - X.mean(0)) / X.std(0).clamp_min(1e-8)).double()
     model, loss_fn = build().double(), nn.CrossEntropyLoss()
     optimizer = torch.optim.Adam(model.parameters(), lr=5e-3)
-    for _ in range(steps):
-        optimizer.zero_grad()
-        loss_fn(model(X), y).backward()
-        optimizer.step()
+    train(model, loss_fn, optimizer, itertools.repeat((X, y), steps))
     problem = wc.Problem(model, loss_fn, (X, y))
     with problem:
         H = wc.Hessian(problem).dense()
@@ -90,7 +88,7 @@ Result = dict[str, tuple[Tensor, Tensor]]
 
 
 def ours(A: Tensor, ends: tuple[float, float], probes: int, steps: int, seed: int) -> Result:
-    d = spectral_density(MatrixOperator(A), probes, steps, seed=seed)
+    d = wc.spectral_density(MatrixOperator(A), probes, steps, seed=seed)
     assert d.products <= probes * steps
     return {"measure": (d.nodes, d.weights), "density": histogram(d.edges, d.density * d.edges.diff())}
 
@@ -179,10 +177,7 @@ def distances(estimate: Callable[..., Result], A: Tensor, exact: Tensor, split: 
 
 
 def main() -> None:
-    arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    arguments.add_argument("--quick", action="store_true", help="fewer matrices, budgets and seeds")
-    arguments.add_argument("--write-docs", action="store_true", help="put the table into docs/spectra-speed.md")
-    given = arguments.parse_args()
+    given = arguments(__doc__, quick="fewer matrices, budgets and seeds", page=PAGE).parse_args()
     warnings.simplefilter("ignore")
     torch.set_default_dtype(torch.float64)  # PyHessian has zeros of the default type
     seeds = 4 if given.quick else 8

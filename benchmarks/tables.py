@@ -1,7 +1,8 @@
-"""Tables: on the terminal, and between two markers of a page of the documentation."""
+"""What a benchmark can be asked, and its tables: on the terminal, and between two markers of a page of the docs."""
 
 from __future__ import annotations
 
+import argparse
 import datetime
 import importlib.metadata
 import os
@@ -10,8 +11,24 @@ from pathlib import Path
 
 import torch
 
-PAGE = Path(__file__).parent.parent / "docs" / "spectra-speed.md"
+DOCS = Path(__file__).parent.parent / "docs"
+PAGE = DOCS / "spectra-speed.md"
 PEERS = ("curvlinops-for-pytorch", "hessian-eigenthings", "PyHessian")
+
+
+def arguments(doc: str | None, quick: str, page: Path | None = None) -> argparse.ArgumentParser:
+    """A command line with --quick, and with --write-docs where the tables stand on a page.
+
+    Args:
+        doc: of the benchmark.
+        quick: what --quick leaves out.
+        page: where the tables stand.
+    """
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help=quick)
+    if page is not None:
+        parser.add_argument("--write-docs", action="store_true", help=f"write the tables into docs/{page.name}")
+    return parser
 
 
 class Table:
@@ -64,6 +81,11 @@ def machine() -> str:
     threads = torch.get_num_threads()
     used = f"{threads} thread{'s' if threads > 1 else ''}"
     return f"{device}, {used}; {', '.join(versions)}; {datetime.date.today().isoformat()}"
+
+
+def share(right: int, of: int) -> str:
+    """A count of a whole, and in percent; a dash of nothing."""
+    return f"{right} of {of} ({100 * right / of:.0f} %)" if of else "–"
 
 
 def _text(cell: object) -> str:

@@ -9,7 +9,6 @@ loss? Writes the tables of docs/what-if.md.
     python benchmarks/what_if.py [--quick]
 """
 
-import argparse
 import copy
 import itertools
 import math
@@ -18,17 +17,15 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from multiprocessing import get_context
-from pathlib import Path
 
 import torch
 from sklearn.datasets import load_breast_cancer, load_diabetes, load_digits, load_wine
 from torch import Tensor, nn
 
 import wellcond as wc
-from tables import Table, write_section
-from wellcond.what_if import what_if
+from tables import DOCS, Table, arguments, share, write_section
 
-PAGE = Path(__file__).parent.parent / "docs" / "what-if.md"
+PAGE = DOCS / "what-if.md"
 CHANGES = ["standardize inputs", "batch norm", "layer norm", "BNP"]
 SHORT = {"as it is": "as it is", "standardize inputs": "standardized", "batch norm": "batch", "layer norm": "layer"}
 PAIRS = list(itertools.combinations(CHANGES, 2))
@@ -154,7 +151,7 @@ def measured(network: str, name: str, seed: int) -> Case:
     make, rate = OPTIMIZERS[name]
     problem = wc.Problem(model, data[2], data[:2])
     optimizer = make(model.parameters(), lr=rate)
-    found = what_if(problem, optimizer, CHANGES, figures=False)
+    found = wc.what_if(problem, optimizer, CHANGES, figures=False)
     variants = found.variants
     predicted = {
         "what-if": {k: v.predicted.value for k, v in variants.items()},
@@ -216,16 +213,8 @@ def report(cases: list[Case], write: bool) -> None:
         write_section("cases", *parts, page=PAGE)
 
 
-def share(right: int, of: int) -> str:
-    return f"{right} of {of} ({100 * right / of:.0f} %)" if of else "–"
-
-
 def main() -> None:
-    arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    arguments.add_argument(
-        "--quick", action="store_true", help="one seed of three networks, and the page is left as it is"
-    )
-    quick = arguments.parse_args().quick
+    quick = arguments(__doc__, quick="one seed of three networks, and the page is left as it is").parse_args().quick
     torch.set_num_threads(1)
     seeds, networks = (SEEDS[:1], list(NETWORKS)[4:7]) if quick else (SEEDS, list(NETWORKS))
     asked = list(itertools.product(seeds, networks, OPTIMIZERS))

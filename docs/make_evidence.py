@@ -11,7 +11,6 @@ import sys
 from pathlib import Path
 
 from wellcond.evidence import CLAIMS, Evidence, Result, read_evidence
-from wellcond.evidence.page import headline
 
 HERE = Path(__file__).parent
 PAGE, IMAGES = HERE / "evidence.md", HERE / "images" / "evidence"
@@ -44,7 +43,7 @@ def main(folder: Path) -> None:
 
 def summary(evidence: Evidence) -> str:
     """Machine, versions, date, and a line a claim."""
-    lines = [f"**{headline(evidence)}.** {'; '.join(evidence.about.values())}.", ""]
+    lines = [f"**{evidence.headline()}.** {'; '.join(evidence.about.values())}.", ""]
     lines += ["| claim | section | cases in which the rule holds | verdict |", "|---|---|---:|---|"]
     for r in evidence.results:
         held = r.held()

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from wellcond.normalization.rows import blocks, layer_normalized, rows_of_block
 
 
 @dataclass
@@ -157,3 +159,9 @@ SPECTRA: dict[str, Tensor] = {
     "planted spike": torch.cat([torch.linspace(0, 1, 119), torch.tensor([1.5])]).double(),
     "one by one": torch.tensor([math.pi], dtype=torch.float64),
 }
+
+
+def rows_of(module: nn.Module, x: Tensor, *, normalized: bool = False) -> Iterator[Tensor]:
+    """The rows that an input gives a layer, some at a time, as the figures of layers take them up."""
+    for block in blocks(module, x):
+        yield from rows_of_block(module, layer_normalized(module, block)[0] if normalized else block)

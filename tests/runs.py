@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, TensorDataset
 import wellcond as wc
 from wellcond.examination.measurements import OptimizerFacts
 from wellcond.examination.subject import Settings, Subject
-from wellcond.trials.one_step import loss_of
+from wellcond.trials import loss_of
 
 
 @cache

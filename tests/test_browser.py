@@ -16,6 +16,7 @@ from tests.browser import Page
 from tests.problems import train
 from tests.test_monitor import followed
 from tests.test_report import EXAMINATIONS, INJECTION, examined, hostile
+from wellcond.trials import Effect
 
 pytestmark = pytest.mark.browser
 
@@ -139,7 +140,7 @@ def test_a_hostile_name_stays_text_wherever_it_is_shown(tmp_path):
     )
     planted.notes, planted.model, planted.unreached = [INJECTION], INJECTION, [INJECTION]
     figure = m.figures["hessian"].largest
-    effect = wc.examination.trial.Effect(INJECTION, figure, figure)
+    effect = Effect(INJECTION, figure, figure)
     told = [wc.Finding(INJECTION, wc.Severity.SEVERE, INJECTION, INJECTION, {INJECTION: figure}, INJECTION, effect)] * 5
     for i, shown in enumerate((wc.Examination(m, told), wc.Examination(planted, told), hostile_monitor())):
         with Page(shown.save(tmp_path / f"{i}.html")) as page:

@@ -11,16 +11,17 @@ from torch import nn
 from torch._dynamo.utils import counters
 
 from tests.problems import PROBLEMS, make
-from wellcond.curvature import EmpiricalFisher, GaussNewton, Hessian, bilinear, compiled
+from wellcond import private_torch
+from wellcond.curvature import EmpiricalFisher, GaussNewton, Hessian
+from wellcond.curvature.engine.compiled import FromConstants, FromInputs
+from wellcond.curvature.engine.products import MOST_PROGRAMS, Kept, _engine_of
 from wellcond.problem import Problem
 
 
 @pytest.fixture
 def uncompiled(monkeypatch):
     """Traced, divided and held against the eager product as always, but run without the compiler (seconds each)."""
-    monkeypatch.setattr(torch._inductor, "compile", lambda program, *_: program)
-    monkeypatch.setattr(bilinear, "WORTH", 0)  # as in large networks
-    monkeypatch.setattr(bilinear, "WORTH_RELU", 0)
+    monkeypatch.setattr(private_torch, "compiled", lambda program, *_: program)
 
 
 def pair(name: str, **settings) -> tuple[Problem, Problem]:
@@ -34,12 +35,18 @@ def vector(problem: Problem, seed: int = 0) -> torch.Tensor:
 
 
 def programs(operator) -> list:
-    return list(operator.problem.programs[operator.key].values())
+    return list(_engine_of(operator.problem)._programs.get(operator.key, {}).values())
 
 
-def trusted(operator) -> set[int]:
-    """Batches whose compiled product was held against the eager one in this block, and agreed."""
-    return {index for (_, what), index in operator.problem._kept.graphs if what == "trusted"}
+def kept(problem: Problem) -> Kept:
+    """What is kept in the open block."""
+    return _engine_of(problem).kept(problem)
+
+
+def trusted(operator, *kinds: type) -> set[int]:
+    """Batches whose compiled product was held against the streamed one in this block, and agreed."""
+    kinds = kinds or (FromConstants, FromInputs)
+    return {index for (_, index), way in kept(operator.problem).ways.items() if isinstance(way, kinds)}
 
 
 def close(x: torch.Tensor, y: torch.Tensor) -> bool:
@@ -62,13 +69,12 @@ def test_traced_products_are_the_eager_ones(uncompiled, name, kind):
             for seed in (2, 3):
                 assert close(B @ vector(traced, seed), A @ vector(eager, seed))
             assert trusted(B) == set(range(len(traced.batches)))
-    assert not traced._kept.graphs
+    assert kept(traced) is None
+    assert not _engine_of(traced)._blocks
     assert all(torch.equal(x, y) for x, y in zip(before, traced.model.state_dict().values(), strict=True))
 
 
-def test_the_compiler_gives_the_same(monkeypatch):
-    monkeypatch.setattr(bilinear, "WORTH", 0)
-    monkeypatch.setattr(bilinear, "WORTH_RELU", 0)
+def test_the_compiler_gives_the_same():
     limit = sys.getrecursionlimit()
     counters.clear()
     eager, fast = pair("uneven batches")
@@ -85,15 +91,6 @@ def test_the_compiler_gives_the_same(monkeypatch):
             assert trusted(B) == {0, 1, 2}
     assert sys.getrecursionlimit() == limit
     assert not counters["inductor"]["fxgraph_cache_bypass"]  # the compiler's cache on disk is asked
-
-
-def test_the_last_products_of_layers_are_left_to_their_places(uncompiled):
-    _, traced = pair("ReLU MLP")
-    with traced:
-        Hessian(traced) @ vector(traced)
-    (program,) = programs(Hessian(traced))
-    # In the first layer the input does not move, and the bias is a sum in every layer.
-    assert program._layout == [(1, False), (0, True), (2, False), (0, True)]
 
 
 def test_vectors_and_parameters_may_lie_in_memory_as_they_like():
@@ -156,7 +153,7 @@ def test_products_follow_the_parameters(uncompiled):
 def test_single_products_are_not_compiled(uncompiled):
     eager, traced = pair("tanh MLP")
     assert close(Hessian(traced) @ vector(traced), Hessian(eager) @ vector(eager))
-    assert not traced.programs[Hessian(traced).key]
+    assert not programs(Hessian(traced))
 
 
 class Tempered(nn.Module):
@@ -232,7 +229,7 @@ def test_constants_are_kept_within_the_memory_limit(uncompiled):
     with traced:
         for seed in (0, 1):
             assert close(B @ vector(traced, seed), Hessian(eager) @ vector(eager, seed))
-        assert {index for (_, what), index in traced._kept.graphs if what == "compiled"} == {0, 2}
+        assert trusted(B, FromConstants) == {0, 2}
         assert trusted(B) == {0, 1, 2}
 
 
@@ -266,7 +263,7 @@ def test_a_program_that_does_not_compile_is_replaced_by_the_eager_product(monkey
     def broken(*_):
         raise RuntimeError("no compiler\nat all")
 
-    monkeypatch.setattr(torch._inductor, "compile", broken)
+    monkeypatch.setattr(private_torch, "compiled", broken)
     eager, traced = pair("tanh MLP")
     with traced:
         with pytest.warns(UserWarning, match=r"can't be compiled \(RuntimeError: no compiler\)"):
@@ -286,8 +283,8 @@ def test_what_cannot_be_measured_is_refused_as_without():
 def test_batches_of_many_shapes_are_not_all_compiled(uncompiled):
     case = make("tanh MLP")
     X, y = case.data
-    batches = [(X[:k], y[:k]) for k in range(1, compiled.MOST_PROGRAMS + 3)]
+    batches = [(X[:k], y[:k]) for k in range(1, MOST_PROGRAMS + 3)]
     eager, traced = Problem(case.model, case.loss_fn, batches), Problem(case.model, case.loss_fn, batches, compile=True)
     with traced:
         assert close(Hessian(traced) @ vector(traced), Hessian(eager) @ vector(eager))
-    assert sum(p is not None for p in programs(Hessian(traced))) == compiled.MOST_PROGRAMS
+    assert sum(p is not None for p in programs(Hessian(traced))) == MOST_PROGRAMS

@@ -9,6 +9,7 @@ from torch.func import functional_call, hessian, jacrev
 
 from tests.problems import PROBLEMS, batches_of, make, train
 from wellcond.curvature import GaussNewton, Hessian, OutputUnknownError
+from wellcond.curvature.engine.products import Kept, _engine_of
 from wellcond.parameters import flatten, unflatten
 from wellcond.preconditioners import Diagonal, preconditioner_of
 from wellcond.problem import Problem
@@ -22,6 +23,11 @@ def name(request) -> str:
 def problem_of(name: str) -> Problem:
     case = make(name)
     return Problem(case.model, case.loss_fn, case.data)
+
+
+def kept(problem: Problem) -> Kept:
+    """What is kept in the open block."""
+    return _engine_of(problem).kept(problem)
 
 
 def dense_twin(name: str) -> torch.Tensor:
@@ -66,8 +72,8 @@ def test_kept_graphs_give_the_same_products(name):
         streamed = operator @ v
         with problem:
             first, second = operator @ v, operator @ v
-            assert problem._kept.graphs
-        assert not problem._kept.graphs
+            assert kept(problem).ways
+        assert not _engine_of(problem)._blocks
         assert torch.equal(first, second)
         assert torch.allclose(first, streamed, rtol=1e-12, atol=1e-14)
 
@@ -78,17 +84,17 @@ def test_graphs_are_not_kept_beyond_the_memory_limit():
     operator = Hessian(problem)
     with problem:
         operator.matvec(torch.ones(problem.size, dtype=torch.float64))
-        assert not problem._kept.graphs
+        assert not kept(problem).ways
     # With plenty of room a graph counts as the most that it might be; a quarter of that is too little for all.
     some = Problem(case.model, case.loss_fn, case.data)
     with some:
         Hessian(some).matvec(torch.ones(some.size, dtype=torch.float64))
-        most = some._kept.bytes
+        most = kept(some).bytes
     limited = Problem(case.model, case.loss_fn, case.data, memory_limit=int(most / 4))
     with limited:
         product = Hessian(limited).matvec(torch.ones(limited.size, dtype=torch.float64))
-        assert 0 < len(limited._kept.graphs) < 3
-        assert 0 < limited._kept.bytes <= limited.memory_limit
+        assert 0 < len(kept(limited).ways) < 3
+        assert 0 < kept(limited).bytes <= limited.memory_limit
     assert torch.allclose(product, operator.matvec(torch.ones(problem.size, dtype=torch.float64)))
 
 

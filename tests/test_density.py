@@ -12,8 +12,9 @@ from torch import nn
 
 from tests.problems import SPECTRA, random_spectrum
 from wellcond.curvature import GaussNewton, Hessian
-from wellcond.linalg import Isolated, Lanczos, MatrixOperator, SpectralDensity, SpectralTails, spectral_density
-from wellcond.linalg.deflation import Deflated
+from wellcond.linalg import Lanczos, MatrixOperator, Quadrature, SpectralDensity, spectral_density
+from wellcond.linalg.deflation import Deflated, Isolated
+from wellcond.linalg.quadrature import SpectralTails
 from wellcond.problem import Problem
 
 
@@ -273,18 +274,19 @@ def test_what_is_isolated_and_what_remains_make_up_the_matrix():
 def test_the_limits_of_what_a_mean_mass_says_hold(directions):
     """Chernoff's bounds against the masses themselves: each side fails less often than stated."""
     n, confidence, draws = 60, 0.9, 4000
-    tails = SpectralTails(n, [[]], torch.zeros(0), 0.0, confidence)
+    quadratures = [Quadrature(torch.zeros(1, 1), 0.0, 0.0, 1)] * directions
+    tails = SpectralTails(n, quadratures, torch.zeros(0), 0.0, confidence)
     generator = torch.Generator().manual_seed(directions)
     squares = torch.randn(draws, directions, n, dtype=torch.float64, generator=generator).square()
     masses = squares / squares.sum(-1, keepdim=True)
     for k in (1, 5, 30, 55):
         mean = masses[..., :k].sum(-1).mean(1)
-        low, high = tails._at_least(mean, directions), tails._at_most(mean, directions)
+        low, high = tails.limit(mean, 0.0), tails.limit(mean, 1.0)
         assert float((low > k / n).double().mean()) <= (1 - confidence) / 2
         assert float((high < k / n).double().mean()) <= (1 - confidence) / 2
         assert float((high - low).mean()) < 1
     nothing = torch.zeros(1, dtype=torch.float64)
-    assert float(tails._at_most(nothing, directions)) * n < (1 if directions > 1 else 2)
+    assert float(tails.limit(nothing, 1.0)) * n < (1 if directions > 1 else 2)
 
 
 def test_the_plot_says_what_its_axes_are():

@@ -12,8 +12,8 @@ from torch.utils._pytree import tree_leaves
 
 from tests.problems import random_spectrum
 from wellcond.linalg import Eigenvalues, Lanczos, MatrixOperator, Quadrature, RandomDirections, eigenvalues
-from wellcond.linalg.missed import Unseen
-from wellcond.linalg.targets import Claim, Wanted
+from wellcond.linalg.missed import MissedBound
+from wellcond.linalg.targets import Claim, Targets
 
 WHICH = ("largest", "smallest", "both", "magnitude")
 FAMILIES = ("clustered at the top", "repeated", "graded", "indefinite", "planted spike")
@@ -141,7 +141,7 @@ def test_an_eigenvector_with_no_share_in_the_start_is_not_declared_absent():
             if top > 1.1:
                 break
             # Were the bound of the squared component smaller than the component is, it would be wrong.
-            assert run.unseen[0].amplification(1.5) <= (1 + 1e-9) * 100 / share**2
+            assert run.missed[0].amplification(1.5) <= (1 + 1e-9) * 100 / share**2
         assert top > 1.1
 
 
@@ -155,17 +155,17 @@ def test_amplification_is_the_christoffel_function_and_survives_a_restart():
     for x, end in ((1.1, 1), (1.6, 1), (-1.05, -1)):
         nodes, weights = Quadrature.of(run).with_node(torch.tensor([x], dtype=torch.float64))
         expected = float(weights[0, (nodes[0] - x).abs().argmin()])
-        assert 1 / run.unseen[0].amplification(x, end) == pytest.approx(expected, rel=1e-8)
-    assert run.unseen[0].amplification(0.0) == 0.0  # not beyond the Ritz values: nothing is known
+        assert 1 / run.missed[0].amplification(x, end) == pytest.approx(expected, rel=1e-8)
+    assert run.missed[0].amplification(0.0) == 0.0  # not beyond the Ritz values: nothing is known
     spiked = Diagonal(torch.cat([values, torch.tensor([1.2], dtype=torch.float64)]))
     start = torch.cat([v, torch.tensor([1e-5], dtype=torch.float64)])
     restarted = Lanczos(spiked, start, capacity=12)
     grown = []
     while float(restarted.ritz()[0][-1] if restarted.steps else 0) < 1.1:
         if restarted.full:
-            restarted.thick_restart(Wanted("largest", 1, 81), 5)
+            restarted.thick_restart(Targets("largest", 1, 81), 5)
         restarted.extend(1)
-        grown.append(restarted.unseen[0].amplification(1.2))
+        grown.append(restarted.missed[0].amplification(1.2))
         if grown[-1]:
             assert grown[-1] <= 1.0001e10
     assert len(grown) > 13
@@ -180,14 +180,14 @@ def test_claims_about_a_compression_hold_for_the_whole():
         r = 0.3 * torch.rand(3, generator=generator, dtype=torch.float64)
         for position in (0, 1, 2, 3):
             x = float(theta[min(position, 2)]) + 0.2
-            y = Unseen(5, 1.0, theta, r).inside(Claim(1, position, x))
+            y = MissedBound(5, 1.0, theta, r).inside(Claim(1, position, x))
             assert y is not None
             # The worst coupling: all residuals along the complement's top eigenvector.
             arrow = torch.diag(torch.cat([theta, torch.tensor([y], dtype=torch.float64)]))
             arrow[-1, :-1] = arrow[:-1, -1] = r
             assert int((torch.linalg.eigvalsh(arrow) > x + 1e-12).sum()) <= position
-    assert Unseen(5, 1.0, theta, r).inside(Claim(1, 4, 9.0)) is None
-    assert Unseen(5, 1.0, theta, r).inside(Claim(1, 0, float(theta[1]))) is None
+    assert MissedBound(5, 1.0, theta, r).inside(Claim(1, 4, 9.0)) is None
+    assert MissedBound(5, 1.0, theta, r).inside(Claim(1, 0, float(theta[1]))) is None
 
 
 @pytest.mark.parametrize("copies", [2, 3, 4, 5])

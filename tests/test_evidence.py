@@ -30,10 +30,11 @@ from wellcond.evidence import (
     workload,
 )
 from wellcond.evidence.claims import rate
+from wellcond.evidence.claims.block_bound import in_unit_range, with_activation
+from wellcond.evidence.claims.edge import with_loss
 from wellcond.evidence.plots import row_a_case
 from wellcond.evidence.result import plus_minus
-from wellcond.evidence.tasks import in_unit_range, with_activation, with_loss
-from wellcond.evidence.workloads import put_back
+from wellcond.evidence.run import SEEDS
 
 
 class Sums(Claim):
@@ -41,16 +42,18 @@ class Sums(Claim):
 
     name = "sums"
     source = "theory 0"
-    rule = "the sum is over the case's number"
     cases = ("0", "10")
     shown = {"sum": "sum of random numbers"}
+
+    def holds(self, runs: Runs) -> bool:
+        """The sum is over the
+        case's number.
+        """
+        return bool((runs["sum"] > float(runs.case)).all())
 
     def measure(self, case: str, seed: int, quick: bool) -> dict[str, Any]:
         numbers = torch.rand(10)
         return {"sum": float(numbers.sum()), "numbers": numbers.tolist(), "seed": seed, "quick": float(quick)}
-
-    def holds(self, runs: Runs) -> bool:
-        return bool((runs["sum"] > float(runs.case)).all())
 
     def plot(self, results: Sequence[Runs], ax: Any) -> None:
         for runs in results:
@@ -149,7 +152,9 @@ class TestFiles:
         evidence = Evidence([Result(Sums(), [runs])], quick=False)
         file = tmp_path / "e.json"
         file.write_text(json.dumps(evidence.to_json(), allow_nan=False))
-        back = read_evidence(file, [Sums()]).results[0].runs[0]
+        again = read_evidence(file, [Sums()])
+        assert again.to_json() == evidence.to_json()
+        back = again.results[0].runs[0]
         assert math.isinf(back["sum"][0])
         assert math.isnan(back["numbers"][0, 0])
 
@@ -245,8 +250,14 @@ class TestClaims:
         assert claim.rule
         assert "theory" in claim.source
         assert claim.shown
-        assert claim.seeds >= 5
         assert len(set(claim.cases)) == len(claim.cases)
+
+    def test_five_seeds_a_case(self) -> None:
+        assert SEEDS >= 5
+
+    def test_the_rule_is_what_holds_says_as_part_of_a_sentence(self) -> None:
+        assert Sums().rule == "the sum is over the case's number"
+        assert run_claims([Sums()], jobs=1, quick=True).to_json()["claims"][0]["rule"] == Sums().rule
 
     def test_names_are_different(self) -> None:
         assert len({claim.name for claim in CLAIMS}) == len(CLAIMS)
@@ -274,18 +285,6 @@ class TestWorkloads:
         assert torch.equal(a, b)
         assert not torch.equal(a, c)
 
-    def test_put_back_undoes_training_after_an_error_too(self) -> None:
-        work = workload("wine, MLP", examples=30)
-        model = nn.Sequential(work.model(0), nn.BatchNorm1d(3).double())
-        before = {name: x.clone() for name, x in model.state_dict().items()}
-        with put_back(model):
-            work.descend(model, torch.optim.Adam(model.parameters(), lr=0.1), 2)
-            assert not any(torch.equal(x, before[name]) for name, x in model.state_dict().items())
-        assert all(torch.equal(x, before[name]) for name, x in model.state_dict().items())
-        with pytest.raises(ZeroDivisionError), put_back(model):
-            nn.init.zeros_(next(model.parameters())).div_(1 // 0)
-        assert all(torch.equal(x, before[name]) for name, x in model.state_dict().items())
-
     def test_value_is_the_loss_or_infinite(self) -> None:
         work = workload("wine, MLP", examples=30)
         model = work.model(0)
@@ -296,10 +295,10 @@ class TestWorkloads:
 
     def test_changed_workloads(self) -> None:
         raw = workload("wine, MLP", standardized=False)
-        x, x_test = raw.train[0], raw.test[0]
-        scaled = in_unit_range(raw)
-        assert scaled.train[0].max() == 1
-        torch.testing.assert_close(scaled.test[0] * x.max(), x_test)
+        x = raw.train[0]
+        scaled = in_unit_range(raw).train[0]
+        assert scaled.max() == 1
+        torch.testing.assert_close(scaled * x.max(), x)
         model = raw.model(0)
         names = [type(layer).__name__ for layer in with_activation(model, "tanh")]
         assert names == ["Linear", "Tanh", "Linear", "Tanh", "Linear"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -12,12 +13,13 @@ import torch
 
 import wellcond as wc
 from wellcond.evidence import Claim, Runs, workload
+from wellcond.evidence.claim import not_above_zero
 from wellcond.evidence.claims import adamw, l2_generalization, l2_spectrum, rest_point, sparsity, weighted_lasso
-from wellcond.evidence.comparison import not_above_zero
+from wellcond.evidence.claims.l2_spectrum import penalized
+from wellcond.evidence.claims.rest_point import PARTS, Setting, averages, settle
+from wellcond.evidence.claims.weighted_lasso import lasso
 from wellcond.evidence.diagonal_scaling import condition
-from wellcond.evidence.lasso import lasso
-from wellcond.evidence.settling import PARTS, averages, settle
-from wellcond.evidence.tasks import one_layer, penalized
+from wellcond.evidence.workloads import one_layer
 from wellcond.preconditioners import reading_for
 
 
@@ -152,7 +154,10 @@ class TestSparsity:
         model = work.model(0)
         optimizer = torch.optim.Adam(model.parameters(), lr=5e-3)
         weights = [p for p in model.parameters() if p.dim() == 2]
-        work.descend(model, optimizer, 50, batch=32, penalty=lambda: 0.1 * sum(w.abs().sum() for w in weights))
+        users_own = replace(
+            work, loss_fn=lambda out, y: work.loss_fn(out, y) + 0.1 * sum(w.abs().sum() for w in weights)
+        )
+        users_own.descend(model, optimizer, 50, batch=32)
         assert sparsity.train(work, "loss", 0.1, 50, 0) == (0.0, work.accuracy(model))
         assert sparsity.train(work, "intrinsic", 0.1, 50, 0)[0] > 0.2
 
@@ -178,7 +183,7 @@ class TestRestPoint:
         optimizer = torch.optim.SGD(work.model(0).parameters(), lr=1.0)
         rates: list[float] = []
         monkeypatch.setattr(type(work), "descend", lambda *args, **how: rates.append(optimizer.param_groups[0]["lr"]))
-        settle(work, work.model(0), optimizer, 0.01, None, 0, 3)
+        settle(work, work.model(0), optimizer, Setting(0.3, 1.0, 0.01, 60), 0, 3)
         assert np.allclose(rates, np.geomspace(1.0, 0.01, PARTS), rtol=1e-12)
 
     def test_averages_of_an_optimizer_that_stands_still(self) -> None:
@@ -190,12 +195,12 @@ class TestRestPoint:
         (w,) = model.parameters()
         with torch.no_grad():
             w[0, 3] = 0.0
-        problem = work.problem(model)
-        p, g, inverse = averages(work, model, optimizer, [w], None, 0, 4)
+        setting, problem = Setting(0.3, 0.1, 0.0, 0, averaged=4), work.problem(model)
+        p, g, inverse = averages(work, model, optimizer, [w], setting, 0)
         assert torch.equal(p, w.detach()[0])
         assert torch.allclose(g, problem.gradient(), rtol=1e-12)
         work.descend(model, optimizer, 2000)  # at rest v̂ = g²
-        _, g, inverse = averages(work, model, optimizer, [w], None, 0, 4)
+        _, g, inverse = averages(work, model, optimizer, [w], setting, 0)
         assert torch.allclose(inverse, g.abs().sqrt(), rtol=1e-3)
 
     def test_reading_p_squared_for_p_is_noticed(self, monkeypatch: pytest.MonkeyPatch) -> None:

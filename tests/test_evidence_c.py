@@ -11,14 +11,13 @@ import torch
 from torch import Tensor, nn
 
 import wellcond as wc
-from wellcond import stability
 from wellcond.evidence import Claim, Runs, Workload, workload
-from wellcond.evidence.blocks import curvature_by_outputs, row_blocks
+from wellcond.evidence.claim import pairs_alike
 from wellcond.evidence.claims import block_bound, bnp, edge, forecast, normalization
-from wellcond.evidence.comparison import pairs_alike
-from wellcond.evidence.descents import descents, steps_to
-from wellcond.evidence.normalized import normalized, with_batch_norm
-from wellcond.evidence.tasks import with_squared_error
+from wellcond.evidence.claims.block_bound import curvature_by_outputs, row_blocks
+from wellcond.evidence.claims.bnp import with_batch_norm
+from wellcond.evidence.claims.normalization import descents, normalized, steps_to
+from wellcond.stability import edge as edge_of_stability
 
 
 def measured(claim: Claim, case: str, seeds: int = 1) -> Runs:
@@ -26,7 +25,7 @@ def measured(claim: Claim, case: str, seeds: int = 1) -> Runs:
 
 
 def regression(x: Tensor, y: Tensor, model: Callable[[], nn.Module]) -> Workload:
-    return Workload("regression", model, nn.MSELoss(), (x, y), (x, y))
+    return Workload(model, nn.MSELoss(), (x, y), (x, y))
 
 
 @pytest.mark.parametrize("kind", ["standardized inputs", "batch norm"])
@@ -155,7 +154,7 @@ def test_rule_of_bnp(batch: int, over_plain: float, over_batch_norm: float, held
 
 def test_squared_error_is_on_the_classes_indicators() -> None:
     work = workload("wine, MLP")
-    changed = with_squared_error(work)
+    changed = edge.with_loss("wine, MLP, squared error", examples=400, seed=0)
     assert changed.train[1].shape == (len(work.train[1]), 3)
     torch.testing.assert_close(changed.train[1].argmax(1), work.train[1])
     assert float(changed.train[1].sum(1).std()) == 0
@@ -164,13 +163,13 @@ def test_squared_error_is_on_the_classes_indicators() -> None:
 def test_squaring_rmsprops_p_breaks_the_edge(monkeypatch: pytest.MonkeyPatch) -> None:
     claim, case = edge.Edge(), "RMSProp, 2/α: diabetes, MLP, squared error"
     assert claim.holds(measured(claim, case))
-    right = stability.own_preconditioner_of
+    right = edge_of_stability.own_preconditioner_of
 
     def squared(optimizer: Any) -> wc.Diagonal:
         P = right(optimizer)
         return wc.Diagonal(P.parameters, [s.square() for s in P.scales])
 
-    monkeypatch.setattr(stability, "own_preconditioner_of", squared)
+    monkeypatch.setattr(edge_of_stability, "own_preconditioner_of", squared)
     assert not claim.holds(measured(claim, case))
 
 
@@ -181,7 +180,7 @@ def test_pairs_alike_against_counting() -> None:
         p for p in pairs if (x[p[0]] > x[p[1]]) == (y[p[0]] > y[p[1]]) and x[p[0]] != x[p[1]] and y[p[0]] != y[p[1]]
     ]
     tied = [p for p in pairs if x[p[0]] == x[p[1]] or y[p[0]] == y[p[1]]]
-    assert pairs_alike(x, y) == (len(same), 6 - len(tied))
+    assert pairs_alike(list(zip(x, y, strict=True))) == (len(same), 6 - len(tied))
 
 
 def test_forecast_is_right_on_a_quadratic() -> None:

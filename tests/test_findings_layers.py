@@ -14,6 +14,7 @@ from wellcond.examination.findings import dead_units, inputs, layer_conditioning
 from wellcond.examination.measurements import measure
 from wellcond.examination.subject import Settings, Subject
 from wellcond.normalization.units import units_of
+from wellcond.trials import Effect, NoEffect
 
 DATA = ["digits", "wine", "breast cancer", "diabetes", "iris"]
 SEVERE, NOTICE, GOOD = wc.Severity.SEVERE, wc.Severity.NOTICE, wc.Severity.GOOD
@@ -116,7 +117,7 @@ def test_zero_one_features_are_no_severe_fault_where_nothing_could_be_tried():
     _, subject = found(run, inputs.find)
     subject.trials.steps = 0
     finding = inputs.find(measured(subject, Settings()), subject)
-    assert finding.effect is None
+    assert not finding.effect
     assert finding.severity <= NOTICE
 
 
@@ -141,8 +142,7 @@ def test_a_remedy_that_does_harm_in_its_trial_is_not_advised():
 
 def test_what_is_left_of_a_severity_after_a_trial():
     low, high, less = (wc.Estimate(x, x, x, "trial") for x in (0.1, 0.5, 0.099))
-    Effect = wc.examination.trial.Effect
-    assert SEVERE.after(None) is SEVERE
+    assert SEVERE.after(None) is SEVERE.after(NoEffect()) is SEVERE
     assert SEVERE.after(Effect("loss", high, low)) is SEVERE
     assert SEVERE.after(Effect("loss", low, high)) is GOOD
     assert SEVERE.after(Effect("loss", low, low)) is NOTICE
@@ -264,7 +264,8 @@ def test_dead_units_before_a_layer_that_is_frozen_are_drawn_anew_alone():
     model[2].requires_grad_(False)
     run = trained(model, data("wine"))
     finding, _ = found(run, dead_units.find)
-    assert (finding.severity, finding.effect) == (SEVERE, None)
+    assert finding.severity is SEVERE
+    assert not finding.effect
     assert "not tried" in finding.text
     before, after = model[0].weight, followed(finding.remedy, run).model[0].weight
     assert torch.equal(before[10:], after[10:])

@@ -254,7 +254,7 @@ def test_an_epsilon_that_swallows_is_found(name):
     roots = torch.cat([root(s).flatten() for s in state])
     threshold = eps**0.5 if name == "Adadelta" else eps
     assert found.evidence["swallowed"].value == float((roots[roots > 0] < threshold).double().mean())
-    assert found.effect is None or found.effect.better
+    assert not found.effect or found.effect.better
     if name in ("Adam", "AdamW", "NAdam", "RMSprop"):
         assert found.severity is SEVERE
         assert followed(found.remedy, run).optimizer.param_groups[0]["eps"] == 1e-8

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from tests.extended_precision import NORMALIZED, condition_number
+from tests.problems import rows_of
 from wellcond.normalization import LayerConditioning, covariance, layer_conditioning
-from wellcond.normalization.rows import rows_of
 from wellcond.problem import Problem
 
 

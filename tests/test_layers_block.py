@@ -10,23 +10,26 @@ from torch import Tensor, nn
 
 import wellcond as wc
 from wellcond.conditioning import conditioning
-from wellcond.normalization import LayerNormalization, layer_conditioning
-from wellcond.normalization.layer_block import layer_block
+from wellcond.normalization import layer_conditioning
+from wellcond.normalization.layer_block import layer_block, normalizing
+from wellcond.preconditioners import Standardization
 
 
-def normalization(groups: int, bias: bool, seed: int = 0) -> tuple[LayerNormalization, list[nn.Parameter]]:
+def normalization(
+    groups: int, bias: bool, seed: int = 0
+) -> tuple[Standardization, list[nn.Parameter], tuple[Tensor, Tensor]]:
     generator = torch.Generator().manual_seed(seed)
     weight = nn.Parameter(torch.randn(2 * groups, 3, 2, dtype=torch.float64, generator=generator))
     b = nn.Parameter(torch.randn(2 * groups, dtype=torch.float64, generator=generator)) if bias else None
     mean = torch.randn(groups, 6, dtype=torch.float64, generator=generator) * bias
     scale = torch.rand(groups, 6, dtype=torch.float64, generator=generator) + 0.1
-    return LayerNormalization(weight, b, mean, scale), [weight] if b is None else [weight, b]
+    return normalizing(weight, b, mean, scale), [weight] if b is None else [weight, b], (mean, scale)
 
 
 @settings(deadline=None)
 @given(st.integers(1, 3), st.booleans(), st.integers(0, 1000))
 def test_apply_adjoint_and_invert_belong_together(groups, bias, seed):
-    P, parameters = normalization(groups, bias, seed)
+    P, parameters, _ = normalization(groups, bias, seed)
     generator = torch.Generator().manual_seed(seed + 1)
     x, y = ([torch.randn(p.shape, dtype=torch.float64, generator=generator) for p in parameters] for _ in range(2))
     for a, b in zip(P.invert(P.apply(x)), x, strict=True):
@@ -41,10 +44,10 @@ def test_apply_adjoint_and_invert_belong_together(groups, bias, seed):
 
 
 def test_the_layer_with_p_z_on_its_inputs_is_the_layer_with_z_on_normalized_ones():
-    P, (weight, bias) = normalization(1, True)
+    P, (weight, bias), (mean, scale) = normalization(1, True)
     h = torch.randn(7, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(5))
     W, b = P.apply([weight, bias])
-    normalized = (h - P.mean) * P.scale
+    normalized = (h - mean) * scale
     torch.testing.assert_close(h @ W.flatten(1).T + b, normalized @ weight.flatten(1).T + bias, rtol=1e-12, atol=1e-12)
 
 
@@ -52,16 +55,18 @@ def test_what_does_not_fit_is_refused():
     weight, bias = nn.Parameter(torch.ones(4, 3)), nn.Parameter(torch.ones(4))
     ones = torch.ones(1, 3)
     with pytest.raises(ValueError, match="no bias"):
-        LayerNormalization(weight, None, ones, ones)
-    with pytest.raises(ValueError, match="not positive"):
-        LayerNormalization(weight, bias, ones, 0 * ones)
-    with pytest.raises(ValueError, match="expected"):
-        LayerNormalization(weight, bias, torch.ones(1, 2), torch.ones(1, 2))
-    P = LayerNormalization(weight, bias, ones, ones)
+        normalizing(weight, None, ones, ones)
+    P = normalizing(weight, bias, ones, ones)
     with pytest.raises(ValueError, match="does not cover other"):
         P.over([weight, nn.Parameter(torch.ones(2))], ["weight", "other"])
-    with pytest.raises(ValueError, match="block of both"):
-        P.over([weight], ["weight"])
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(3, 2), nn.Tanh())
+    model.add_module("idle", nn.Linear(2, 2))
+    model.forward = lambda x: model[1](model[0](x))
+    problem = wc.Problem(model, nn.MSELoss(), (torch.randn(9, 3), torch.zeros(9, 2)))
+    for idle in ("idle", layer_conditioning(problem)[-1]):
+        with pytest.raises(ValueError, match="no data pass through 'idle'"):
+            layer_block(problem, idle, "scaled")
 
 
 def regression(hidden: int = 4, mean: float = 2.0) -> tuple[nn.Sequential, Tensor, wc.Problem]:
@@ -165,7 +170,7 @@ def test_attention_has_blocks(options):
         block = layer_block(problem, name, "standardized")
         assert block.size == size
         assert torch.linalg.eigvalsh(block.dense()).min() > -1e-12
-        assert block.P.mean.shape[0] == (3 if options and name == "attention.in_proj" else 1)
+        assert block.P._blocks[0].groups == (3 if options and name == "attention.in_proj" else 1)
     if options:
         with pytest.raises(ValueError, match=r"give attention\.in_proj"):
             layer_block(problem, "attention.q_proj")

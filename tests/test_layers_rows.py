@@ -8,8 +8,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from tests.problems import rows_of
 from wellcond.normalization import layer_conditioning, rows
-from wellcond.normalization.rows import attention_mixture, rows_of
+from wellcond.normalization.rows import attention_mixture
 from wellcond.problem import Problem
 
 CONVOLUTIONS = {
@@ -271,3 +272,20 @@ def test_layers_never_called_are_named_as_they_would_be():
     assert [layer.name for layer in layers] == ["used", "attention.in_proj", "attention.out_proj", "conv"]
     assert [layer.rows for layer in layers] == [5, 0, 0, 0]
     assert math.isnan(layers[1].row_normalized.value)
+
+
+def test_an_expert_that_gets_no_tokens_has_no_figures():
+    class Experts(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.busy, self.idle = nn.Linear(3, 1), nn.Linear(3, 1)
+
+        def forward(self, x):
+            self.idle(x[:0])
+            return self.busy(x)
+
+    layers = layer_conditioning(Problem(Experts(), nn.MSELoss(), (torch.randn(5, 3), torch.zeros(5, 1))))
+    assert [(layer.name, layer.rows, layer.kappa.defined) for layer in layers] == [
+        ("idle", 0, False),
+        ("busy", 5, True),
+    ]

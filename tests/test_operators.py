@@ -15,6 +15,7 @@ from torch import nn
 
 from tests.problems import PROBLEMS, SPECTRA, batches_of, make, random_spectrum, train
 from wellcond.curvature import EmpiricalFisher, GaussNewton, Hessian, OutputUnknownError
+from wellcond.curvature.engine import products
 from wellcond.linalg import MatrixOperator, eigenvalues, student
 from wellcond.parameters import flatten
 from wellcond.preconditioners import Diagonal, preconditioner_of
@@ -27,6 +28,10 @@ KINDS = (Hessian, GaussNewton, EmpiricalFisher)
 def problem_of(name: str, **settings) -> Problem:
     case = make(name)
     return Problem(case.model, case.loss_fn, case.data, **settings)
+
+
+def engine(problem: Problem) -> products._Engine:
+    return products._engine_of(problem)
 
 
 def scaled(problem: Problem) -> Diagonal:
@@ -316,7 +321,7 @@ def test_leaving_the_block_frees_the_graphs():
     with problem:
         for operator in (H, G, H.block("0.*")):
             operator @ torch.ones(operator.size, dtype=torch.float64)
-        kept = [weakref.ref(x) for graph in problem._kept.graphs.values() for x in _tensors(graph)]
+        kept = [weakref.ref(x) for way in engine(problem).kept(problem).ways.values() for x in _tensors(way)]
         assert kept
         assert all(x() is not None for x in kept)
     gc.collect()
@@ -334,8 +339,8 @@ def test_graphs_are_kept_where_many_products_come(monkeypatch):
     problem = problem_of("tanh MLP")
     H = Hessian(problem)
     made = []
-    build = Hessian._graph
-    monkeypatch.setattr(Hessian, "_graph", lambda self, index: made.append(index) or build(self, index))
+    build = Hessian.batch_graph
+    monkeypatch.setattr(Hessian, "batch_graph", lambda self, index: made.append(index) or build(self, index))
     V = torch.eye(problem.size, dtype=torch.float64)
     for _ in range(2):
         H @ V[0]
@@ -344,14 +349,13 @@ def test_graphs_are_kept_where_many_products_come(monkeypatch):
     H @ V[:, :12]
     assert len(made) == 1
     made.clear()
-    problem.memory_limit = 3 * problem._sizes.forward(
-        0, problem.batch_loss
-    )  # room for the graph, but not for the most that it might be
+    # room for the graph, but not for the most that it might be
+    problem.memory_limit = 3 * problem.largest_activations()
     with problem:
         H @ V[0], H @ V[1]
         assert len(made) == 2  # one to see its size, one that is kept
-        assert problem._kept.graphs
-    assert not problem._kept.graphs
+        assert engine(problem).kept(problem).ways
+    assert not engine(problem)._blocks
 
 
 def test_nothing_kept_is_used_at_moved_parameters():
@@ -475,7 +479,7 @@ def test_columns_together_are_those_of_single_products(name, kind):
     operator.on_product = lambda: calls.append(0)
     together = operator @ V
     assert len(calls) == operator.products >= 9
-    assert not problem.one_by_one
+    assert not engine(problem).one_by_one
     single = torch.stack([operator @ column.contiguous() for column in V.T], dim=1)
     assert float((together - single).norm()) <= 1e-13 * float(single.norm())
 
@@ -497,7 +501,7 @@ def test_a_parameter_without_dimensions_is_a_column_like_any_other(kind):
     I = torch.eye(problem.size, dtype=torch.float64)
     single = torch.stack([operator @ column for column in I], dim=1)
     assert torch.allclose(operator.dense(), single, rtol=0, atol=1e-14)
-    assert not problem.one_by_one
+    assert not engine(problem).one_by_one
 
 
 def test_columns_go_one_by_one_where_they_cannot_go_together():
@@ -505,7 +509,7 @@ def test_columns_go_one_by_one_where_they_cannot_go_together():
     H = Hessian(problem)
     V = torch.randn(problem.size, 5, dtype=torch.float64)
     together = H @ V
-    assert problem.one_by_one
+    assert engine(problem).one_by_one
     assert torch.equal(together, torch.stack([H @ column.contiguous() for column in V.T], dim=1))
 
 
@@ -514,6 +518,6 @@ def test_columns_that_come_out_wrong_together_are_made_again(monkeypatch):
     problem = Problem(case.model, case.loss_fn, case.data)
     H, V = Hessian(problem), torch.eye(problem.size, dtype=torch.float64)
     right = H @ V
-    monkeypatch.setattr(Hessian, "_together", lambda self, V: 1.001 * right)
+    monkeypatch.setattr(products, "_together", lambda operator, V, done: 1.001 * right)
     assert torch.allclose(H @ V, right, rtol=1e-12, atol=1e-15)
-    assert problem.one_by_one
+    assert engine(problem).one_by_one

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import pickle
 import random
-import resource
 from collections import OrderedDict
 
 import numpy as np
@@ -16,7 +15,7 @@ from torch.utils.data import DataLoader, IterableDataset, SubsetRandomSampler, T
 
 from tests.problems import PROBLEMS, batches_of, make
 from wellcond.curvature import GaussNewton, Hessian
-from wellcond.problem import Problem, heap
+from wellcond.problem import Problem
 
 
 def by_hand(case) -> float:
@@ -652,23 +651,6 @@ def test_a_wrong_double_backward_is_not_believed():
     for limit in (0, 100):
         with pytest.raises(FloatingPointError, match="weight_norm"):
             conditioning(Hessian(problem), dense_limit=limit)
-
-
-@pytest.mark.skipif(heap._mallopt() is None, reason="another allocator than glibc's")
-def test_freed_memory_stays_with_the_process_inside_the_block():
-    model = nn.Linear(2, 1)
-    problem = Problem(model, nn.MSELoss(), (torch.ones(3, 2), torch.ones(3, 1)))
-
-    def faults() -> int:
-        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-        for _ in range(10):
-            torch.ones(6 * 2**20), torch.ones(6 * 2**20), torch.ones(6 * 2**20), torch.ones(6 * 2**20)  # 24 MiB each
-        return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
-
-    with problem:
-        with problem:
-            faults()
-        assert faults() < 1000  # given back and mapped anew they are 10 × 4 × 6,144
 
 
 def test_what_a_module_collects_is_left_as_it_was():

@@ -14,7 +14,7 @@ import wellcond as wc
 from tests.real import LOSSES, MODELS, dense_hessian, same, snapshot, taught, with_loss
 from wellcond.report import page
 
-SCHEMA = json.loads((Path(wc.__file__).parent / "report" / "examination.schema.json").read_text())
+SCHEMA = json.loads((Path(wc.__file__).parent / "examination" / "examination.schema.json").read_text())
 
 
 def examined(run: wc.TrainingRun, **options) -> wc.Examination:

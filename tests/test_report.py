@@ -15,7 +15,6 @@ from torch import nn
 
 import wellcond as wc
 from tests.problems import make, train
-from wellcond.examination import to_json
 from wellcond.report import print_summary
 from wellcond.report.charts import charts
 
@@ -59,7 +58,7 @@ EXAMINATIONS = {
 def test_every_examination_fits_the_schema_and_is_shown_whole(name):
     examination = EXAMINATIONS[name]()
     written = json.loads(json.dumps(examination.to_json(), allow_nan=False))
-    schema = json.loads(files("wellcond.report").joinpath("examination.schema.json").read_text())
+    schema = json.loads(files("wellcond.examination").joinpath("examination.schema.json").read_text())
     jsonschema.Draft202012Validator.check_schema(schema)
     jsonschema.validate(written, schema)
     buffer = io.StringIO()
@@ -75,7 +74,7 @@ def test_every_examination_fits_the_schema_and_is_shown_whole(name):
 
 
 def test_json_holds_the_figures(examination):
-    written, m = to_json(examination), examination.measurements
+    written, m = examination.to_json(), examination.measurements
     assert written["schema"] == "wellcond.examination/1"
     own = written["curvature"]["hessian_preconditioned"]
     assert own["largest"]["value"] == m.figures["hessian_preconditioned"].largest.value
@@ -102,7 +101,7 @@ def _estimates(tree):
 
 
 def test_json_has_no_infinity_and_no_nan():
-    written = to_json(examined(quick=True))
+    written = examined(quick=True).to_json()
     values = {json.dumps(e[end]) for e in _estimates(written) for end in ("value", "low", "high")}
     assert '"inf"' in values
     assert "null" in values

@@ -24,7 +24,7 @@ from wellcond.problem.memory import halved, out_of_memory
 from wellcond.report import page
 from wellcond.report.terminal import print_summary
 
-SCHEMA = json.loads((Path(wc.__file__).parent / "report" / "examination.schema.json").read_text())
+SCHEMA = json.loads((Path(wc.__file__).parent / "examination" / "examination.schema.json").read_text())
 OUT = {
     "GPU": torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."),
     "CPU": RuntimeError("[enforce fail at alloc_cpu.cpp:117] . DefaultCPUAllocator: can't allocate memory: you tried"),
@@ -287,7 +287,7 @@ def test_ctrl_c_gives_what_was_measured_until_then(part, monkeypatch, capsys):
     assert words in page(examination)
     told = examination.to_json()
     assert told["interrupted"] == examination.interrupted
-    saved = wc.report.SavedExamination.of(told, "a.json")
+    saved = wc.SavedExamination.from_json(told, "a.json")
     assert any("a.json is partial" in w for w in wc.compare(saved, saved).warnings)
 
 

@@ -13,7 +13,8 @@ from torch.utils.data import DataLoader, TensorDataset
 import wellcond as wc
 from wellcond.examination.subject import Settings, Subject
 from wellcond.problem import random_state
-from wellcond.trials.trials import Trials
+from wellcond.trials import Effect, Network, NoEffect, Trained, Training, Trials
+from wellcond.trials.effect import why_none
 
 
 def small_run(dropout: float = 0.0, examples: int = 60, batch_size: int = 20) -> wc.TrainingRun:
@@ -62,8 +63,9 @@ def test_what_the_loss_uses_beside_the_model_is_left_as_it_was():
     run = wc.TrainingRun(run.model, None, run.data, run.optimizer, lambda m, batch: critic(m(batch[0])).square().mean())
     before = copy.deepcopy(critic.state_dict())
     trials = trials_of(run)
-    assert trials.effect(times_ten) is not None
-    assert trials.first_steps()
+    assert isinstance(trials.effect(times_ten), Effect)
+    assert isinstance(trials.from_new_weights("BNP"), Effect)
+    assert trials.first_steps
     assert all(torch.equal(x, before[name]) for name, x in critic.state_dict().items())
     assert all(p.grad is None for p in critic.parameters())
 
@@ -100,12 +102,14 @@ def test_what_would_go_beyond_the_budget_is_not_tried():
     run = small_run()
     subject = Subject.of(run, Settings())
     trials = Trials(run, subject.problem, 7, budget=18)
-    assert trials.effect(times_ten) is not None
+    assert isinstance(trials.effect(times_ten), Effect)
     assert trials.spent == pytest.approx(2 * 3 * (7 / 3 + 0.5))
-    assert trials.effect(times_ten) is None  # as it is costs nothing more, and changed too much
-    assert trials.from_new_weights("standardize inputs") is None
-    assert trials.normalized("standardize inputs") is None
-    assert trials.notes == ["Trials may cost 18 gradients here; what would have cost more was not tried."]
+    told = "Trials may cost 18 gradients here; what would have cost more was not tried."
+    # As it is costs nothing more, and changed too much.
+    assert trials.effect(times_ten) == NoEffect(f"the remedy was not tried: {told.rstrip('.')}")
+    assert trials.from_new_weights("standardize inputs") == NoEffect()  # it was told
+    assert trials.normalized("standardize inputs") == NoEffect()
+    assert trials.notes == [told]
     assert Settings().trial_budget(2000) == math.inf
     run = small_run(examples=20)  # one batch, in which a step from new weights counts for 1.5 gradients
     for budget, steps in ((1000, 50), (900, 20)):
@@ -146,13 +150,62 @@ def test_a_run_that_cannot_be_copied_gives_no_effect_and_says_why():
     run = small_run()
     run.model.not_a_leaf = torch.ones(3, requires_grad=True) * 2
     trials = trials_of(run)
-    assert trials.effect(times_ten) is None
-    assert trials.effect(times_ten) is None
+    assert trials.effect(times_ten) == NoEffect("the remedy could not be tried", failed=True)
+    assert not trials.best({1: times_ten})
     ((why, where), parts), *others = trials.failures.causes().items()
     assert not others
     assert parts == ["what a remedy does to a copy of the run"]
     assert why.startswith("of RuntimeError: Only Tensors created explicitly by the user")
     assert "in __deepcopy__" in where
+
+
+def test_several_trials_without_an_effect_say_what_failed_or_else_what_was_told_last():
+    failed, told, later = NoEffect("it failed", failed=True), NoEffect("no room"), NoEffect("no place")
+    assert why_none([told, failed, later, NoEffect()]) is failed
+    assert why_none([told, later, NoEffect()]) is later
+    assert why_none([]) == NoEffect()
+
+
+def test_a_change_without_a_place_is_a_note_and_the_trial_from_where_the_run_is_comes_second():
+    run = small_run()  # with batch norm
+    trials = trials_of(run)
+    why = "the network has batch norm already (1); take another change"
+    reason = f"the remedy was not tried: Not looked for: what “batch norm” does to a copy of the run, since {why}"
+    assert trials.of_network("batch norm") == NoEffect(reason)
+    assert len(trials.notes) == 2
+    assert not trials.failures.causes()
+    assert trials.of_network("standardize inputs") == trials.from_new_weights("standardize inputs")
+    run.model[0].reset_parameters = run.model[1].reset_parameters = run.model[4].reset_parameters = None
+    assert "at the best learning rate" in trials_of(run).of_network("standardize inputs").figure
+
+
+@pytest.mark.parametrize(
+    ("best", "options", "tried"),
+    [
+        (0, {}, [-6, -4, -2, 0, 2, 4, 6, -1, 1]),
+        (7, {}, [-6, -4, -2, 0, 2, 4, 6, 8, 5, 7]),
+        (-5, {"decades": 1}, [-2, 0, 2, -4, -6, -5, -3]),
+        (-4, {"decades": 1, "halves": False}, [-2, 0, 2, -4, -6]),
+        (-4, {"decades": 1, "halves": False, "further": False}, [-2, 0, 2]),
+    ],
+)
+def test_the_search_for_a_rate_goes_on_while_that_helps(best, options, tried, monkeypatch):
+    """The loss is lowest at 10^(best/2) times the given rate; `tried` are the rates looked at, by half decades."""
+    seen = []
+
+    def run(_, factor, steps):
+        seen.append(round(2 * math.log10(factor)))
+        return Trained(None, abs(seen[-1] - best), [], factor, None, None)
+
+    monkeypatch.setattr(Training, "run", run)
+    model = nn.Linear(1, 1)
+    training = Training(Network.copy_of(model), None, torch.optim.SGD(model.parameters(), lr=1.0))
+    found = training.best(3, **options)
+    assert seen == tried
+    assert round(2 * math.log10(found.factor)) == min(tried, key=lambda k: abs(k - best))
+    monkeypatch.setattr(Training, "run", lambda *_: None)
+    with pytest.raises(ValueError, match="finite at no learning rate"):
+        training.best(3, **options)
 
 
 def test_a_loss_that_does_not_use_the_model_it_is_given_is_noted():
@@ -163,7 +216,7 @@ def test_a_loss_that_does_not_use_the_model_it_is_given_is_noted():
     )
     trials = trials_of(run)
     with random_state(0, torch.device("cpu")):
-        assert trials.effect(times_ten) is None
+        assert trials.effect(times_ten).failed
     assert "does not depend on the copy" in next(iter(trials.failures.causes()))[0]
     assert all(p.grad is None or torch.isfinite(p.grad).all() for p in given.parameters())
 

@@ -14,9 +14,7 @@ from torch import nn
 
 import wellcond as wc
 from tests.problems import Recurrent, Tied
-from wellcond.preconditioners import Diagonal
-from wellcond.trials.networks import Network, batch_normalized, layer_normalized, standardized_inputs
-from wellcond.trials.warm_up import WarmUp
+from wellcond.trials import CHANGES, Network, Training
 from wellcond.what_if import what_if
 
 QUICK = {"warm_up": 3, "steps": 3}
@@ -141,7 +139,7 @@ def built(name):
 @pytest.mark.parametrize("name", SITES)
 def test_batch_norm_before_every_hidden_activation_starts_from_the_same_function(name):
     model, batch, widths = built(name)
-    network = batch_normalized(problem_of(model, batch))
+    network = CHANGES["batch norm"](problem_of(model, batch))
     norms = [m for m in network.model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
     assert [m.num_features for m in norms] == widths
     assert len(network.added()) == 2 * len(widths)
@@ -162,7 +160,7 @@ def test_layer_norm_keeps_the_mean_and_spread_of_each_feature(name):
                 m.register_forward_hook(lambda m, args, out: into.append(out.detach()))
 
     # What batch norm gives at the start is what the given network computes.
-    for normalized, into in ((batch_normalized, before), (layer_normalized, after)):
+    for normalized, into in ((CHANGES["batch norm"], before), (CHANGES["layer norm"], after)):
         network = normalized(problem_of(model, batch))
         watch(network, into)
         network.model(batch[0])
@@ -177,7 +175,7 @@ def test_several_batches_use_the_statistics_of_all_data_and_say_what_differs():
     model, (X, y) = mlp(), data(5)
     batches = [(X[:7], y[:7]), (X[7:20], y[7:20]), (X[20:], y[20:])]
     problem = problem_of(model, batches)
-    norm = batch_normalized(problem).model[1][0]
+    norm = CHANGES["batch norm"](problem).model[1][0]
     pre = model[0](X)
     torch.testing.assert_close(norm.bias, pre.mean(0))
     torch.testing.assert_close(norm.weight, (pre.var(0, correction=0) + norm.eps).sqrt())
@@ -192,7 +190,7 @@ def test_standardized_inputs_are_theorys_change_of_variables(bias):
     X, y = data(4, seed=3)
     model = nn.Linear(4, 3, bias=bias).double()
     problem = problem_of(model, (X, y))
-    network = standardized_inputs(problem)
+    network = CHANGES["standardize inputs"](problem)
     changed = network.problem(problem)
     torch.testing.assert_close(network.model(X), model(X))
     assert changed.loss() == pytest.approx(problem.loss(), rel=1e-12)
@@ -216,11 +214,13 @@ def test_standardized_inputs_of_convolutions_and_recurrent_networks():
         model = nn.Sequential(
             nn.Conv2d(2, 4, 3, padding=padding), nn.Tanh(), nn.Flatten(), nn.Linear(width, 3)
         ).double()
-        network = standardized_inputs(problem_of(model, (X, y)))
+        network = CHANGES["standardize inputs"](problem_of(model, (X, y)))
         assert torch.allclose(network.model(X), model(X), rtol=1e-10) is same
         assert any("border" in note for note in network.notes) is not same
     X, y = data(4, 3)
-    network = standardized_inputs(wc.Problem(Recurrent().double(), nn.MSELoss(), (X, torch.zeros(40, 2).double())))
+    network = CHANGES["standardize inputs"](
+        wc.Problem(Recurrent().double(), nn.MSELoss(), (X, torch.zeros(40, 2).double()))
+    )
     assert "recurrent" in network.notes[0]
 
 
@@ -235,7 +235,7 @@ def test_data_that_are_rescaled_on_the_way_are_standardized_where_they_arrive():
 
     torch.manual_seed(0)
     model, (X, y) = Rescaled().double(), data(5)
-    network = standardized_inputs(problem_of(model, (X, y)))
+    network = CHANGES["standardize inputs"](problem_of(model, (X, y)))
     torch.testing.assert_close(network.model(X), model(X))
     torch.testing.assert_close(network.model.out[0].mean, X.mean(0) / 255)
 
@@ -296,7 +296,7 @@ def test_the_warm_up_is_training_at_the_best_of_its_rates(name):
     problem = problem_of(model, batches)
     network = Network.copy_of(model)
     optimizer = OPTIMIZERS[name](model.parameters())
-    found = WarmUp(network.problem(problem), optimizer, network.twins).best(7)
+    found = Training(network, problem, optimizer).best(7)
 
     def trained(factor):
         twin = copy.deepcopy(model)
@@ -323,30 +323,23 @@ def test_without_a_warm_up_p_is_that_of_the_gradient():
     model, batch = mlp(), data(5)
     problem = problem_of(model, batch)
     network = Network.copy_of(model)
-    found = WarmUp(
-        network.problem(problem), torch.optim.Adam(model.parameters(), weight_decay=0.1), network.twins
-    ).best(0)
+    found = Training(network, problem, torch.optim.Adam(model.parameters(), weight_decay=0.1)).start()
     gradient = torch.cat([s.pow(-2).flatten() - 1e-8 for s in found.P().scales])
     torch.testing.assert_close(gradient, problem.gradient().abs(), rtol=1e-6, atol=1e-10)
     assert found.loss == problem.loss()
 
 
-def test_a_warm_up_in_z_is_gradient_descent_by_p_squared():
-    model, (X, y) = mlp(), data(5)
-    problem = problem_of(model, (X, y))
-    network = Network.copy_of(model)
-    generator = torch.Generator().manual_seed(0)
-    scales = [torch.rand(p.shape, generator=generator, dtype=torch.float64) + 0.5 for p in network.model.parameters()]
-    P = Diagonal(list(network.model.parameters()), scales)
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
-    found = WarmUp(network.problem(problem), optimizer, network.twins, P).best(5)
-    twin = copy.deepcopy(model)
-    for _ in range(5):
-        gradients = torch.autograd.grad(nn.functional.cross_entropy(twin(X), y), list(twin.parameters()))
-        with torch.no_grad():
-            for p, g, s in zip(twin.parameters(), gradients, scales, strict=True):
-                p -= 0.01 * found.factor * s**2 * g
-    assert found.loss == pytest.approx(problem_of(twin, (X, y)).loss(), rel=1e-10)
+def test_training_trains_copies_and_the_function_that_is_measured_keeps_its_buffers():
+    model, (X, y) = mlp(nn.BatchNorm1d(8)), data(5)
+    for mode in ("train", "eval"):
+        problem = problem_of(model, [(X[:20], y[:20]), (X[20:], y[20:])], mode=mode)
+        for network in (Network.copy_of(model), CHANGES["BNP"](problem)):
+            training = Training(network, problem, torch.optim.SGD(model.parameters(), lr=0.1))
+            found = training.run(1.0, 3)
+            torch.testing.assert_close(network.model.state_dict(), model.state_dict(), rtol=0, atol=0)
+            for b, c in zip(found.problem.model.buffers(), model.buffers(), strict=True):
+                assert torch.equal(b, c)
+            assert found.loss == found.problem.loss() != problem.loss()
 
 
 def test_groups_frozen_parameters_and_new_ones():
@@ -410,7 +403,7 @@ def test_inference_takes_the_normalization_of_a_transformer_layer_too():
     torch.manual_seed(0)
     model, batch = Transformer("relu").double().eval(), data(4, 5)
     problem = problem_of(model, batch, mode="eval")
-    network = layer_normalized(problem)
+    network = CHANGES["layer norm"](problem)
     with torch.no_grad():  # where torch's fused kernel would skip the activation
         assert network.problem(problem).loss() == pytest.approx(
             float(nn.functional.cross_entropy(network.model.eval()(batch[0]), batch[1]))

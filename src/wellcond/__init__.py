@@ -1,8 +1,10 @@
 """wellcond: how well conditioned a PyTorch training run is, what makes it so, and what mends it."""
 
+from wellcond import monitor as monitor
 from wellcond import optim as optim
 from wellcond import penalties as penalties
 from wellcond import preconditioners as preconditioners
+from wellcond import report as report
 from wellcond.conditioning import Conditioning as Conditioning
 from wellcond.conditioning import Effort as Effort
 from wellcond.conditioning import conditioning as conditioning
@@ -13,8 +15,10 @@ from wellcond.curvature import jacobi as jacobi
 from wellcond.curvature import row_scaling as row_scaling
 from wellcond.examination import Examination as Examination
 from wellcond.examination import Finding as Finding
+from wellcond.examination import SavedExamination as SavedExamination
 from wellcond.examination import Severity as Severity
 from wellcond.examination import examine as examine
+from wellcond.examination import read_examination as read_examination
 from wellcond.forecast import Candidate as Candidate
 from wellcond.forecast import Curve as Curve
 from wellcond.forecast import Forecast as Forecast
@@ -42,9 +46,7 @@ from wellcond.preconditioners import preconditioner_of as preconditioner_of
 from wellcond.problem import Problem as Problem
 from wellcond.problem import TrainingRun as TrainingRun
 from wellcond.report import Comparison as Comparison
-from wellcond.report import SavedExamination as SavedExamination
 from wellcond.report import compare as compare
-from wellcond.report import read_examination as read_examination
 from wellcond.stability import CriticalSharpness as CriticalSharpness
 from wellcond.stability import EdgeRatio as EdgeRatio
 from wellcond.stability import SuggestedLearningRate as SuggestedLearningRate
@@ -60,5 +62,9 @@ from wellcond.steps import regularize as regularize
 from wellcond.steps import reparameterize as reparameterize
 from wellcond.what_if import WhatIf as WhatIf
 from wellcond.what_if import what_if as what_if
+
+# Results know no page and no plot: what draws them is registered here, so that imports only go down.
+Examination.renderer = report
+History.renderer = monitor
 
 __version__ = "0.1.0"

@@ -8,9 +8,8 @@ import json
 import sys
 import traceback
 from collections.abc import Iterator
-from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import torch
 import typer
@@ -28,18 +27,13 @@ from rich.progress import (
 from rich.text import Text
 
 from wellcond import __version__
-from wellcond.cli.delivery import Terminal, check_writable, deliver, make_directory, say, write_text
-from wellcond.cli.target import (
-    TargetError,
-    load_checkpoint,
-    load_target,
-    move_run,
-    user_traceback,
-)
-from wellcond.examination import Examination, Severity, examine
+from wellcond.cli.delivery import Terminal, check_writable, deliver, say, write_text, writing
+from wellcond.cli.target import TargetError, load_checkpoint, load_target, move_run, user_traceback
+from wellcond.examination import Examination, Severity, examine, read_examination
+from wellcond.monitor import page as history_page
 from wellcond.monitor import watch
 from wellcond.problem import first_line, raised_by_us
-from wellcond.report import compare, read_examination
+from wellcond.report import compare
 
 FOUND, MISTAKE, INTERRUPTED = 1, 2, 130
 """Exit codes beside 0: a finding at or above --fail-on; the user's mistake; Ctrl-C."""
@@ -47,32 +41,10 @@ FOUND, MISTAKE, INTERRUPTED = 1, 2, 130
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None)
 
 
-class Curvature(StrEnum):
-    """Which curvature to look at."""
+Severe = Literal["notice", "severe"]
+"""Severities that can fail a run."""
 
-    HESSIAN = "hessian"
-    GAUSS_NEWTON = "gauss-newton"
-
-
-class Precision(StrEnum):
-    """A floating-point type to measure in."""
-
-    FLOAT32 = "float32"
-    FLOAT64 = "float64"
-
-
-class Mode(StrEnum):
-    """Which of the network's two functions to measure."""
-
-    TRAIN = "train"
-    EVAL = "eval"
-
-
-class FailOn(StrEnum):
-    """Severities that can fail a run."""
-
-    NOTICE = "notice"
-    SEVERE = "severe"
+WholeTraceback = Annotated[bool, typer.Option("--traceback", help="On a mistake, show the whole traceback.")]
 
 
 @app.callback(invoke_without_command=True)
@@ -100,8 +72,8 @@ def examine_command(
     ] = None,
     checkpoint: Annotated[Path | None, typer.Option(metavar="FILE", help="Load this state dict first.")] = None,
     curvature: Annotated[
-        Curvature, typer.Option(help="The Hessian and Gauss-Newton, or Gauss-Newton alone.")
-    ] = Curvature.HESSIAN,
+        Literal["hessian", "gauss-newton"], typer.Option(help="The Hessian and Gauss-Newton, or Gauss-Newton alone.")
+    ] = "hessian",
     batches: Annotated[
         int | None,
         typer.Option(
@@ -119,17 +91,17 @@ def examine_command(
     ] = 0,
     device: Annotated[str | None, typer.Option(metavar="D", help="Move the model there first.")] = None,
     dtype: Annotated[
-        Precision | None,
+        Literal["float32", "float64"] | None,
         typer.Option(help="Measure in this type; by default float64 up to 2,000 parameters, else the model's own."),
     ] = None,
-    mode: Annotated[Mode, typer.Option(help="Dropout and batch norm as in training, or not.")] = Mode.TRAIN,
+    mode: Annotated[
+        Literal["train", "eval"], typer.Option(help="Dropout and batch norm as in training, or not.")
+    ] = "train",
     quick: Annotated[
         bool, typer.Option("--quick", help="Under 300 gradients instead of 3,000: wider intervals.")
     ] = False,
-    fail_on: Annotated[FailOn | None, typer.Option(help="Exit with 1 if a finding is at least this severe.")] = None,
-    show_traceback: Annotated[
-        bool, typer.Option("--traceback", help="On a mistake, show the whole traceback.")
-    ] = False,
+    fail_on: Annotated[Severe | None, typer.Option(help="Exit with 1 if a finding is at least this severe.")] = None,
+    show_traceback: WholeTraceback = False,
 ) -> None:
     """Examine a training run: print a summary, write a page.
 
@@ -148,10 +120,10 @@ def examine_command(
                 checkpoint,
                 device,
                 errors,
-                curvature=curvature.value,
-                mode=mode.value,
+                curvature=curvature,
+                mode=mode,
                 batches=batches,
-                dtype=getattr(torch, dtype.value) if dtype else None,
+                dtype=getattr(torch, dtype) if dtype else None,
                 quick=quick,
                 seed=seed,
                 partial=True,
@@ -160,7 +132,7 @@ def examine_command(
     if examination.interrupted:
         say(errors, "interrupted: the report is partial; the run is as it was")
         raise typer.Exit(INTERRUPTED)
-    if fail_on is not None and examination.severity >= Severity[fail_on.name]:
+    if fail_on is not None and examination.severity >= Severity.of(fail_on):
         raise typer.Exit(FOUND)
 
 
@@ -169,9 +141,7 @@ def watch_command(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="What wc.Monitor(path=FILE) writes.")],
     once: Annotated[bool, typer.Option("--once", help="Show what there is and exit.")] = False,
     output: Annotated[Path | None, typer.Option(help="Also write the page of what there is, and exit.")] = None,
-    show_traceback: Annotated[
-        bool, typer.Option("--traceback", help="On a mistake, show the whole traceback.")
-    ] = False,
+    show_traceback: WholeTraceback = False,
 ) -> None:
     """Show the history of a monitored run in the terminal, until the run is finished (or Ctrl-C).
 
@@ -187,9 +157,7 @@ def watch_command(
         except OSError as error:
             raise TargetError(f"can't read {file}: {error.strerror}") from error
         if output is not None:
-            from wellcond.monitor import page as page_of  # plotly takes half a second to import
-
-            write_text(output, page_of(history))
+            write_text(output, history_page(history))
             say(Console(), f"Page: {output}", prefix="")
 
 
@@ -202,12 +170,10 @@ def compare_command(
     after: Annotated[Path, typer.Argument(metavar="B.json", help="The same, later.")],
     as_json: Annotated[bool, typer.Option("--json", help="Print the comparison as JSON.")] = False,
     fail_on: Annotated[
-        FailOn | None,
+        Severe | None,
         typer.Option(help="Exit with 1 if a finding that is new, or more severe than before, is at least this severe."),
     ] = None,
-    show_traceback: Annotated[
-        bool, typer.Option("--traceback", help="On a mistake, show the whole traceback.")
-    ] = False,
+    show_traceback: WholeTraceback = False,
 ) -> None:
     """Say what changed between two examinations: findings, figures beyond their errors, the runs.
 
@@ -221,7 +187,7 @@ def compare_command(
             console = Console()
             for style, text in found.lines():
                 console.print(Text(text, style=_STYLES[style]), soft_wrap=True)
-    if fail_on is not None and found.severity >= Severity[fail_on.name]:
+    if fail_on is not None and found.severity >= Severity.of(fail_on):
         raise typer.Exit(FOUND)
 
 
@@ -239,9 +205,7 @@ def evidence_command(
         int | None, typer.Option(min=1, metavar="N", help="Processes, one thread each; the cores by default.")
     ] = None,
     show: Annotated[bool, typer.Option("--list", help="Print each claim and the rule that decides, and exit.")] = False,
-    show_traceback: Annotated[
-        bool, typer.Option("--traceback", help="On a mistake, show the whole traceback.")
-    ] = False,
+    show_traceback: WholeTraceback = False,
 ) -> None:
     """Hold the claims of the theory against real training: figures, spreads over seeds, verdicts.
 
@@ -264,7 +228,8 @@ def evidence_command(
             if importlib.util.find_spec(needed) is None:
                 raise TargetError("the evidence needs scikit-learn and matplotlib: pip install 'wellcond[evidence]'")
         if output is not None:  # the JSON may go there too
-            make_directory(output)
+            with writing(f"into {output}"):
+                output.mkdir(parents=True, exist_ok=True)
         check_writable(json_file)
         with _progress(Console(stderr=True), "runs") as progress:
             task = progress.add_task("starting", total=None)

@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from rich.console import Console
 
 from wellcond.cli.target import TargetError
 from wellcond.examination import Examination
-from wellcond.report import page, print_summary
+from wellcond.report import print_summary
 
 
 def check_writable(*paths: Path | None) -> None:
@@ -31,20 +32,19 @@ def check_writable(*paths: Path | None) -> None:
             raise TargetError(f"can't write {path}: the directory {path.absolute().parent} does not exist")
 
 
-def make_directory(path: Path) -> None:
-    """With those above it; TargetError where that can't be done."""
+@contextlib.contextmanager
+def writing(what: Path | str) -> Iterator[None]:
+    """Around what writes; TargetError where that can't be done."""
     try:
-        path.mkdir(parents=True, exist_ok=True)
+        yield
     except OSError as error:
-        raise TargetError(f"can't write into {path}: {error.strerror}") from error
+        raise TargetError(f"can't write {what}: {error.strerror}") from error
 
 
 def write_text(path: Path, text: str) -> None:
     """A file; TargetError where that can't be done."""
-    try:
+    with writing(path):
         path.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise TargetError(f"can't write {path}: {error.strerror}") from error
 
 
 def deliver(examination: Examination, console: Console, output: Path, json_file: Path | None) -> None:
@@ -56,27 +56,25 @@ def deliver(examination: Examination, console: Console, output: Path, json_file:
 
     def as_json() -> None:
         text = json.dumps(examination.to_json(), indent=2, ensure_ascii=False, allow_nan=False)
-        if str(json_file) == "-":
+        if piped:
             print(text, flush=True)
         elif json_file is not None:
             json_file.write_text(text + "\n", encoding="utf-8")
 
-    def as_page() -> None:
-        output.write_text(page(examination), encoding="utf-8")
-
     failed: dict[str, str] = {}
-    summary, named = "the summary", "the JSON" if str(json_file) == "-" else str(json_file)
-    parts = {
+    summary, piped = "the summary", str(json_file) == "-"
+    parts: dict[str, Callable[[], object]] = {
         summary: lambda: print_summary(examination, console),
-        named: as_json,
-        str(output): as_page,
+        "the JSON" if piped else str(json_file): as_json,
+        str(output): lambda: examination.save(output),
     }
     for what, write in parts.items():
         try:
-            write()
-        except OSError as error:
-            failed[what] = f"can't write {what}: {error.strerror}"
-            if what == summary or str(json_file) == "-":
+            with writing(what):
+                write()
+        except TargetError as error:
+            failed[what] = str(error)
+            if what == summary or piped:
                 _abandon(sys.stdout)
     if summary not in failed and str(output) not in failed:
         say(console, f"Page: {output}", prefix="")

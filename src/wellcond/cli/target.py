@@ -142,7 +142,7 @@ def _import(where: str) -> ModuleType:
         if spec is None or spec.loader is None:
             raise TargetError(f"{where} is not a Python file")
         module = importlib.util.module_from_spec(spec)
-        # By its name, so that what it defines can be pickled; but never in the place of a module that others use.
+        # By its name, so that what it defines can be pickled; but never instead of a module that others use.
         sys.modules.setdefault(path.stem, module)
         spec.loader.exec_module(module)
         return module
@@ -158,9 +158,7 @@ def _import(where: str) -> ModuleType:
 def _call(what: str, function: Callable[[], Any]) -> Any:
     try:
         return function()
-    except TargetError:
-        raise
-    except KeyboardInterrupt:
+    except (TargetError, KeyboardInterrupt):
         raise
     except BaseException as error:
         raise TargetError(f"{what} raised {first_line(error)}", user_traceback(error)) from error

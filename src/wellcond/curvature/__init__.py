@@ -5,6 +5,6 @@ from wellcond.curvature.gauss_newton import GaussNewton as GaussNewton
 from wellcond.curvature.hessian import Hessian as Hessian
 from wellcond.curvature.of_output import OutputUnknownError as OutputUnknownError
 from wellcond.curvature.operator import CurvatureOperator as CurvatureOperator
-from wellcond.curvature.preconditioned import Preconditioned as Preconditioned
+from wellcond.curvature.operator import Preconditioned as Preconditioned
 from wellcond.curvature.scaling import jacobi as jacobi
 from wellcond.curvature.scaling import row_scaling as row_scaling

@@ -10,7 +10,6 @@ from torch import Tensor
 
 from wellcond.curvature.jacobian import Jacobian, pulled
 from wellcond.curvature.of_output import OutputCurvature
-from wellcond.curvature.places import Place
 
 
 class _Graph(NamedTuple):
@@ -19,7 +18,10 @@ class _Graph(NamedTuple):
     jacobian: Jacobian
     loss_input: Tensor  # the output, cut off from the network
     loss_gradient: Tensor  # ∇loss, as a function of loss_input
-    alone: bool  # nothing of the user's runs in a product
+
+    @property
+    def outputs(self) -> Sequence[Tensor]:
+        return *self.jacobian.outputs, self.loss_gradient
 
 
 class GaussNewton(OutputCurvature):
@@ -35,16 +37,15 @@ class GaussNewton(OutputCurvature):
             not one tensor.
     """
 
-    def _graph(self, index: int) -> _Graph:
+    def batch_graph(self, index: int) -> _Graph:
         output = self._output(index)
-        jacobian = Jacobian(output, self._leaves(), self._layers, self._layers.derivatives_alone(output))
+        jacobian = Jacobian(output, self._leaves())
         loss_input = output.detach().requires_grad_()
-        with self._layers:
-            loss = self.problem.batch_loss(index, loss_input)
+        loss = self.problem.batch_loss(index, loss_input)
         (loss_gradient,) = torch.autograd.grad(loss, loss_input, create_graph=True)
-        return _Graph(jacobian, loss_input, loss_gradient, jacobian.alone and self._layers.derivatives_alone(loss))
+        return _Graph(jacobian, loss_input, loss_gradient)
 
-    def _batch_product(self, places: Sequence[Place], graph: _Graph, pieces: Sequence[Tensor], keep: bool) -> None:
+    def batch_product(self, graph: _Graph, pieces: Sequence[Tensor], keep: bool) -> Sequence[Tensor]:
         pushed = graph.jacobian.push(pieces)
         (curved,) = pulled([graph.loss_gradient], [graph.loss_input], [pushed], keep)
-        graph.jacobian.pull_into(places, curved, keep)
+        return graph.jacobian.pull(curved, keep)

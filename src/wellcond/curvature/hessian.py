@@ -5,22 +5,20 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
-from wellcond.curvature.bilinear import BilinearLayers
 from wellcond.curvature.gauss_newton import GaussNewton
-from wellcond.curvature.jacobian import pull_into
+from wellcond.curvature.jacobian import pulled
 from wellcond.curvature.operator import CurvatureOperator
-from wellcond.curvature.places import Place
+from wellcond.problem import check_depends
 
 
 class _Graph(NamedTuple):
     """One batch's gradient, to be differentiated again."""
 
     leaves: list[Tensor]
-    gradient: Sequence[Tensor]  # of the loss, by the leaves
-    layers: BilinearLayers  # that the loss was evaluated inside of
-    alone: bool  # nothing of the user's runs in a product
+    outputs: Sequence[Tensor]  # the gradient of the loss, by the leaves
 
 
 class Hessian(CurvatureOperator):
@@ -41,14 +39,13 @@ class Hessian(CurvatureOperator):
             stand_in = stand_in.block(*self.parameters)
         return stand_in if stand_in.positive_semidefinite else None
 
-    def _graph(self, index: int) -> _Graph:
-        with self._layers:
-            loss = self.problem.batch_loss(index)
-        self.problem.check_depends(loss)
-        leaves, layers = self._leaves(), self._layers
-        gradient = layers.differentiable_gradient(loss, leaves)
-        return _Graph(leaves, gradient, layers, layers.derivatives_alone(loss))
+    def batch_graph(self, index: int) -> _Graph:
+        loss = self.problem.batch_loss(index)
+        check_depends(loss)
+        leaves = self._leaves()
+        gradient = torch.autograd.grad(loss, leaves, create_graph=True, allow_unused=True, materialize_grads=True)
+        return _Graph(leaves, gradient)
 
-    def _batch_product(self, places: Sequence[Place], graph: _Graph, pieces: Sequence[Tensor], keep: bool) -> None:
+    def batch_product(self, graph: _Graph, pieces: Sequence[Tensor], keep: bool) -> Sequence[Tensor]:
         # A parameter in which the loss is linear has a gradient without a graph: its row of H is zero.
-        pull_into(places, graph.gradient, graph.leaves, pieces, keep, graph.layers if graph.alone else None)
+        return pulled(graph.outputs, graph.leaves, pieces, keep)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from wellcond.curvature.operator import CurvatureOperator
-from wellcond.problem import Problem
+from wellcond.problem import Problem, check_depends
 
 
 class OutputUnknownError(ValueError):
@@ -31,9 +31,8 @@ class OutputCurvature(CurvatureOperator):
             raise OutputUnknownError("they need loss_fn(output, target); loss=callable(model, batch) hides the output")
 
     def _output(self, index: int) -> Tensor:
-        with self._layers:
-            output = self.problem.batch_output(index)
+        output = self.problem.batch_output(index)
         if not isinstance(output, Tensor):
             raise OutputUnknownError(f"they need an output that is one tensor, not a {type(output).__name__}")
-        self.problem.check_depends(output)
+        check_depends(output)
         return output

@@ -1,22 +1,17 @@
-"""What the curvature operators of a problem have in common."""
+"""What the curvature operators of a problem have in common, and such an operator seen through a change of variables."""
 
 from __future__ import annotations
 
 import contextlib
 import copy
-import warnings
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 
-from wellcond.curvature.bilinear import BilinearLayers
-from wellcond.curvature.compiled import compiled_product, kept_product
-from wellcond.curvature.places import Place
-from wellcond.curvature.preconditioned import Preconditioned
+from wellcond.curvature.engine import kept_matrix, multiply, multiply_columns
 from wellcond.linalg import SymmetricOperator
 from wellcond.parameters import flatten, unflatten
 from wellcond.preconditioners import Preconditioner
@@ -30,8 +25,7 @@ product; streaming takes about 2.5 for each."""
 class CurvatureOperator(SymmetricOperator):
     """A curvature matrix of a problem's loss: the weighted mean of its batches' matrices.
 
-    A subclass gives a batch's graph and the product that a graph gives; this class sums over batches and keeps
-    graphs where the problem allows.
+    A subclass gives a batch's graph and the product that a graph gives; the engine makes products of them.
 
     Attributes:
         problem: whose loss.
@@ -48,7 +42,6 @@ class CurvatureOperator(SymmetricOperator):
         super().__init__(problem.size, problem.dtype, problem.device)
         self.problem = problem
         self.positions = tuple(range(len(problem.parameters)))
-        self._layers = BilinearLayers()
         self.on_batch: Callable[[float], None] | None = None
 
     @property
@@ -72,8 +65,6 @@ class CurvatureOperator(SymmetricOperator):
         block.positions = self.problem.positions_of(which, self.positions)
         block.size, block.products = sum(p.numel() for p in block.parameters), 0
         block.on_product = block.on_batch = None
-        # Of a part of the parameters Python can't tell which derivatives it has no use for.
-        block._layers = BilinearLayers(own=block.size == self.problem.size)
         return block
 
     def gradient(self) -> Tensor:
@@ -116,7 +107,7 @@ class CurvatureOperator(SymmetricOperator):
             self.products += undamped.products
             return matrix
 
-        return self._with_damping(self.problem.kept_matrix(self.key, formed))
+        return self._with_damping(kept_matrix(self, formed))
 
     @property
     def key(self) -> tuple[Any, ...]:
@@ -128,100 +119,83 @@ class CurvatureOperator(SymmetricOperator):
         return [self.problem.leaves[i] for i in self.positions]
 
     @abstractmethod
-    def _graph(self, index: int) -> Any:
-        """What products with the matrix of one batch are made from. Its attribute `alone` says whether nothing of the
-        user's runs in a product."""
+    def batch_graph(self, index: int) -> Any:
+        """What products with the matrix of one batch are made from; its `outputs` are all that they differentiate."""
 
     @abstractmethod
-    def _batch_product(self, places: Sequence[Place], graph: Any, pieces: Sequence[Tensor], keep: bool) -> None:
-        """The product of one batch's matrix with a vector, or with several at once where the pieces have one more
-        dimension in front.
+    def batch_product(self, graph: Any, pieces: Sequence[Tensor], keep: bool) -> Sequence[Tensor]:
+        """The product of one batch's matrix with a vector, by parameter, or with several at once where the pieces have
+        one more dimension in front.
 
         Args:
-            places: one for each parameter, of the pieces' shapes.
             graph: the batch's.
             pieces: of the vector, by parameter.
             keep: the graph for further products.
         """
 
-    def _columns(self, V: Tensor) -> Tensor:
-        """Several columns in one backward pass where the network is so small that most of a product is overhead."""
-        if V.shape[1] < 3 or self.problem.compile or self.key in self.problem.one_by_one:
-            return super()._columns(V)
-        first = self.matvec(V[:, 0].contiguous())
-        together = self._together(V)
-        if together is not None and _agree(together[:, 0], first):
-            return together
-        self.problem.one_by_one.add(self.key)
-        return torch.cat([first[:, None], super()._columns(V[:, 1:])], dim=1)
+    def _multiply(self, v: Tensor) -> Tensor:
+        return multiply(self, v)
 
-    def _together(self, V: Tensor) -> Tensor | None:
-        """The product with each column of V, (n, k) → (n, k), or None where torch can't do that for this network. The
-        first column's is here for comparison, and not counted."""
-        parts = []
-        with self.problem.evaluating(), warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "There is a performance drop")  # an operation that goes one by one
-            at_once = self.problem.columns_at_once()
-            if at_once < 2:
-                return None
-            for chunk in V.split(at_once, dim=1):
-                total = torch.zeros_like(chunk)
-                rows = chunk.T.contiguous()
-                for index, weight in enumerate(self.problem.weights):
-                    kept = self.problem.kept(self.key, index, partial(self._graph, index))
-                    try:
-                        product = self._product_by(kept or self._graph(index), rows, keep=kept is not None)
-                    except RuntimeError:
-                        return None
-                    total.add_(product.T, alpha=weight)
-                parts.append(torch.add(total, chunk, alpha=self.damping))
-                for _ in range(chunk.shape[1] - (len(parts) == 1)):
-                    self.products += 1
-                    if self.on_product is not None:
-                        self.on_product()
-        return torch.cat(parts, dim=1)
+    def _columns(self, V: Tensor) -> Tensor:
+        if V.shape[1] < 3:
+            return super()._columns(V)
+        first = self._multiply(V[:, 0].contiguous())
+        self._count(1)
+        products = multiply_columns(self, V, first, self._count)
+        if products is not None:
+            return torch.add(products, V, alpha=self.damping)
+        damped = torch.add(first, V[:, 0], alpha=self.damping)
+        return torch.cat([damped[:, None], super()._columns(V[:, 1:])], dim=1)
+
+    def _count(self, products: int) -> None:
+        for _ in range(products):
+            self.products += 1
+            if self.on_product is not None:
+                self.on_product()
+
+
+class Preconditioned(SymmetricOperator):
+    """PᵀCP for a curvature operator C of a problem: what decides the speed of a preconditioned method.
+
+    Args:
+        curvature: C.
+        P: over the problem's parameters, in any order.
+    """
+
+    def __init__(self, curvature: CurvatureOperator, P: Preconditioner):
+        super().__init__(curvature.size, curvature.dtype, curvature.device)
+        self.curvature = curvature
+        self.P = P.over(curvature.parameters, curvature.names, curvature.dtype)
+        self.positive_semidefinite = curvature.positive_semidefinite
+        self.rounding = self.P.rounding
+
+    def gradient(self) -> Tensor:
+        """Pᵀ∇L, the gradient in z."""
+        return self._through(self.P.adjoint, self.curvature.gradient())
+
+    def semidefinite(self) -> SymmetricOperator | None:
+        """PᵀGP where C has a positive semidefinite stand-in G."""
+        stand_in = self.curvature.semidefinite()
+        if stand_in is None:
+            return None
+        twin = self if stand_in is self.curvature else stand_in.preconditioned(self.P).damped(self.damping)
+        return twin if twin.positive_semidefinite else None
+
+    def keeping(self, products: int) -> contextlib.AbstractContextManager[object]:
+        return self.curvature.keeping(products)
 
     def _multiply(self, v: Tensor) -> Tensor:
-        problem, total = self.problem, None
-        with contextlib.ExitStack() as stack:
-            for index, weight in enumerate(problem.weights):
-                part = kept_product(self, index, v)
-                part = self._kept_product(index, v) if part is None else part
-                if part is None:
-                    stack.enter_context(problem.evaluating())
-                    part = compiled_product(self, index, v) if problem.compile else None
-                if part is None:
-                    part = self._eager_product(index, v)
-                if total is not None:
-                    total.add_(part, alpha=weight)
-                else:
-                    total = part if weight == 1 else part.mul_(weight)
-                if self.on_batch is not None and index + 1 < len(problem.weights):
-                    self.on_batch((index + 1) / len(problem.weights))
-        assert total is not None
-        return total
+        return self._through(self.P.adjoint, self.curvature.matvec(self._through(self.P.apply, v)))
 
-    def _kept_product(self, index: int, v: Tensor) -> Tensor | None:
-        """By a graph that is kept already and runs nothing but derivatives, for which the model need not be isolated;
-        None where there is none."""
-        kept = self.problem.already_kept(self.key, index)
-        if kept is None or not kept.alone:
-            return None
-        with self.problem.differentiating():
-            return self._product_by(kept, v, keep=True)
+    def dense(self) -> Tensor:
+        """PᵀCP, (n, n), from the dense C: P is applied to its rows and columns, without products beyond C's n."""
+        spent = self.curvature.products
+        half = self._adjoint_of(self.curvature.dense())
+        self.products += self.curvature.products - spent
+        return self._with_damping(self._adjoint_of(half.T).T)
 
-    def _eager_product(self, index: int, v: Tensor) -> Tensor:
-        kept = self.problem.kept(self.key, index, partial(self._graph, index))
-        return self._product_by(kept or self._graph(index), v, keep=kept is not None)
+    def _adjoint_of(self, matrix: Tensor) -> Tensor:
+        return torch.stack([self._through(self.P.adjoint, column) for column in matrix.T], dim=1)
 
-    def _product_by(self, graph: Any, v: Tensor, keep: bool) -> Tensor:
-        """With a vector, (n,), or with each row of (k, n)."""
-        product = torch.empty_like(v)
-        places = [Place(x) for x in unflatten(product, self.parameters)]
-        self._batch_product(places, graph, unflatten(v, self.parameters), keep)
-        return product
-
-
-def _agree(a: Tensor, b: Tensor) -> bool:
-    """Whether two ways to the same product came to the same, up to rounding."""
-    return float((a - b).norm()) <= 1e3 * torch.finfo(a.dtype).eps * max(float(a.norm()), float(b.norm()))
+    def _through(self, change: Callable[[list[Tensor]], list[Tensor]], v: Tensor) -> Tensor:
+        return flatten(change(unflatten(v, self.curvature.parameters)))

@@ -2,49 +2,64 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import Tensor
 
 from wellcond.display.axes import axes
 
-if TYPE_CHECKING:
-    from wellcond.linalg import SpectralDensity
-
 POSITIVE, NEGATIVE = "#1f5fa8", "#c2571a"
 
 
-def plot(d: SpectralDensity, ax: Any = None) -> Any:
-    """Draw `d` with a band of two standard errors; see `SpectralDensity.plot`."""
+def plot(
+    edges: Tensor,
+    density: Tensor,
+    standard_error: Tensor,
+    ax: Any = None,
+    *,
+    scale: str,
+    of: str,
+    size: int,
+    resolution: float,
+    below: float,
+) -> Any:
+    """Draw a density with a band of two standard errors.
+
+    Args:
+        edges: (e,), rising; in log scale the cell around 0 has no density.
+        density: (m,), fraction of the eigenvalues in each cell, per unit or per decade.
+        standard_error: (m,), of it.
+        ax: matplotlib axes; None for new ones.
+        scale: "linear" or "log".
+        of: what the eigenvalues are of.
+        size: eigenvalues in all.
+        resolution: in log scale the size below which eigenvalues are not told apart.
+        below: fraction of the eigenvalues below it.
+    """
     ax = axes(ax, size=(6.4, 4.8))
-    if d.scale == "linear":
-        _steps(ax, d.edges, d.density, d.standard_error, POSITIVE)
-        ax.set_xlabel(f"eigenvalue of {d.of}")
+    if scale == "linear":
+        _steps(ax, edges, density, standard_error, POSITIVE)
+        ax.set_xlabel(f"eigenvalue of {of}")
         ax.set_ylabel("fraction per unit of eigenvalue")
         # Less than a third of an eigenvalue in the widest cell is no eigenvalue.
-        floor = 0.3 / d.size / float(d.edges.diff().max())
+        floor = 0.3 / size / float(edges.diff().max())
     else:
-        negative = int((d.grid < 0).sum())
+        negative = int((edges < 0).sum()) - 1
+        above = edges[negative + 1 :], density[negative:], standard_error[negative:]
         # Seen from 0 outwards the negative side runs backwards.
-        below = (
-            d.edges[: negative + 1].abs().flip(0),
-            d.density[:negative].flip(0),
-            d.standard_error[:negative].flip(0),
-        )
-        above = (d.edges[negative + 1 :], d.density[negative:], d.standard_error[negative:])
-        for (edges, density, error), color, sign in ((above, POSITIVE, "> 0"), (below, NEGATIVE, "< 0")):
-            if len(density):
-                _steps(ax, edges, d.size * density, d.size * error, color, f"eigenvalue {sign}")
+        under = [x.flip(0) for x in (edges[: negative + 1].abs(), density[:negative], standard_error[:negative])]
+        for (outwards, height, error), color, sign in ((above, POSITIVE, "> 0"), (under, NEGATIVE, "< 0")):
+            if len(height):
+                _steps(ax, outwards, size * height, size * error, color, f"eigenvalue {sign}")
                 ax.legend(frameon=False)
         ax.set_xscale("log")
-        ax.axvspan(d.resolution / 10, d.resolution, color="0.92", zorder=0)
-        ax.set_xlim(left=d.resolution / 2)
-        ax.set_xlabel(f"|eigenvalue| of {d.of}")
+        ax.axvspan(resolution / 10, resolution, color="0.92", zorder=0)
+        ax.set_xlim(left=resolution / 2)
+        ax.set_xlabel(f"|eigenvalue| of {of}")
         ax.set_ylabel("eigenvalues per decade")
-        below_resolution = f"{d.rest.value:.1%} of {d.size:,} eigenvalues below the resolution, {d.resolution:.1e}"
-        ax.set_title(below_resolution, fontsize="medium")
+        ax.set_title(f"{below:.1%} of {size:,} eigenvalues below the resolution, {resolution:.1e}", fontsize="medium")
         floor = 1.0
-    drawn = d.density[d.density > 0]
+    drawn = density[density > 0]
     if len(drawn) > 1 and float(drawn.max()) > 100 * float(drawn.min()):
         ax.set_yscale("log")
         ax.set_ylim(bottom=floor)

@@ -1,4 +1,4 @@
-"""Networks on the way of the adaptive optimizers."""
+"""Training by the adaptive optimizers, stopped on its way, of networks small enough for a dense Hessian."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def stops(
         optimizer: of ADAPTIVE.
         seed: of the weights and the batches.
         steps: where to stop, rising.
-        batch: examples a step; the whole training set for None.
+        batch: examples per step; the whole training set for None.
     """
     model, done = work.model(seed), 0
     made = ADAPTIVE[optimizer](model.parameters())

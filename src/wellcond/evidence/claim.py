@@ -1,4 +1,4 @@
-"""A claim of the theory, and the runs that decide it."""
+"""A claim of the theory, the runs that decide it, and how runs are compared."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import itertools
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from enum import StrEnum
 from typing import Any, ClassVar
 
 import numpy as np
@@ -18,18 +17,9 @@ Axes = Any
 """Of matplotlib, which only the plots need."""
 
 
-class Verdict(StrEnum):
-    """What the runs say of a claim: it held in every case, in some, in none; or a run failed."""
-
-    SUPPORTED = "supported"
-    MIXED = "mixed"
-    NOT_SUPPORTED = "not supported"
-    NOT_MEASURED = "not measured"
-
-
 @dataclass(frozen=True)
 class Runs:
-    """The runs of one case, one a seed.
+    """The runs of one case, one per seed.
 
     >>> runs = Runs("digits, MLP", [{"ratio": 1.0, "loss": [3, 2]}, {"ratio": 3.0, "loss": [3, 1]}])
     >>> float(runs.mean("ratio")), round(float(runs.spread("ratio")), 2), runs["loss"].shape
@@ -40,7 +30,10 @@ class Runs:
     figures: Sequence[Figures]
 
     def __getitem__(self, name: str) -> np.ndarray:
-        """A figure of every run: shape (seeds,), or (seeds, points) of a curve."""
+        """A figure of every run: shape (seeds,), or (seeds, points) of a curve.
+
+        In runs read from JSON infinity is "inf" and what is not defined is None, which numpy reads as we mean it.
+        """
         return np.array([run[name] for run in self.figures], dtype=float)
 
     def mean(self, name: str) -> Any:
@@ -65,47 +58,44 @@ class Claim(ABC):
     """A claim: its hypothesis (the class's docstring), the rule that decides, the experiment, the plot.
 
     Attributes:
-        name: on the command line.
         source: sections of the theory, and what of the paper (arXiv 2410.00232) or others.
-        rule: in words, what `holds` asks of the runs of a case; a claim is supported if it holds in every case, not
-            supported if in none, else mixed.
         cases: data and network, or the setting, each measured with every seed.
         shown: what `measure` returns and the table shows, name → in words; the first is the figure.
-        seeds: runs of each case.
         size: of the plot, in inches.
     """
 
-    name: ClassVar[str]
     source: ClassVar[str]
-    rule: ClassVar[str]
     cases: ClassVar[Sequence[str]]
     shown: ClassVar[Mapping[str, str]]
-    seeds: ClassVar[int] = 5
     size: ClassVar[tuple[float, float]] = (6.4, 3.2)
 
-    @property
-    def hypothesis(self) -> str:
-        """The claim in a sentence or two."""
-        return " ".join((self.__doc__ or "").split())
+    @abstractmethod
+    def holds(self, runs: Runs) -> bool:
+        """The rule, on the runs of one case. A claim's own docstring here is the rule in words."""
 
     @abstractmethod
     def measure(self, case: str, seed: int, quick: bool) -> Figures:
         """One run; the same for the same arguments, whatever ran before."""
 
     @abstractmethod
-    def holds(self, runs: Runs) -> bool:
-        """The rule, on one case."""
-
-    @abstractmethod
     def plot(self, results: Results, ax: Axes) -> None:
         """Draw the runs of all cases on matplotlib axes, units on them."""
 
-    def verdict(self, results: Results) -> Verdict:
-        """What the cases say together."""
-        held = [self.holds(runs) for runs in results]
-        if all(held):
-            return Verdict.SUPPORTED
-        return Verdict.MIXED if any(held) else Verdict.NOT_SUPPORTED
+    @property
+    def name(self) -> str:
+        """On the command line: that of the claim's file."""
+        return type(self).__module__.rpartition(".")[2].replace("_", "-")
+
+    @property
+    def hypothesis(self) -> str:
+        """The claim in a sentence or two."""
+        return " ".join((self.__doc__ or "").split())
+
+    @property
+    def rule(self) -> str:
+        """What `holds` asks of the runs of a case, in words, as part of a sentence."""
+        text = " ".join((self.holds.__doc__ or "").split())
+        return text[:1].lower() + text[1:].removesuffix(".")
 
 
 def crossed(*parts: Iterable[str], by: str = ": ") -> tuple[str, ...]:
@@ -115,3 +105,22 @@ def crossed(*parts: Iterable[str], by: str = ": ") -> tuple[str, ...]:
     ('digits: Adam', 'digits: SGD', 'wine: Adam', 'wine: SGD')
     """
     return tuple(by.join(names) for names in itertools.product(*parts))
+
+
+def pairs_alike(points: Sequence[tuple[float, float]]) -> tuple[int, int]:
+    """Pairs of points (x, y) that x and y put in the same order, and pairs that both put in one; ties are in none.
+
+    >>> pairs_alike([(1, 10), (2, 30), (3, 20)])
+    (2, 3)
+    """
+    signs = [(a - c) * (b - d) for (a, b), (c, d) in itertools.combinations(points, 2)]
+    return sum(s > 0 for s in signs), sum(s != 0 for s in signs)
+
+
+def not_above_zero(values: np.ndarray) -> bool:
+    """Whether the mean of the values, (seeds,), is at most two standard errors above zero.
+
+    >>> not_above_zero(np.array([1.0, 3.0, -2.0])), not_above_zero(np.array([1.0, 1.0, 1.1]))
+    (True, False)
+    """
+    return bool(values.mean() <= 2 * values.std(ddof=1) / len(values) ** 0.5)

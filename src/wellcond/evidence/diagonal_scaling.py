@@ -50,4 +50,4 @@ def best_scaling(H: Tensor) -> Best:
         Y, X = (D[:, None] * (U * weights @ U.T) * D for weights in (high, low))
         equal = (Y.diagonal() / X.diagonal()).sqrt()
         bound = max(bound, float((Y * H).sum() / (equal[:, None] * X * equal * H).sum()))
-    return best._replace(bound=bound)
+    return best._replace(bound=min(bound, best.kappa))  # above it by rounding alone

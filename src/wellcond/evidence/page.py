@@ -1,12 +1,10 @@
-"""The evidence as one page that works offline."""
+"""The evidence as one page that works offline, and its pictures."""
 
 from __future__ import annotations
 
-from collections import Counter
-
-from wellcond.evidence.claim import Verdict
-from wellcond.evidence.pictures import svg
-from wellcond.evidence.result import Evidence
+from wellcond.evidence.plots import svg
+from wellcond.evidence.result import Evidence, Verdict
+from wellcond.report import render
 
 MARKS = {
     Verdict.SUPPORTED: "good",
@@ -17,47 +15,24 @@ MARKS = {
 """The theme's color of each verdict."""
 
 
-def page(evidence: Evidence) -> str:
-    """Every claim with its rule, a table of its cases and its plot, as HTML.
+def pages(evidence: Evidence) -> dict[str, str]:
+    """By file name: a page with every claim's rule, a table of its cases and its plot; each plot by itself, on white.
 
     Raises:
         ModuleNotFoundError: without matplotlib (`pip install wellcond[evidence]`).
     """
-    from wellcond.report import render
-
-    counts = Counter(r.verdict for r in evidence.results)
-    return render(
+    drawn = [r for r in evidence.results if r.runs]
+    page = render(
         "evidence.html.j2",
         (),
         of="evidence",
         package="wellcond.evidence",
-        verdict=headline(evidence),
+        verdict=evidence.headline(),
         severity="gone",
         headline="; ".join([*evidence.about.values(), *(["a quick run"] if evidence.quick else [])]),
-        facts=[(verdict, counts[verdict]) for verdict in Verdict if counts[verdict]],
+        facts=list(evidence.counts().items()),
         evidence=evidence,
         marks=MARKS,
-        pictures={r.claim.name: svg(r, themed=True) for r in evidence.results if r.runs},
+        pictures={r.claim.name: svg(r.claim, r.runs, themed=True) for r in drawn},
     )
-
-
-def pages(evidence: Evidence) -> dict[str, str]:
-    """By file name, the page and every claim's picture, on white.
-
-    Raises:
-        ModuleNotFoundError: without matplotlib (`pip install wellcond[evidence]`).
-    """
-    pictures = {f"{r.claim.name}.svg": svg(r, themed=False) for r in evidence.results if r.runs}
-    return {"evidence.html": page(evidence), **pictures}
-
-
-def headline(evidence: Evidence) -> str:
-    """How many claims came out how.
-
-    >>> headline(Evidence([], quick=False, about={}))
-    '0 claims'
-    """
-    counts = Counter(r.verdict for r in evidence.results)
-    total = len(evidence.results)
-    words = [f"{counts[v]} {v}" for v in Verdict if counts[v]]
-    return ": ".join([f"{total} claim{'' if total == 1 else 's'}", *([", ".join(words)] if words else [])])
+    return {"evidence.html": page} | {f"{r.claim.name}.svg": svg(r.claim, r.runs, themed=False) for r in drawn}

@@ -7,19 +7,31 @@ import json
 import math
 import os
 import platform
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from enum import StrEnum
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
-from wellcond.evidence.claim import Claim, Figures, Runs, Verdict
+from wellcond.evidence.claim import Claim, Runs
 from wellcond.linalg import number, number_to_json
 
 FORMAT = 1
 """Version of the JSON."""
+
+
+class Verdict(StrEnum):
+    """What the runs say of a claim: it held in every case, in some, in none; or a run failed."""
+
+    SUPPORTED = "supported"
+    MIXED = "mixed"
+    NOT_SUPPORTED = "not supported"
+    NOT_MEASURED = "not measured"
 
 
 @dataclass(frozen=True)
@@ -36,18 +48,31 @@ class Result:
     runs: Sequence[Runs]
     failures: Sequence[str] = ()
 
-    @property
-    def verdict(self) -> Verdict:
-        """By the claim's rule; none where a run failed."""
-        return Verdict.NOT_MEASURED if self.failures else self.claim.verdict(self.runs)
-
     def held(self) -> list[bool]:
         """Whether the rule holds in each case."""
         return [self.claim.holds(runs) for runs in self.runs]
 
+    @property
+    def verdict(self) -> Verdict:
+        """By the claim's rule; none where a run failed."""
+        if self.failures:
+            return Verdict.NOT_MEASURED
+        held = self.held()
+        if all(held):
+            return Verdict.SUPPORTED
+        return Verdict.MIXED if any(held) else Verdict.NOT_SUPPORTED
+
     def cells(self, runs: Runs) -> list[str]:
         """Mean ± spread over seeds of every shown figure."""
         return [plus_minus(runs, name) for name in self.claim.shown]
+
+    def cases_to_json(self) -> list[dict[str, Any]]:
+        """Every run's figures, as plain data."""
+        return [
+            {"case": runs.case, "holds": held}
+            | {"runs": [{name: _plain(figure) for name, figure in run.items()} for run in runs.figures]}
+            for runs, held in zip(self.runs, self.held(), strict=True)
+        ]
 
 
 @dataclass(frozen=True)
@@ -55,7 +80,7 @@ class Evidence:
     """Claims with their runs, and what they were measured with.
 
     Attributes:
-        results: one a claim.
+        results: one per claim.
         quick: whether with fewer seeds and steps.
         about: machine, versions, date.
     """
@@ -64,21 +89,29 @@ class Evidence:
     quick: bool
     about: dict[str, str] = field(default_factory=lambda: about())
 
+    def counts(self) -> dict[Verdict, int]:
+        """How many claims came out how, of the verdicts that any has."""
+        counts = Counter(r.verdict for r in self.results)
+        return {verdict: counts[verdict] for verdict in Verdict if counts[verdict]}
+
+    def headline(self) -> str:
+        """The counts in words.
+
+        >>> Evidence([], quick=False, about={}).headline()
+        '0 claims'
+        """
+        total = len(self.results)
+        words = ", ".join(f"{count} {verdict}" for verdict, count in self.counts().items())
+        return f"{total} claim{'' if total == 1 else 's'}" + (f": {words}" if words else "")
+
     def to_json(self) -> dict[str, Any]:
-        """Every run's figures, as plain data."""
-        return {"format": FORMAT, "quick": self.quick, "about": self.about} | {
-            "claims": [
-                {"name": r.claim.name, "hypothesis": r.claim.hypothesis, "source": r.claim.source}
-                | {"rule": r.claim.rule, "verdict": str(r.verdict), "failures": list(r.failures)}
-                | {
-                    "cases": [
-                        {"case": runs.case, "holds": held, "runs": [_plain(run) for run in runs.figures]}
-                        for runs, held in zip(r.runs, r.held(), strict=True)
-                    ]
-                }
-                for r in self.results
-            ]
-        }
+        """The claims with every run's figures, as plain data."""
+        claims = [
+            {"name": r.claim.name, "hypothesis": r.claim.hypothesis, "source": r.claim.source, "rule": r.claim.rule}
+            | {"verdict": str(r.verdict), "failures": list(r.failures), "cases": r.cases_to_json()}
+            for r in self.results
+        ]
+        return {"format": FORMAT, "quick": self.quick, "about": self.about, "claims": claims}
 
 
 def read_evidence(path: str | Path, claims: Sequence[Claim]) -> Evidence:
@@ -94,12 +127,8 @@ def read_evidence(path: str | Path, claims: Sequence[Claim]) -> Evidence:
             raise ValueError(f"{path} has format {data['format']}, this wellcond reads up to {FORMAT}")
         known = {claim.name: claim for claim in claims}
         results = [
-            Result(
-                known[saved["name"]],
-                [Runs(case["case"], [_figures(run) for run in case["runs"]]) for case in saved["cases"]],
-                saved["failures"],
-            )
-            for saved in data["claims"]
+            Result(known[r["name"]], [Runs(case["case"], case["runs"]) for case in r["cases"]], r["failures"])
+            for r in data["claims"]
         ]
         return Evidence(results, data["quick"], data["about"])
     except (KeyError, TypeError, AttributeError, UnicodeDecodeError, json.JSONDecodeError) as error:
@@ -120,20 +149,12 @@ def plus_minus(runs: Runs, name: str) -> str:
     mean, spread = (float(x if x.ndim == 0 else x[-1]) for x in (runs.mean(name), runs.spread(name)))
     if math.isnan(mean):
         return "–"
-    if len(runs.figures) < 2 or not math.isfinite(mean) or spread == 0:
+    if not math.isfinite(mean) or spread == 0:
         return number(mean)
     return f"{number(mean)} ± {number(float(f'{spread:.1g}'))}"
 
 
-def _plain(figures: Figures) -> dict[str, Any]:
-    return {
-        name: [number_to_json(float(x)) for x in value] if isinstance(value, Sequence) else number_to_json(float(value))
-        for name, value in figures.items()
-    }
-
-
-def _figures(plain: dict[str, Any]) -> Figures:
-    def back(x: Any) -> float:
-        return math.nan if x is None else float(x)
-
-    return {name: [back(x) for x in value] if isinstance(value, list) else back(value) for name, value in plain.items()}
+def _plain(figure: float | Sequence[float]) -> Any:
+    """A number or a curve as JSON has it, where infinity is "inf" and what is not defined is null."""
+    values = np.array(figure, dtype=float)
+    return [number_to_json(x) for x in values.tolist()] if values.ndim else number_to_json(float(values))

@@ -1,11 +1,18 @@
-"""Run claims: every case with every seed, side by side on the machine's cores."""
+"""Run claims: every case with every seed, side by side on the machine's cores.
+
+`run_claims` makes a unit of each claim, case and seed. A unit seeds torch and calls the claim's `measure`, which by
+itself trains networks of `workloads` and looks at them through the public interface; nothing is shared between units,
+so that the order and the number of processes change no figure. A unit that raises becomes a line of failure and no
+other is lost: a full run takes an hour. The units of a claim come back as a `Result`, which asks the claim's `holds`
+for each case; `terminal`, `page` and `Evidence.to_json` only show results.
+"""
 
 from __future__ import annotations
 
 import multiprocessing
 import os
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 
 import torch
@@ -13,7 +20,8 @@ import torch
 from wellcond.evidence.claim import Claim, Figures, Runs
 from wellcond.evidence.result import Evidence, Result
 
-QUICK_SEEDS = 2
+SEEDS, QUICK_SEEDS = 5, 2
+"""Runs of each case."""
 
 Unit = tuple[Claim, str, int]
 """A claim, one of its cases, a seed."""
@@ -31,43 +39,39 @@ def run_claims(
     Args:
         claims: which.
         quick: two seeds, and what else each claim leaves out.
-        jobs: processes, one thread each; the machine's cores unless given. With 1 it runs in this process.
+        jobs: processes, one thread each; default: the machine's cores. With 1 it runs in this process.
         progress: called after each run with the claim's name, the runs done and all.
 
     Returns:
         The same for the same claims on the same machine, whatever the number of processes.
     """
-    units = [
-        (claim, case, seed)
-        for claim in claims
-        for seed in range(min(claim.seeds, QUICK_SEEDS) if quick else claim.seeds)
-        for case in claim.cases
-    ]
-    done: dict[tuple[str, str, int], Figures | str] = {}
-    for (claim, case, seed), outcome in _outcomes(units, quick, jobs or os.cpu_count() or 1):
-        done[claim.name, case, seed] = outcome
+    seeds = range(QUICK_SEEDS if quick else SEEDS)
+    units = [(claim, case, seed) for claim in claims for seed in seeds for case in claim.cases]
+    done: dict[Unit, Figures | str] = {}
+    for unit, outcome in zip(units, _outcomes(units, quick, jobs or os.cpu_count() or 1), strict=True):
+        done[unit] = outcome
         if progress is not None:
-            progress(claim.name, len(done), len(units))
+            progress(unit[0].name, len(done), len(units))
     return Evidence([_result(claim, done) for claim in claims], quick)
 
 
-def _outcomes(units: Sequence[Unit], quick: bool, jobs: int) -> Iterator[tuple[Unit, Figures | str]]:
-    """Each unit with its figures, or with its error in a line, as they come."""
+def _outcomes(units: Sequence[Unit], quick: bool, jobs: int) -> Iterator[Figures | str]:
+    """Each unit's figures, or its error in a line."""
     if jobs == 1:
         threads = torch.get_num_threads()
         torch.set_num_threads(1)
         try:
             for unit in units:
-                yield unit, _outcome(partial(_measured, unit, quick))
+                yield _outcome(partial(_measured, unit, quick))
         finally:
             torch.set_num_threads(threads)
         return
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(jobs, context, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-        futures: dict[Future[Figures], Unit] = {pool.submit(_measured, unit, quick): unit for unit in units}
+        futures = [pool.submit(_measured, unit, quick) for unit in units]
         try:
-            for future in as_completed(futures):
-                yield futures[future], _outcome(future.result)
+            for future in futures:
+                yield _outcome(future.result)
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
 
@@ -85,8 +89,8 @@ def _outcome(measure: Callable[[], Figures]) -> Figures | str:
         return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no message'}"
 
 
-def _result(claim: Claim, done: dict[tuple[str, str, int], Figures | str]) -> Result:
-    mine = {key[1:]: outcome for key, outcome in sorted(done.items(), key=lambda x: x[0][2]) if key[0] == claim.name}
+def _result(claim: Claim, done: Mapping[Unit, Figures | str]) -> Result:
+    mine = {unit[1:]: outcome for unit, outcome in done.items() if unit[0] is claim}
     failures = [f"{case}, seed {seed}: {text}" for (case, seed), text in mine.items() if isinstance(text, str)]
     runs = [
         Runs(case, [figures for (c, _), figures in mine.items() if c == case and not isinstance(figures, str)])

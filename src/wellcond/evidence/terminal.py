@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from rich import box
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
-from wellcond.evidence.claim import Claim, Verdict
-from wellcond.evidence.page import headline
-from wellcond.evidence.result import Evidence
+from wellcond.display import Table
+from wellcond.evidence.claim import Claim
+from wellcond.evidence.result import Evidence, Verdict
 
 _STYLES = {
     Verdict.SUPPORTED: "green",
@@ -22,20 +20,17 @@ _STYLES = {
 
 
 def print_table(evidence: Evidence, console: Console) -> None:
-    """A line a case: claim and section, what was measured, its first figure ± spread over seeds, the verdict."""
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for heading in ("claim", "section", "what was measured", "figure ± spread", "verdict"):
-        table.add_column(heading, overflow="fold")
+    """One line per case: claim and section, what was measured, its first figure ± spread over seeds, the verdict."""
+    rows: list[list[str | Text]] = []
     for r in evidence.results:
         first = next(iter(r.claim.shown.values()))
-        cells: list[Text | str] = [Text(r.claim.name, "bold"), r.claim.source, first, ""]
-        table.add_row(*cells, Text(r.verdict, _STYLES[r.verdict]))
+        rows.append([Text(r.claim.name, "bold"), r.claim.source, first, "", Text(r.verdict, _STYLES[r.verdict])])
         for runs, held in zip(r.runs, r.held(), strict=True):
-            table.add_row("", "", f"  {runs.case}", r.cells(runs)[0], "holds" if held else "does not hold")
-        for failure in r.failures:
-            table.add_row("", "", Text(f"  {failure}", "red"), "", "")
-    console.print(table)
-    console.print(Text(headline(evidence)))
+            rows.append(["", "", f"  {runs.case}", r.cells(runs)[0], "holds" if held else "does not hold"])
+        rows += [["", "", Text(f"  {failure}", "red"), "", ""] for failure in r.failures]
+    headings = ["claim", "section", "what was measured", "figure ± spread", "verdict"]
+    console.print(Table(headings, rows, words=range(5)).terminal(fold=range(5)))
+    console.print(Text(evidence.headline()))
 
 
 def print_claims(claims: Sequence[Claim], console: Console) -> None:

@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
-import copy
 import math
 import re
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
+from itertools import islice, repeat
 
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 import wellcond as wc
 
 CONTEXT = 12
 """Characters that the language model sees."""
 
-Build = Callable[..., torch.optim.Optimizer]
+Network = Callable[[Tensor], Tensor]
+
+Build = Callable[..., Optimizer]
 """Makes an optimizer of parameters."""
 
 
@@ -27,28 +29,20 @@ class Workload:
     """Data split into training and test, and a network for them.
 
     Attributes:
-        name: data and architecture.
         build: a new network, random.
         loss_fn: mean loss of outputs and targets.
         train, test: inputs and targets.
     """
 
-    name: str
     build: Callable[[], nn.Module]
-    loss_fn: nn.Module
+    loss_fn: Callable[[Tensor, Tensor], Tensor]
     train: tuple[Tensor, Tensor]
     test: tuple[Tensor, Tensor]
 
     def model(self, seed: int) -> nn.Module:
-        """A network with random weights from the seed."""
+        """A network in float64 with random weights from the seed."""
         torch.manual_seed(seed)
-        return self.build().to(self.dtype)
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """float64, unless built otherwise."""
-        x = self.train[0]
-        return x.dtype if x.is_floating_point() else torch.float64
+        return self.build().double()
 
     def problem(self, model: nn.Module) -> wc.Problem:
         """The whole training set as one batch."""
@@ -65,14 +59,11 @@ class Workload:
             loss = float(self.loss(model, test))
         return loss if math.isfinite(loss) else math.inf
 
-    def accuracy(self, model: nn.Module, test: bool = True) -> float:
-        """Share of right answers; of a regression the share of variance explained."""
-        x, y = self.test if test else self.train
+    def accuracy(self, model: nn.Module) -> float:
+        """Share of the test set that is classified rightly."""
+        x, y = self.test
         with torch.no_grad():
-            out = model(x)
-        if isinstance(self.loss_fn, nn.MSELoss):
-            return float(1 - (out - y).square().mean() / y.var(correction=0))
-        return float((out.argmax(1) == y).double().mean())
+            return float((model(x).argmax(1) == y).double().mean())
 
     def batches(self, size: int, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
         """Random batches of the training set, epoch after epoch, without end."""
@@ -85,41 +76,22 @@ class Workload:
                     yield x[chosen], y[chosen]
 
     def descend(
-        self,
-        model: nn.Module,
-        optimizer: torch.optim.Optimizer,
-        steps: int,
-        *,
-        batch: int | None = None,
-        seed: int = 0,
-        penalty: Callable[[], Tensor] | None = None,
+        self, model: Network, optimizer: Optimizer, steps: int, *, batch: int | None = None, seed: int = 0
     ) -> list[float]:
         """Train, with the whole training set as the batch unless a size is given.
 
         Returns:
-            The loss before each step, without the penalty.
+            The loss before each step.
         """
         losses = []
-        batches = None if batch is None else self.batches(batch, seed)
-        for _ in range(steps):
-            x, y = self.train if batches is None else next(batches)
+        for x, y in islice(repeat(self.train) if batch is None else self.batches(batch, seed), steps):
             optimizer.zero_grad()
             loss = self.loss_fn(model(x), y)
-            (loss if penalty is None else loss + penalty()).backward()
+            loss.backward()
             optimizer.step()
             losses.append(float(loss.detach()))
         optimizer.zero_grad()
         return losses
-
-
-@contextmanager
-def put_back(model: nn.Module) -> Iterator[None]:
-    """Whatever a training inside does to a network, it is undone."""
-    start = copy.deepcopy(model.state_dict())
-    try:
-        yield
-    finally:
-        model.load_state_dict(start)
 
 
 class CharacterTransformer(nn.Module):
@@ -166,7 +138,21 @@ def workload(name: str, *, width: int = 16, examples: int = 400, standardized: b
     outputs = 1 if regression else int(y.max()) + 1
     loss_fn = nn.MSELoss() if regression else nn.CrossEntropyLoss()
     build = _ARCHITECTURES[architecture](x, outputs, width)
-    return Workload(name, build, loss_fn, (x[train], y[train]), (x[test], y[test]))
+    return Workload(build, loss_fn, (x[train], y[train]), (x[test], y[test]))
+
+
+def one_layer(name: str, seed: int) -> Workload:
+    """A linear model of the targets, or a logistic one where they are classes 0 and 1, without a bias.
+
+    Args:
+        name: of the data; what comes after a comma is for the reader.
+        seed: of the split.
+    """
+    work = workload(f"{name.split(',')[0]}, MLP", seed=seed)
+    (x, y), loss_fn = work.train, work.loss_fn
+    if not y.is_floating_point():
+        y, loss_fn = y.double()[:, None], nn.BCEWithLogitsLoss()
+    return replace(work, build=lambda: nn.Linear(x.shape[1], 1, bias=False), loss_fn=loss_fn, train=(x, y))
 
 
 def _mlp(x: Tensor, outputs: int, width: int) -> Callable[[], nn.Module]:

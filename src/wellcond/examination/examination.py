@@ -1,23 +1,35 @@
-"""An examination: measurements, and the findings that follow from them."""
+"""An examination: measurements, and the findings that follow from them.
+
+`examine` opens the run as a `Subject` (subject.py), which reads the data and the optimizer once for all that follows.
+`measure` (measurements.py) then takes every figure, the cheap ones first, so that what can't be measured at all is
+refused before minutes of work. Only then each of `FINDINGS` looks at the figures: a finding may try its remedy on a
+copy (`subject.trials`), which is what costs most, and none depends on another's. Every part runs inside
+`Failures.attempt`, since one that fails must cost no other, and inside `on_fewer` (memory.py), since out of memory it
+is made again on half the examples. Nothing here draws or prints: pages and plots are functions of the result, in rooms
+above, and reach it through `Examination.renderer`.
+"""
 
 from __future__ import annotations
 
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
 
-from wellcond.display import table
-from wellcond.examination.finding import Finding, Severity
-from wellcond.examination.findings import FINDINGS, Find
+from wellcond.display import Renderer, capitalized
+from wellcond.examination.figures import headline, interruption
+from wellcond.examination.finding import Find, Finding, Severity
+from wellcond.examination.findings import FINDINGS
+from wellcond.examination.json import to_json
 from wellcond.examination.measurements import Measurements, measure
 from wellcond.examination.memory import on_fewer
 from wellcond.examination.progress import Progress
 from wellcond.examination.subject import Settings, Subject
 from wellcond.problem import Failures, TrainingRun, out_of_memory
+from wellcond.trials import NoEffect
 
 
 @dataclass(frozen=True, repr=False)
@@ -30,6 +42,9 @@ class Examination:
         interrupted: the part that Ctrl-C ended, in an examination that is partial; else empty.
     """
 
+    renderer: ClassVar[Renderer[Any]]
+    """Draws the page and the plots; registered by `wellcond/__init__.py`."""
+
     measurements: Measurements
     findings: list[Finding]
     interrupted: str = ""
@@ -37,15 +52,12 @@ class Examination:
     @property
     def severity(self) -> Severity:
         """Of the most severe finding."""
-        return max((f.severity for f in self.findings), default=Severity.GOOD)
+        return Severity.worst(f.severity for f in self.findings)
 
     def save(self, path: str | Path = "report.html") -> Path:
         """Write the page: one file that works offline."""
-        # Here and not above: the report stands on the examination, and is asked for from it only for convenience.
-        from wellcond.report import page
-
         path = Path(path)
-        path.write_text(page(self), encoding="utf-8")
+        path.write_text(self.renderer.page(self), encoding="utf-8")
         return path
 
     def plot(self, which: str = "spectrum", ax: Any = None) -> Any:
@@ -54,7 +66,7 @@ class Examination:
         Args:
             which: "spectrum" with the stability bound, "layers", "forecast", "rates" (effective learning rates),
                 "decay" (weight decay really received) or "row norms".
-            ax: matplotlib axes; new ones unless given.
+            ax: matplotlib axes; default: new ones.
 
         Returns:
             The axes.
@@ -63,29 +75,24 @@ class Examination:
             ValueError: for another chart, or one that this examination has no data for.
             ModuleNotFoundError: without matplotlib (`pip install wellcond[plot]`).
         """
-        from wellcond.report import plot
-
-        return plot(self.measurements, which, ax)
+        return self.renderer.plot(self, which, ax)
 
     def __repr__(self) -> str:
         """What was measured, and a line for each finding."""
         found = (f"{f.severity.word:8}{f.key}: {f.title}" for f in self.findings)
-        return "\n".join([self._title(), *found])
+        return "\n".join([self.title, *found])
 
-    def _title(self) -> str:
-        from wellcond.examination.figures import headline, interruption
-
-        return " ".join([headline(self.measurements), interruption(self)]).strip()
+    @property
+    def title(self) -> str:
+        """One line about what was examined, and whether that was interrupted."""
+        return " ".join([headline(self.measurements), interruption(self.interrupted)]).strip()
 
     def _repr_html_(self) -> str:
-        rows = [(f.severity.word, f.title, str(f.effect or "")) for f in self.findings]
-        return table(["severity", "finding", "its remedy, tried"], rows, self._title())
+        return self.renderer.notebook(self)
 
     def to_json(self) -> dict[str, Any]:
         """Every figure with its interval and origin, ready for `json.dump`; the schema is in docs/json.md."""
-        from wellcond.examination.json import to_json
-
-        return to_json(self)
+        return to_json(self.measurements, self.findings, self.interrupted)
 
 
 def examine(
@@ -121,7 +128,7 @@ def examine(
         loss: instead of `loss_fn`, a callable (model, batch) → scalar.
         curvature: "hessian", or "gauss-newton" to look at that alone.
         mode: "train" or "eval".
-        batches: read at most so many; None as for `wellcond.Problem`.
+        batches: read at most `batches` of them; None as for `wellcond.Problem`.
         dtype: to measure in.
         quick: fewer products, wider intervals.
         seed: of everything random.
@@ -133,8 +140,7 @@ def examine(
         TypeError, ValueError: for what can't be examined, with the remedy.
 
     >>> import torch, wellcond as wc
-    >>> torch.manual_seed(0)
-    <torch._C.Generator object at ...>
+    >>> generator = torch.manual_seed(0)
     >>> X = torch.randn(50, 3)
     >>> model = torch.nn.Linear(3, 1)
     >>> examination = wc.examine(model, torch.nn.MSELoss(), (X, X.sum(1, keepdim=True)))
@@ -172,19 +178,15 @@ def _looked_for(find: Find, m: Measurements, subject: Subject) -> Finding | None
 
 def _found(find: Find, m: Measurements, subject: Subject) -> Finding | None:
     """One finding, which says so if its remedy was not tried."""
-    trials, failures = subject.trials, subject.failures
-    before, failed = len(trials.notes), failures.count()
     found = find(m, subject)
-    if found is None or not found.remedy or found.effect is not None:
+    if found is None or found.effect:
         return found
-    if trials.run.optimizer is None:
+    reason = ""
+    if found.remedy and subject.run.optimizer is None:
         reason = "without an optimizer the remedy was not tried"
-    elif failures.interrupted:
+    elif found.remedy and subject.failures.interrupted:
         reason = "the remedy was not tried before the interruption"
-    elif failures.count() > failed:
-        reason = "the remedy could not be tried"
-    elif len(trials.notes) > before:
-        reason = f"the remedy was not tried: {trials.notes[-1].rstrip('.')}"
-    else:
-        return found
-    return replace(found, text=f"{found.text} {reason[0].upper()}{reason[1:]}.")
+    elif found.remedy and isinstance(found.effect, NoEffect):
+        reason = found.effect.why
+    text = f"{found.text} {capitalized(reason)}." if reason else found.text
+    return replace(found, text=text, effect=None)

@@ -1,15 +1,18 @@
-"""What a finding is."""
+"""What a finding is, and what one is made from."""
 
 from __future__ import annotations
 
 import html
 import math
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from enum import IntEnum
 
-from wellcond.display import paragraphs, table
+from wellcond.display import Table, paragraphs
+from wellcond.examination.measurements import Measurements
+from wellcond.examination.subject import Subject
 from wellcond.linalg import Estimate
-from wellcond.trials import Effect
+from wellcond.trials import Effect, NoEffect
 
 
 class Severity(IntEnum):
@@ -36,10 +39,15 @@ class Severity(IntEnum):
                 return severity
         raise ValueError(f"{str(word)[:40]!r} is no severity")
 
-    def after(self, effect: Effect | None) -> Severity:
+    @classmethod
+    def worst(cls, severities: Iterable[Severity]) -> Severity:
+        """The most severe of some; good where there are none."""
+        return max(severities, default=cls.GOOD)
+
+    def after(self, effect: Effect | NoEffect | None) -> Severity:
         """What is left of a severity when the remedy was tried: all of it where that clearly helped, or was not tried,
         one step less where it made no clear difference, nothing where it did harm."""
-        if effect is None or effect.saves():
+        if not effect or effect.saves():
             return self
         return Severity.GOOD if effect.better is False else Severity(max(0, self - 1))
 
@@ -55,7 +63,8 @@ class Finding:
         text: why it matters.
         evidence: the figures behind it, by name.
         remedy: code or instruction; empty where nothing is to be done.
-        effect: what the remedy did where it was tried or computed; None where it was not.
+        effect: what the remedy did where it was tried or computed; None where it was not, in an examination, and before
+            that what says why.
     """
 
     key: str
@@ -64,12 +73,12 @@ class Finding:
     text: str
     evidence: dict[str, Estimate] = field(default_factory=dict)
     remedy: str = ""
-    effect: Effect | None = None
+    effect: Effect | NoEffect | None = None
 
     @property
     def gain(self) -> float:
         """By what factor the remedy made its figure smaller; 0 where it was not tried or did not surely help."""
-        if self.effect is None or not self.effect.better:
+        if not self.effect or not self.effect.better:
             return 0.0
         before, after = self.effect.without.value, self.effect.with_remedy.value
         return before / after if after > 0 else math.inf
@@ -78,5 +87,10 @@ class Finding:
         title = f"<p><strong>{self.severity.word}</strong> {html.escape(self.title)}</p>"
         remedy = f"<pre>{html.escape(self.remedy)}</pre>" if self.remedy else ""
         tried = [f"tried: {self.effect}"] if self.effect else []
-        evidence = table(["measured", "", "how"], [(k, str(e), e.how) for k, e in self.evidence.items()])
-        return title + paragraphs([self.text]) + remedy + paragraphs(tried) + (evidence if self.evidence else "")
+        rows = [(name, str(e), e.how) for name, e in self.evidence.items()]
+        evidence = Table(["measured", "", "how"], rows).html() if rows else ""
+        return title + paragraphs([self.text]) + remedy + paragraphs(tried) + evidence
+
+
+Find = Callable[[Measurements, Subject], Finding | None]
+"""What each file of a finding has: the finding, or None where it does not apply."""

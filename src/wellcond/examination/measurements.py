@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -113,7 +114,7 @@ def measure(subject: Subject, settings: Settings, progress: Progress | None = No
             m.notes.append(f"κ̄ of Gauss-Newton and κ_eff are missing: {error}.")
     attempt("the forecast", partial(_look_ahead, m, subject, course))
     course.finish()
-    m.step_sizes = attempt("effective learning rates", partial(_step_sizes, m, subject))
+    attempt("effective learning rates", partial(_step_sizes, m, subject))
     m.layers = attempt("the conditioning of layers", partial(_layers, problem)) or []
     m.gradient_seconds = attempt("the time of a gradient", partial(_seconds, problem.gradient)) or m.gradient_seconds
     m.seconds = time.perf_counter() - started
@@ -146,27 +147,18 @@ def _measure_curvature(
 ) -> None:
     """One kind of curvature, plain and preconditioned; the first kind measured also gives the edge ratio and the
     correlation with its row norms."""
-    problem, optimizer, P = subject.problem, subject.optimizer, subject.P
-    settings, attempt = m.settings, subject.failures.attempt
+    problem, P, settings, attempt = subject.problem, subject.P, m.settings, subject.failures.attempt
     hessian, name = isinstance(operator, Hessian), _NAMES[type(operator)]
     variants: dict[str, Any] = {name: operator}
     if m.preconditioned and P is not None:
         variants[f"{name}_preconditioned"] = operator.preconditioned(P)
+    limit, seed = settings.dense_limit, settings.seed
+    spectrum = partial(conditioning, effort=effort, dense_limit=limit, effective=not hessian, seed=seed)
     with problem:
         for key, variant in variants.items():
             course.enter(key.replace("_", " "), operator)
-            measured = attempt(
-                f"the spectrum of {_CALLED[key]}",
-                partial(
-                    conditioning,
-                    variant,
-                    effort=effort,
-                    dense_limit=settings.dense_limit,
-                    effective=not hessian,
-                    seed=settings.seed,
-                ),
-                let=(OutputUnknownError,),
-            )
+            part = f"the spectrum of {_CALLED[key]}"
+            measured = attempt(part, partial(spectrum, variant), let=(OutputUnknownError,))
             if measured is not None:
                 m.figures[key] = measured
         own = m.figures.get(key)
@@ -175,20 +167,10 @@ def _measure_curvature(
                 "The loss is not convex in the network's output: Gauss-Newton has negative eigenvalues here, and κ̄ and "
                 "κ_eff lose their meaning."
             )
-        if m.edge is None and own and optimizer is not None:
+        if m.edge is None and own and subject.optimizer is not None:
             course.enter("edge ratio", operator)
-            m.edge = attempt(
-                "the edge ratio",
-                partial(
-                    edge_ratio,
-                    problem,
-                    optimizer,
-                    largest=own.largest,
-                    curvature=operator,
-                    max_products=effort.extremes,
-                    seed=settings.seed,
-                ),
-            )
+            edge = partial(edge_ratio, problem, subject.optimizer, largest=own.largest, curvature=operator)
+            m.edge = attempt("the edge ratio", partial(edge, max_products=effort.extremes, seed=seed))
     plain = m.figures.get(name)
     if hessian and m.preconditioned and plain is not None:
         m.row_norms = attempt("the correlation of √v with row norms", partial(_row_norms, plain, subject, settings))
@@ -215,28 +197,30 @@ def _look_ahead(m: Measurements, subject: Subject, course: Course) -> None:
     H = (Hessian if measured == "hessian" else GaussNewton)(subject.problem)
     curvature = (GaussNewton if "gauss_newton" in m.figures else Hessian)(subject.problem)
     try:
-        course.enter("scaled rows", H)
-        scaled = scaled_rows(H, figures["plain"], m.settings.seed)
-        course.enter("forecast", curvature)
-        m.forecast = prospects(curvature, subject.optimizer, subject.P, figures, scaled, m.edge)
-    except (TypeError, ValueError) as error:
-        if not raised_by_us(error):
-            raise
-        m.notes.append(f"There is no forecast: {error}.")
+        with _refusals_noted(m, "There is no forecast"):
+            course.enter("scaled rows", H)
+            scaled = scaled_rows(H, figures["plain"], m.settings.seed)
+            course.enter("forecast", curvature)
+            m.forecast = prospects(curvature, subject.optimizer, subject.P, figures, scaled, m.edge)
     finally:
         m.products += H.products + curvature.products
 
 
-def _step_sizes(m: Measurements, subject: Subject) -> StepSizes | None:
-    if subject.optimizer is None:
-        return None
+def _step_sizes(m: Measurements, subject: Subject) -> None:
+    if subject.optimizer is not None:
+        with _refusals_noted(m, "Effective learning rates are missing"):
+            m.step_sizes = step_sizes(subject.problem, subject.optimizer)
+
+
+@contextlib.contextmanager
+def _refusals_noted(m: Measurements, what: str) -> Iterator[None]:
+    """What this package refuses becomes a note; all else that is raised goes on."""
     try:
-        return step_sizes(subject.problem, subject.optimizer)
+        yield
     except (TypeError, ValueError) as error:
         if not raised_by_us(error):
             raise
-        m.notes.append(f"Effective learning rates are missing: {error}.")
-        return None
+        m.notes.append(f"{what}: {error}.")
 
 
 def _layers(problem: Problem) -> list[LayerConditioning]:
@@ -288,7 +272,6 @@ def _plan(m: Measurements, efforts: list[tuple[type[CurvatureOperator], Effort]]
 
 
 def _facts(optimizer: Any) -> OptimizerFacts:
-    shown = (bool, int, float, str)
     groups = []
     for group in optimizer.param_groups:
         facts: dict[str, Any] = {"parameters": sum(p.numel() for p in group["params"])}
@@ -297,7 +280,7 @@ def _facts(optimizer: Any) -> OptimizerFacts:
                 facts[key] = float(value)
             elif isinstance(value, tuple | list) and key != "params":
                 facts[key] = [float(x) for x in value]
-            elif isinstance(value, shown):
+            elif isinstance(value, bool | int | float | str):
                 facts[key] = value
         groups.append(facts)
     return OptimizerFacts(type(optimizer).__name__, groups)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from wellcond.linalg import CONFIDENCE, Estimate, student
+from wellcond.linalg import CONFIDENCE, Estimate, jackknife
 from wellcond.problem import Problem, count_examples
 
 FEWEST = 4
@@ -74,16 +74,11 @@ def _jackknife(gram: Tensor, sizes: Tensor) -> tuple[Estimate, Estimate]:
     whole = _signal_and_noise(gram, sizes)
     kept = [torch.arange(k) != j for j in range(k)]
     others = torch.stack([_signal_and_noise(gram[own][:, own], sizes[own]) for own in kept])
-
-    def half(samples: Tensor) -> float:
-        error = math.sqrt((k - 1) / k * float((samples - samples.mean()).square().sum()))
-        return student(CONFIDENCE, k - 1) * error
-
-    (value, size), h = whole.tolist(), half(others[:, 0])
+    (value, size), h = whole.tolist(), jackknife(others[:, 0])
     signal = Estimate(value, value - h, value + h, "jackknife", CONFIDENCE)
     if not bool((others[:, 1] > 0).all()):
         return signal, Estimate.undefined("no more noise than rounding")
-    factor = math.exp(min(half(others[:, 1].log()), 100.0))
+    factor = math.exp(min(jackknife(others[:, 1].log()), 100.0))
     return signal, Estimate(size, size / factor, size * factor, "jackknife of the logarithm", CONFIDENCE)
 
 

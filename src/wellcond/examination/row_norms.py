@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from wellcond.linalg import CONFIDENCE, Estimate, student
+from wellcond.linalg import CONFIDENCE, Estimate, jackknife
 
 SHOWN = 1500
 """Points kept for a plot."""
@@ -49,28 +49,29 @@ def row_norm_correlation(
     rows, x = squared_rows.cpu().double(), root_v.cpu().double()
     mean = rows.mean(0)
     used = (mean > rounding**2) & (x > 0)
-    count, samples = int(used.sum()), len(rows)
+    count = int(used.sum())
     shown = torch.randperm(count, generator=torch.Generator().manual_seed(seed))[:SHOWN]
-    points = x[used][shown], mean[used][shown].sqrt()
-    rows, x = rows[:, used], x[used].log()
-    if count < 3 or float(x.std()) == 0:
-        why = "√v is the same for every parameter" if count >= 3 else "fewer than three parameters have both"
-        return RowNormCorrelation(Estimate.undefined(why), count, *points)
+    estimate = _estimated(x[used].log(), rows[:, used], exact)
+    return RowNormCorrelation(estimate, count, x[used][shown], mean[used][shown].sqrt())
+
+
+def _estimated(x: Tensor, squared_rows: Tensor, exact: bool) -> Estimate:
+    samples = len(squared_rows)
+    if len(x) < 3:
+        return Estimate.undefined("fewer than three parameters have both")
+    if float(x.std()) == 0:
+        return Estimate.undefined("√v is the same for every parameter")
     if exact:
-        value = _correlation(x, _log_norms(rows[:1]))
-        estimate = Estimate(value, value - ROUNDING, value + ROUNDING, "exact row norms")
-        return RowNormCorrelation(estimate, count, *points)
+        value = _correlation(x, _log_norms(squared_rows[:1]))
+        return Estimate(value, value - ROUNDING, value + ROUNDING, "exact row norms")
     if samples < 4:
-        why = f"{samples} random products are too few to tell"
-        return RowNormCorrelation(Estimate.undefined(why), count, *points)
-    value = _corrected(x, rows)
+        return Estimate.undefined(f"{samples} random products are too few to tell")
+    value = _corrected(x, squared_rows)
     others = [torch.arange(samples) != j for j in range(samples)]
-    left_out = torch.tensor([_corrected(x, rows[kept]) for kept in others], dtype=torch.float64)
-    error = math.sqrt((samples - 1) / samples * float((left_out - left_out.mean()).square().sum()))
-    half = student(CONFIDENCE, samples - 1) * error + ROUNDING
+    left_out = torch.tensor([_corrected(x, squared_rows[kept]) for kept in others], dtype=torch.float64)
+    half = jackknife(left_out) + ROUNDING
     how = f"row norms from {samples} random products, corrected for their noise; jackknife interval"
-    estimate = Estimate(value, max(-1.0, value - half), min(1.0, value + half), how, CONFIDENCE)
-    return RowNormCorrelation(estimate, count, *points)
+    return Estimate(value, max(-1.0, value - half), min(1.0, value + half), how, CONFIDENCE)
 
 
 ROUNDING = 1e-6

@@ -11,6 +11,7 @@ import torch
 from torch.optim import Optimizer
 
 from wellcond.conditioning import DENSE_LIMIT, Effort
+from wellcond.display import listed
 from wellcond.preconditioners import (
     NotPreconditionedError,
     NotReadableError,
@@ -56,7 +57,7 @@ class Settings:
         return 10 if self.quick else 50
 
     def trial_budget(self, size: int) -> float:
-        """Gradients of the whole loss that all trials may cost, with so many parameters: together with what is measured
+        """Gradients of the whole loss that all trials may cost, with `size` parameters: together with what is measured
         they stay under 3,000, or 300. Up to the size of a whole spectrum they take a few seconds, and any number."""
         if size <= DENSE_LIMIT:
             return math.inf
@@ -101,7 +102,7 @@ class Subject:
         if run.optimizer is not None:
             chosen, left_out = optimized_parameters(run.model, unwrapped_optimizer(run.optimizer))
             if left_out:
-                notes.append(f"Not in the optimizer, taken as frozen: {_some(left_out)}.")
+                notes.append(f"Not in the optimizer, taken as frozen: {listed(left_out)}.")
             try:
                 optimizer, _ = reading_of(run.optimizer)
                 P = preconditioner_of(optimizer)
@@ -172,7 +173,3 @@ def _problem(run: TrainingRun, settings: Settings, chosen: Any, notes: list[str]
             why = f"in float64 the model raises {type(error).__name__} {str(error)[:120]}"
         notes.append(f"Measured in float32: {' '.join(why.split())}.")
     return problem
-
-
-def _some(names: list[str], most: int = 6) -> str:
-    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -36,7 +36,7 @@ class Candidate:
         for rate in self.rates:
             if rate is not None and not 0 < rate < math.inf:
                 raise ValueError(f"got learning_rate={rate}; it is positive and finite")
-        for m in self.momenta:
+        for m in _several(self.momentum):
             if not isinstance(m, Momentum) and not 0 <= m < 1:
                 raise ValueError(f"got momentum={m}; it is at least 0 and below 1")
         if not self.rates or not self.momenta:
@@ -48,24 +48,13 @@ class Candidate:
         return [rate if rate is None else float(rate) for rate in _several(self.learning_rate)]
 
     @property
-    def momenta(self) -> list[float | Momentum]:
+    def momenta(self) -> list[Momentum]:
         """The momenta, as a list."""
-        return _several(self.momentum)
+        return [m if isinstance(m, Momentum) else Momentum.heavy_ball(m) for m in _several(self.momentum)]
 
 
-@dataclass(frozen=True)
-class Run:
-    """One curve to be: a name, P, one rate (None for 1/λ_max), one recursion, and λ_max where it is known."""
-
-    name: str
-    P: Preconditioner | None
-    rate: float | None
-    momentum: Momentum
-    largest: Estimate | None = None
-
-
-def runs_of(candidates: Mapping[str, Any]) -> list[Run]:
-    """One run for every learning rate and momentum of every candidate, in order.
+def runs_of(candidates: Mapping[str, Any]) -> dict[str, Candidate]:
+    """By the name of its curve, a candidate for every learning rate and momentum of every candidate, in order.
 
     Raises:
         TypeError, ValueError: for what is no candidate, naming it.
@@ -76,18 +65,16 @@ def runs_of(candidates: Mapping[str, Any]) -> list[Run]:
         raise ValueError(
             'there is no candidate to forecast; give a dict such as {"as it is": optimizer, "plain": None}'
         )
-    runs = []
+    runs: dict[str, Candidate] = {}
     for name, given in candidates.items():
         candidate = _candidate(str(name), given)
-        for rate, m in itertools.product(candidate.rates, candidate.momenta):
-            momentum = m if isinstance(m, Momentum) else Momentum.heavy_ball(m)
+        for rate, momentum in itertools.product(candidate.rates, candidate.momenta):
             suffix = f", lr {number(rate)}" if rate is not None and len(candidate.rates) > 1 else ""
             suffix += f", β {number(momentum.beta)}" if len(candidate.momenta) > 1 else ""
-            runs.append(Run(f"{name}{suffix}", candidate.P, rate, momentum, candidate.largest))
-    names = [run.name for run in runs]
-    for name in names:
-        if names.count(name) > 1:
-            raise ValueError(f"two curves would be called {name!r}; give candidates, rates and momenta that differ")
+            run = f"{name}{suffix}"
+            if run in runs:
+                raise ValueError(f"two curves would be called {run!r}; give candidates, rates and momenta that differ")
+            runs[run] = replace(candidate, learning_rate=rate, momentum=momentum)
     return runs
 
 

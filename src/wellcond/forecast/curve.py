@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor
 
-from wellcond.display import axes, table
-from wellcond.linalg import number
+from wellcond.display import Table, axes, number
 from wellcond.preconditioners import Momentum
 
 
@@ -45,10 +44,6 @@ class Curve:
     def diverges(self) -> bool:
         """Whether the step is unstable along some direction: what is predicted grows without end."""
         return self.edge_ratio > 1 + 1e-9
-
-    def checked(self, trusted_steps: int, true_losses: Mapping[int, float]) -> Curve:
-        """This curve, with what the true losses said."""
-        return replace(self, trusted_steps=trusted_steps, true_losses=true_losses)
 
 
 @dataclass(frozen=True)
@@ -94,30 +89,14 @@ class Forecast:
 
     def __str__(self) -> str:
         """A table: the curves in the order of their ranking."""
-        rows = [self._headings, *self._rows()]
-        widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-        lines = [
-            "  ".join(
-                cell.ljust(w) if i in (0, 6) else cell.rjust(w)
-                for i, (cell, w) in enumerate(zip(row, widths, strict=True))
-            )
-            for row in rows
-        ]
-        return "\n".join([self._about, *(line.rstrip() for line in lines)])
+        return self._table().text()
 
     def _repr_html_(self) -> str:
-        return table(self._headings, self._rows(), self._about)
+        return self._table().html()
 
-    @property
-    def _headings(self) -> tuple[str, ...]:
-        return "", "learning rate", "β", "edge ratio", f"loss at {self.steps}", "trusted up to", ""
-
-    @property
-    def _about(self) -> str:
-        now = f"loss now {number(self.loss)}"
-        return f"{now}; quadratic model with {self.curvature}, {self.products} products"
-
-    def _rows(self) -> list[tuple[str, ...]]:
+    def _table(self) -> Table:
+        headings = ["", "learning rate", "β", "edge ratio", f"loss at {self.steps}", "trusted up to", ""]
+        about = f"loss now {number(self.loss)}; quadratic model with {self.curvature}, {self.products} products"
         rows: list[tuple[str, ...]] = []
         for name in self.ranking():
             c = self[name]
@@ -128,7 +107,7 @@ class Forecast:
             loss = "–" if c.diverges else number(float(c.losses[-1]))
             beta = number(c.momentum.beta)
             rows.append((name, number(c.learning_rate), beta, number(c.edge_ratio), loss, trusted, ", ".join(notes)))
-        return rows
+        return Table(headings, rows, about, words=(0, 6))
 
     def window(self) -> tuple[float, float]:
         """The losses that a plot shows: those of the curves that don't diverge, and some above the one now."""

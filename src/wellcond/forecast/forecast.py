@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from wellcond.curvature import CurvatureOperator, GaussNewton, Hessian, OutputUnknownError, Preconditioned
-from wellcond.forecast.candidate import Run, runs_of
+from wellcond.forecast.candidate import Candidate, runs_of
 from wellcond.forecast.curve import Curve, Forecast
 from wellcond.linalg import Estimate, Lanczos, eigenvalues, norm
 from wellcond.parameters import flatten, unflatten
-from wellcond.preconditioners import Momentum, Preconditioner
+from wellcond.preconditioners import Momentum
 from wellcond.problem import LossNotFiniteError, Problem
 
 TOLERANCE = 0.1
@@ -74,26 +74,29 @@ def forecast(
     runs = runs_of(candidates)
     with problem:
         start, gradient = problem.loss(), problem.gradient()
-        if not float(gradient.abs().max()) > 0:
+        if not norm(gradient) > 0:
             raise ValueError(
                 "the gradient is zero: nothing is predicted to move; measure before the minimum is reached"
             )
         model_of, H = curvature or _curvature(problem), Hessian(problem)
         model_of.check_of(problem)
         found, products, passes = {}, 0, 1
-        for P in {id(run.P): run.P for run in runs}.values():  # one basis of long vectors at a time
-            under = [run for run in runs if run.P is P]
-            known = next((run.largest for run in under if run.largest is not None), None)
-            model = _Model.of(model_of, H, P, gradient, min(steps, max_products), seed, known)
-            products += model.products
-            for run in under:
-                curve, displaced = _curve(run, model, start, steps)
+        for P in {id(c.P): c.P for c in runs.values()}.values():  # one basis of long vectors at a time
+            under = {name: c for name, c in runs.items() if c.P is P}
+            operator = model_of if P is None else model_of.preconditioned(P)
+            top = next((c.largest for c in under.values() if c.largest is not None), None)
+            if top is None:
+                edge = eigenvalues(H if P is None else H.preconditioned(P), seed=seed)
+                top, products = edge.largest(), products + edge.products
+            model = _Model(operator, gradient, top, min(steps, max_products))
+            products += model.run.steps
+            for name, candidate in under.items():
+                curve, displaced = _curve(name, candidate, model, start, steps)
                 if check:
-                    trust = _Trust(problem, curve, displaced, tolerance)
-                    curve = trust.curve()
-                    passes += len(trust.seen)
-                found[run.name] = curve
-    curves = {run.name: found[run.name] for run in runs}
+                    curve = _trusted(problem, curve, displaced, tolerance)
+                    passes += len(curve.true_losses)
+                found[name] = curve
+    curves = {name: found[name] for name in runs}
     return Forecast(curves, start, steps, type(model_of).__name__, products, passes)
 
 
@@ -129,49 +132,28 @@ def _curvature(problem: Problem) -> CurvatureOperator:
     return G
 
 
-@dataclass
 class _Model:
     """The quadratic model under one preconditioner, along the gradient's Krylov space.
 
-    Attributes:
+    Args:
         operator: PᵀCP.
-        run: Lanczos from Pᵀ∇L.
-        nodes, vectors: of its T.
-        length: ‖Pᵀ∇L‖.
+        gradient: ∇L.
         top: λ_max(PᵀHP), known or from a random start. It decides stability, and neither the gradient's own run nor a
             Gauss-Newton matrix need show it: 20 steps after the start of training, under Jacobi, G's was 27 times less.
-        products: spent on both.
+        steps: of the Lanczos run from Pᵀ∇L.
+
+    Attributes:
+        run: that run.
+        nodes, vectors: of its T.
+        length: ‖Pᵀ∇L‖.
     """
 
-    operator: CurvatureOperator | Preconditioned
-    run: Lanczos
-    nodes: Tensor
-    vectors: Tensor
-    length: float
-    top: Estimate
-    products: int
-
-    @classmethod
-    def of(
-        cls,
-        curvature: CurvatureOperator,
-        H: Hessian,
-        P: Preconditioner | None,
-        gradient: Tensor,
-        steps: int,
-        seed: int,
-        known: Estimate | None,
-    ) -> _Model:
-        operator = curvature if P is None else curvature.preconditioned(P)
+    def __init__(self, operator: CurvatureOperator | Preconditioned, gradient: Tensor, top: Estimate, steps: int):
+        self.operator, self.top = operator, top
         if isinstance(operator, Preconditioned):
-            gradient = flatten(operator.P.adjoint(unflatten(gradient, curvature.problem.parameters)))
-        run = Lanczos(operator, gradient).extend(steps)
-        nodes, vectors = torch.linalg.eigh(run.tridiagonal())
-        products = run.steps
-        if known is None:
-            found = eigenvalues(H if P is None else H.preconditioned(P), seed=seed)
-            known, products = found.largest(), products + found.products
-        return cls(operator, run, nodes, vectors, norm(gradient), known, products)
+            gradient = flatten(operator.P.adjoint(unflatten(gradient, operator.P.parameters)))
+        self.run, self.length = Lanczos(operator, gradient).extend(steps), norm(gradient)
+        self.nodes, self.vectors = torch.linalg.eigh(self.run.tridiagonal())
 
     @property
     def weights(self) -> Tensor:
@@ -187,57 +169,53 @@ class _Model:
         return moved
 
 
-def _curve(run: Run, model: _Model, start: float, steps: int) -> tuple[Curve, Any]:
-    steepest, rate = max(float(model.nodes[-1]), model.top.value), run.rate
+def _curve(
+    name: str, candidate: Candidate, model: _Model, start: float, steps: int
+) -> tuple[Curve, Callable[[int], Tensor]]:
+    """The curve of a candidate with one rate and momentum, and where it leads after some steps."""
+    (rate,), (momentum,) = candidate.rates, candidate.momenta
+    steepest = max(float(model.nodes[-1]), model.top.value)
     if rate is None:
         if not steepest > 0:
             raise ValueError(
-                f"{run.name}: λ_max is {model.top}, no rate follows from it; give a Candidate with a learning_rate"
+                f"{name}: λ_max is {model.top}, no rate follows from it; give a Candidate with a learning_rate"
             )
         rate = 1 / steepest
-    f = displacements(model.nodes, rate, run.momentum, steps)
+    f = displacements(model.nodes, rate, momentum, steps)
     losses = (start - (f - model.nodes * f.square() / 2) @ model.weights).nan_to_num(math.inf, math.inf, -math.inf)
     negative = model.nodes < -10 * model.run.rounding
     share = float(model.weights[negative].sum() / model.weights.sum())
     curve = Curve(
-        name=run.name,
+        name=name,
         losses=losses,
         learning_rate=rate,
-        momentum=run.momentum,
-        edge_ratio=rate * steepest / run.momentum.bound,
+        momentum=momentum,
+        edge_ratio=rate * steepest / momentum.bound,
         exact_steps=steps if model.run.exhausted else min(steps, model.run.steps),
         negative_share=share,
     )
     return curve, lambda n: model.displacement(f[n])
 
 
-class _Trust:
-    """The true loss along a predicted path, evaluated where it decides how far the prediction holds."""
+def _trusted(problem: Problem, curve: Curve, displaced: Callable[[int], Tensor], tolerance: float) -> Curve:
+    """The curve with true losses along its path: at doubling steps until the loss parts from it, then halving."""
+    losses, seen = curve.losses, dict[int, float]()
+    start = float(losses[0])
+    rounding = 16 * torch.finfo(problem.loss_dtype).eps * abs(start)
 
-    def __init__(self, problem: Problem, curve: Curve, displaced: Any, tolerance: float):
-        self.problem, self.predicted, self.displaced, self.tolerance = problem, curve, displaced, tolerance
-        self.seen: dict[int, float] = {}
-
-    def curve(self) -> Curve:
-        """The curve with what was found: doubling steps until the loss parts from it, then halving."""
-        steps = len(self.predicted.losses) - 1
-        good, bad = 0, steps + 1
-        while bad - good > 1:
-            n = min(max(1, 2 * good), steps) if bad > steps else (good + bad) // 2
-            good, bad = (n, bad) if self._holds(n) else (good, n)
-        return self.predicted.checked(good, dict(sorted(self.seen.items())))
-
-    def _holds(self, n: int) -> bool:
-        losses = self.predicted.losses
-        start = float(losses[0])
+    def holds(n: int) -> bool:
         if not math.isfinite(float(losses[n])):
             return False
-        move = self.displaced(n)
         try:
-            with self.problem.moved(move):
-                self.seen[n] = self.problem.loss()
+            with problem.moved(displaced(n)):
+                seen[n] = problem.loss()
         except LossNotFiniteError:
-            self.seen[n] = math.inf
+            seen[n] = math.inf
         change = float((losses[: n + 1] - start).abs().max())
-        rounding = 16 * torch.finfo(self.problem.loss_dtype).eps * abs(start)
-        return abs(self.seen[n] - float(losses[n])) <= self.tolerance * change + rounding
+        return abs(seen[n] - float(losses[n])) <= tolerance * change + rounding
+
+    good, bad = 0, len(losses)
+    while bad - good > 1:
+        n = min(max(1, 2 * good), len(losses) - 1) if bad == len(losses) else (good + bad) // 2
+        good, bad = (n, bad) if holds(n) else (good, n)
+    return replace(curve, trusted_steps=good, true_losses=dict(sorted(seen.items())))

@@ -8,6 +8,7 @@ from wellcond.linalg.eigenvalues import Eigenvalues as Eigenvalues
 from wellcond.linalg.eigenvalues import eigenvalues as eigenvalues
 from wellcond.linalg.estimate import CONFIDENCE as CONFIDENCE
 from wellcond.linalg.estimate import Estimate as Estimate
+from wellcond.linalg.estimate import jackknife as jackknife
 from wellcond.linalg.estimate import number as number
 from wellcond.linalg.estimate import number_to_json as number_to_json
 from wellcond.linalg.estimate import student as student
@@ -16,18 +17,9 @@ from wellcond.linalg.operator import DENSE_LIMIT as DENSE_LIMIT
 from wellcond.linalg.operator import MatrixOperator as MatrixOperator
 from wellcond.linalg.operator import SymmetricOperator as SymmetricOperator
 from wellcond.linalg.operator import check_operator as check_operator
-from wellcond.linalg.quadrature import GradientQuadrature as GradientQuadrature
-from wellcond.linalg.quadrature import Probe as Probe
 from wellcond.linalg.quadrature import Quadrature as Quadrature
-from wellcond.linalg.quadrature import SpectralTails as SpectralTails
 from wellcond.linalg.quadrature import deflated_trace as deflated_trace
-from wellcond.linalg.quadrature import probe as probe
-from wellcond.linalg.randomized import DiagonalEstimate as DiagonalEstimate
-from wellcond.linalg.spectrum import Effort as Effort
-from wellcond.linalg.spectrum import Ends as Ends
-from wellcond.linalg.spectrum import SampledSpectrum as SampledSpectrum
-from wellcond.linalg.spectrum import WholeSpectrum as WholeSpectrum
-from wellcond.linalg.spectrum import check_symmetric as check_symmetric
+from wellcond.linalg.vectors import NOT_FINITE as NOT_FINITE
 from wellcond.linalg.vectors import RandomDirections as RandomDirections
 from wellcond.linalg.vectors import inner as inner
 from wellcond.linalg.vectors import norm as norm

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -12,8 +12,8 @@ from torch import Tensor
 from wellcond.linalg.estimate import CONFIDENCE
 from wellcond.linalg.lanczos import Lanczos
 from wellcond.linalg.operator import SymmetricOperator
-from wellcond.linalg.quadrature import Probe, Quadrature, SpectralTails, probe
-from wellcond.linalg.vectors import without
+from wellcond.linalg.quadrature import Probe, Quadrature, SpectralTails
+from wellcond.linalg.vectors import RandomDirections, without
 
 CONVERGED = 1e-6
 """Ritz pairs are taken for eigenpairs while their joint residual is under this, relative to ‖A‖."""
@@ -71,8 +71,10 @@ class Isolated:
         """Lanczos runs from uniform directions in what is left."""
         if not self.remaining or not probes:
             return []
-        rest = Deflated(operator, self.vectors)
-        return probe(rest, probes, min(steps, self.remaining), seed=seed, project=rest.project)
+        rest, steps = Deflated(operator, self.vectors), min(steps, self.remaining)
+        directions = RandomDirections(operator.size, operator.dtype, operator.device, seed)
+        starts = (rest.project(directions.draw()) for _ in range(probes))
+        return [Probe.of(Lanczos(rest, start).extend(steps)) for start in starts]
 
 
 class Deflated(SymmetricOperator):
@@ -119,8 +121,8 @@ class DeflatedTails:
             confidence: probability that the bounds hold, at each threshold.
         """
         n, part = known.run.operator.size, (1 + confidence) / 2
-        whole = SpectralTails(n, [[Quadrature.of(known.run)]], known.theta, rounding, part)
-        rest = SpectralTails(known.remaining, [probes], known.theta[~known.locked], rounding, part) if probes else None
+        whole = SpectralTails(n, [Quadrature.of(known.run)], known.theta, rounding, part)
+        rest = SpectralTails(known.remaining, probes, known.theta[~known.locked], rounding, part) if probes else None
         return cls(known.values, known.slack + rounding, whole, rest)
 
     def count_above(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -153,21 +155,16 @@ class DeflatedTails:
         known = (self.isolated >= x[:, None]).double().sum(1)
         return (known + self.rest.size * self.rest.estimate_above(x)) / self.size
 
-    def estimate_mean(self, f: Callable[[Tensor], Tensor]) -> float:
-        """The Gauss rules' estimate of the mean of f(λ), without error."""
+    def estimate_magnitude(self) -> float:
+        """The Gauss rules' estimate of the mean of |λ|, without error."""
         if self.rest is None:
-            return self.whole.estimate_mean(f)
-        return (float(f(self.isolated).sum()) + self.rest.size * self.rest.estimate_mean(f)) / self.size
+            return self.whole.estimate_magnitude()
+        return (float(self.isolated.abs().sum()) + self.rest.size * self.rest.estimate_magnitude()) / self.size
 
     @property
     def size(self) -> int:
         """n, eigenvalues in all."""
         return self.whole.size
-
-    @property
-    def rounding(self) -> float:
-        """By which a Ritz value may be off."""
-        return self.whole.rounding
 
     @property
     def products(self) -> int:

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from wellcond.display import table
+from wellcond.display import Table
+from wellcond.display import plot as plot_density
 from wellcond.linalg.deflation import DeflatedTails, Isolated
 from wellcond.linalg.eigenvalues import eigenvalues
 from wellcond.linalg.estimate import CONFIDENCE, Estimate
@@ -85,7 +86,7 @@ class SpectralDensity:
             rows.append((f"fraction below {self.resolution:.1e} in size", str(self.rest)))
         what = f"density of {self.size:,} eigenvalues of {self.of}, {self.scale} scale"
         spent = f"{self.directions} random directions, {self.products:,} products; .plot() draws it"
-        return table(["", "eigenvalue"], rows, what, [spent])
+        return Table(["", "eigenvalue"], rows, what, [spent]).html()
 
     def plot(self, ax: Any = None) -> Any:
         """Draw the density with a band of two standard errors.
@@ -99,9 +100,17 @@ class SpectralDensity:
         Raises:
             ImportError: without matplotlib, which the extra "plot" installs.
         """
-        from wellcond.display import plot
-
-        return plot(self, ax)
+        return plot_density(
+            self.edges,
+            self.density,
+            self.standard_error,
+            ax,
+            scale=self.scale,
+            of=self.of,
+            size=self.size,
+            resolution=self.resolution,
+            below=self.rest.value,
+        )
 
 
 def spectral_density(

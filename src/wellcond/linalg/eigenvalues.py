@@ -8,12 +8,12 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from wellcond.display import table
-from wellcond.linalg.estimate import CONFIDENCE, Estimate, number
+from wellcond.display import Table, number
+from wellcond.linalg.estimate import CONFIDENCE, Estimate
 from wellcond.linalg.lanczos import Lanczos
-from wellcond.linalg.missed import Unseen
+from wellcond.linalg.missed import MissedBound
 from wellcond.linalg.operator import EVALUATION, SymmetricOperator, check_operator
-from wellcond.linalg.targets import Claim, Wanted
+from wellcond.linalg.targets import Claim, Targets
 from wellcond.linalg.vectors import RandomDirections, inner, norm
 
 SHARE = 0.3
@@ -74,7 +74,8 @@ class Eigenvalues:
         columns = zip(self.values.tolist(), self.error_bounds.tolist(), self.missed.tolist(), strict=True)
         rows = [(f"{value:.6g}", f"{error:.1e}", f"{missed:.1e}") for value, error, missed in columns]
         whole = f"whole spectrum: {number(self.lower)} to {number(self.upper)}, with probability {self.confidence:.3g}"
-        return table(["eigenvalue", "error bound", "missed, at most"], rows, f"{self.products:,} products", [whole])
+        headings = ["eigenvalue", "error bound", "missed, at most"]
+        return Table(headings, rows, f"{self.products:,} products", [whole]).html()
 
     def largest(self) -> Estimate:
         """The largest eigenvalue: at least its Ritz value, a Rayleigh quotient, less rounding; at most `upper`."""
@@ -140,7 +141,7 @@ def eigenvalues(
         FloatingPointError: if a product is not finite.
 
     Source: Wu and Simon, "Thick-restart Lanczos method for large symmetric eigenvalue problems", SIAM J. Matrix Anal.
-    Appl. 22 (2000); theory, section 2.4; for `missed`, `Unseen`.
+    Appl. 22 (2000); theory, section 2.4; for `missed`, `MissedBound`.
 
     >>> import torch
     >>> from wellcond.linalg import MatrixOperator
@@ -149,7 +150,7 @@ def eigenvalues(
     [100.0, 99.0]
     """
     check_operator(operator)
-    wanted = Wanted(which, k, operator.size)
+    wanted = Targets(which, k, operator.size)
     n, count = operator.size, wanted.count
     if not tol > 0 or not 0 < confidence < 1:
         raise ValueError(f"got tol={tol}, confidence={confidence}; both are above 0, a confidence below 1")
@@ -169,7 +170,7 @@ def eigenvalues(
     run = Lanczos(operator, first, directions, capacity=max_basis, share=share)
     with operator.keeping(max_products):
         while True:
-            run.extend(min(max(min_products - run.steps, 1 + run.unseen[-1].steps // 20), max_products - run.steps))
+            run.extend(min(max(min_products - run.steps, 1 + run.missed[-1].steps // 20), max_products - run.steps))
             theta, S, bounds = run.ritz()
             chosen, scale = wanted.choose(theta), float(theta.abs().max())
             margins = bounds[chosen].clamp_min(tol * scale + 1e-300)
@@ -181,9 +182,9 @@ def eigenvalues(
                 doubtful = next((c for c in wanted.hardest_first(claims) if _missed(run, c) > 1 - confidence), None)
                 if not verify or doubtful is None:
                     break
-                if any(run.unseen[-1].failure(c) == math.inf for c in doubtful):
+                if any(run.missed[-1].failure(c) == math.inf for c in doubtful):
                     # What is locked stays as accurate as it is: each time there must be room for more to come.
-                    slack = tol * scale * (1 - 1 / (len(run.unseen) + 1))
+                    slack = tol * scale * (1 - 1 / (len(run.missed) + 1))
                     locked = _lockable(claims, theta, bounds, chosen, slack, (max_basis - count) // 3)
                     if locked is not None:
                         run.lock(locked)
@@ -200,7 +201,7 @@ def eigenvalues(
     lower, upper = float(theta[0]), float(theta[-1])
     exact = run.dimension == n
     if not exact:
-        shares = [((1 - confidence) / 2 / _looks(i), u) for i, u in enumerate(run.unseen) if u.steps]
+        shares = [((1 - confidence) / 2 / _looks(i), u) for i, u in enumerate(run.missed) if u.steps]
         lower = max(u.bound(lower, -1, failure) for failure, u in shares)
         upper = min(u.bound(upper, 1, failure) for failure, u in shares)
     return Eigenvalues(
@@ -227,7 +228,7 @@ def _missed(run: Lanczos, claims: list[Claim]) -> float:
     """The probability that one of the claims is wrong."""
     if run.dimension == run.operator.size:
         return 0.0
-    worst = max(min(_looks(i) * u.failure(c) for i, u in enumerate(run.unseen) if u.steps) for c in claims)
+    worst = max(min(_looks(i) * u.failure(c) for i, u in enumerate(run.missed) if u.steps) for c in claims)
     return min(1.0, len(claims) * worst)
 
 
@@ -236,7 +237,7 @@ def _lockable(
 ) -> Tensor | None:
     """Ritz vectors to set aside, so that their complement decides about the claims: the chosen ones, if they are
     accurate enough for that, and up to `room` others that are, since without them there is less to hide behind."""
-    found = Unseen(1, 1.0, theta[chosen], bounds[chosen])
+    found = MissedBound(1, 1.0, theta[chosen], bounds[chosen])
     nearest = torch.full_like(theta, math.inf)
     for claim in (c for group in claims for c in group):
         y = found.inside(claim)

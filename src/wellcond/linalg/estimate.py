@@ -10,6 +10,8 @@ from typing import Any
 
 import torch
 
+from wellcond.display import number, number_to_json
+
 CONFIDENCE = 0.997
 """Probability with which an interval of this package holds that is not a proof: that of three standard errors."""
 
@@ -33,6 +35,11 @@ class Estimate:
     confidence: float = 1.0
 
     @classmethod
+    def exactly(cls, value: float, how: str) -> Estimate:
+        """A figure without an error."""
+        return cls(float(value), float(value), float(value), how)
+
+    @classmethod
     def undefined(cls, why: str) -> Estimate:
         """A figure that has no meaning here, with the reason."""
         return cls(math.nan, -math.inf, math.inf, why)
@@ -46,6 +53,15 @@ class Estimate:
     def unresolved(self) -> bool:
         """Whether only a lower end is known: to be read as "at least `low`"."""
         return self.defined and math.isinf(self.high)
+
+    @property
+    def certain(self) -> float:
+        """The figure to judge by: its lower end where that is all that is known."""
+        return self.low if self.unresolved else self.value
+
+    def apart_from(self, other: Estimate) -> bool:
+        """Whether both are defined and their intervals don't overlap."""
+        return self.defined and other.defined and (self.low > other.high or other.low > self.high)
 
     def __contains__(self, x: float) -> bool:
         return self.low <= x <= self.high
@@ -112,31 +128,6 @@ class Estimate:
         return f"{low} to {high}" if wide else f"{value} ({low} to {high})"
 
 
-def number_to_json(x: float) -> float | str | None:
-    """A number as `Estimate.to_json` has it.
-
-    >>> [number_to_json(x) for x in (1.5, -math.inf, math.nan)]
-    [1.5, '-inf', None]
-    """
-    if math.isnan(x):
-        return None
-    return x if math.isfinite(x) else ("inf" if x > 0 else "-inf")
-
-
-def number(x: float) -> str:
-    """Three significant digits: plain between 0.001 and a million, with thousands apart, else with an exponent.
-
-    >>> [number(x) for x in (0.0, 1234567.0, 93412.0, 3.14159, -0.5, 2e-5)]
-    ['0', '1.23e+06', '93,400', '3.14', '-0.5', '2e-05']
-    """
-    if not math.isfinite(x):
-        return str(x)
-    rounded = float(f"{x:.3g}")
-    if rounded != 0 and not 1e-3 <= abs(rounded) < 1e6:
-        return f"{rounded:.3g}"
-    return f"{rounded:,.10g}"
-
-
 def student(confidence: float, degrees: int) -> float:
     """How many estimated standard errors hold with a probability: Student's two-sided quantile, by its distribution
     function, which for the incomplete beta function needs only an integral over an angle.
@@ -149,3 +140,14 @@ def student(confidence: float, degrees: int) -> float:
     share = torch.cumsum(density, 0) / density.sum()
     position = int((share < confidence).sum())
     return math.sqrt(degrees) * math.tan(float(angle[position]))
+
+
+def jackknife(left_out: torch.Tensor) -> float:
+    """Half the width of a figure's interval, with probability `CONFIDENCE`.
+
+    Args:
+        left_out: (k,), the figure without each of k samples.
+    """
+    k = len(left_out)
+    error = math.sqrt((k - 1) / k * float((left_out - left_out.mean()).square().sum()))
+    return student(CONFIDENCE, k - 1) * error

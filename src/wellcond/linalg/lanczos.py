@@ -7,9 +7,9 @@ import math
 import torch
 from torch import Tensor
 
-from wellcond.linalg.missed import Unseen
+from wellcond.linalg.missed import MissedBound
 from wellcond.linalg.operator import SymmetricOperator
-from wellcond.linalg.targets import Wanted
+from wellcond.linalg.targets import Targets
 from wellcond.linalg.vectors import NOT_FINITE, RandomDirections, inner, norm, rotate, without
 
 
@@ -30,13 +30,13 @@ class Lanczos:
         restart: where the Krylov space is exhausted before n steps, go on from this stream's next direction,
             orthogonal to the space (repeated eigenvalues are found this way); without it, stop there.
         capacity: the most rows that Q may have; one vector more is kept for the direction that comes next.
-        share: of a uniformly random direction in the start, see `Unseen`.
+        share: of a uniformly random direction in the start, see `MissedBound`.
 
     Attributes:
         steps: products spent.
         dimension: m, the rows of Q; equal to `steps` unless room was made.
         exhausted: whether the Krylov space of the start is invariant (to rounding).
-        unseen: what each random start says about eigenvectors not found, the latest last.
+        missed: what each random start says about eigenvectors not found, the latest last.
     """
 
     def __init__(
@@ -58,7 +58,7 @@ class Lanczos:
         self._basis = torch.empty(0, operator.size, dtype=operator.dtype, device=operator.device)
         self._T = torch.empty(0, 0, dtype=torch.float64)
         none = torch.empty(0, dtype=torch.float64)
-        self.unseen = [Unseen(operator.size, share, none, none)]
+        self.missed = [MissedBound(operator.size, share, none, none)]
         self._coupled, self._leftover = 0, torch.empty(0, 0, dtype=torch.float64)
         self._append(start / length)
 
@@ -119,7 +119,7 @@ class Lanczos:
             self._step()
         return self
 
-    def thick_restart(self, wanted: Wanted, count: int) -> None:
+    def thick_restart(self, wanted: Targets, count: int) -> None:
         """Make room: of the latest process keep `count` Ritz vectors, those nearest to being wanted, and the
         direction that comes next."""
         first, m = self.locked, self.dimension
@@ -130,7 +130,7 @@ class Lanczos:
         self._basis[self.dimension].copy_(self._basis[m])
         couplings = self.residual * S[-1]
         self._T[self.dimension, first : self.dimension] = couplings
-        self.unseen[-1].restart(theta, couplings)
+        self.missed[-1].restart(theta, couplings)
 
     def lock(self, keep: Tensor) -> None:
         """Keep some Ritz vectors and go on from the next random direction, orthogonal to them.
@@ -157,7 +157,7 @@ class Lanczos:
     def _start_anew(self, theta: Tensor, residuals: Tensor, leftover: Tensor) -> None:
         assert self.restart is not None
         w = without(self.basis, self.restart.draw())
-        self.unseen.append(Unseen(self.operator.size - self.dimension, 1.0, theta, residuals))
+        self.missed.append(MissedBound(self.operator.size - self.dimension, 1.0, theta, residuals))
         self.locked = self._coupled = self.dimension
         self._leftover, self.residual = leftover, 0.0
         self._append(w / norm(w))
@@ -194,7 +194,7 @@ class Lanczos:
         # Under this size w is rounding error, and coupling to it would be noise: dropping it moves no eigenvalue
         # by more than the rounding that is reported anyway.
         negligible = max(10 * eps * self.scale, self._noise)
-        self.unseen[-1].step(alpha, max(beta, negligible))
+        self.missed[-1].step(alpha, max(beta, negligible))
         if beta > negligible and m + 1 < self.operator.size:
             self.residual = beta
             self._append(w.div_(beta))

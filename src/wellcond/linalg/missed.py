@@ -11,7 +11,7 @@ from wellcond.linalg.targets import Claim
 
 
 @dataclass
-class Unseen:
+class MissedBound:
     """How likely it is that a compressed matrix has an eigenvalue beyond x that a Krylov process has not shown.
 
     B is A between the complement of some orthonormal vectors, N × N, and v the start of a Krylov process on it, uniform

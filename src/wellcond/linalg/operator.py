@@ -6,7 +6,7 @@ import contextlib
 import copy
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, Self
 
@@ -87,10 +87,14 @@ class SymmetricOperator(ABC):
         product = self._multiply(v)
         if self.damping:
             product = torch.add(product, v, alpha=self.damping)
+        self.count()
+        return product
+
+    def count(self) -> None:
+        """One more product was computed."""
         self.products += 1
         if self.on_product is not None:
             self.on_product()
-        return product
 
     def matmat(self, V: Tensor) -> Tensor:
         """The product with each column of V, (n, k) → (n, k)."""
@@ -145,14 +149,12 @@ class SymmetricOperator(ABC):
                 2,000, and 120 products are spent above. With as many as n, the matrix is formed too.
             seed: of the random directions.
         """
-        if products is None:
-            products = self.size if self.size <= DENSE_LIMIT else 120
+        products = self._affordable(products)
         if products >= self.size:
             values = self._finite_diagonal()
             return DiagonalEstimate(values, torch.zeros_like(values), self.size, "exact")
-        # The damping is known: sampled with the rest it would only be noise.
-        with self.keeping(products), self._undamped() as undamped:
-            estimate = estimate_diagonal(undamped, products, seed)
+        with self.keeping(products):
+            estimate = estimate_diagonal(self.undamped(), products, seed)
         return replace(estimate, values=estimate.values + self.damping)
 
     def trace(self, products: int | None = None, *, seed: int = 0, confidence: float = CONFIDENCE) -> Estimate:
@@ -166,17 +168,21 @@ class SymmetricOperator(ABC):
         """
         if not 0 < confidence < 1:
             raise ValueError(f"got confidence={confidence}; it is above 0 and below 1")
-        if products is None:
-            products = self.size if self.size <= DENSE_LIMIT else 120
+        products = self._affordable(products)
         if products >= self.size:
             diagonal = self._finite_diagonal().double()
             error = EVALUATION * torch.finfo(self.dtype).eps * math.sqrt(self.size) * float(diagonal.abs().max())
             value = float(diagonal.sum())
             return Estimate(value, value - error, value + error, f"exact: the whole matrix, {self.size} products")
-        with self.keeping(products), self._undamped() as undamped:
-            estimate = estimate_trace(undamped, products, seed, confidence)
+        with self.keeping(products):
+            estimate = estimate_trace(self.undamped(), products, seed, confidence)
         added = self.damping * self.size
         return replace(estimate, value=estimate.value + added, low=estimate.low + added, high=estimate.high + added)
+
+    def _affordable(self, products: int | None) -> int:
+        if products is None:
+            return self.size if self.size <= DENSE_LIMIT else 120
+        return products
 
     def _finite_diagonal(self) -> Tensor:
         diagonal = self.dense().diagonal().clone()
@@ -184,15 +190,12 @@ class SymmetricOperator(ABC):
             raise FloatingPointError(NOT_FINITE)
         return diagonal
 
-    @contextlib.contextmanager
-    def _undamped(self) -> Iterator[Self]:
-        """This operator without the damping; its products count as this one's."""
+    def undamped(self) -> Self:
+        """This operator without the damping, which is known: sampled with the rest it would only be noise. Its products
+        count as this one's."""
         twin = self.damped(-self.damping)
-        twin.on_product = self.on_product
-        try:
-            yield twin
-        finally:
-            self.products += twin.products
+        twin.on_product = self.count
+        return twin
 
     def to_scipy(self) -> Any:
         """This operator as a `scipy.sparse.linalg.LinearOperator` on numpy vectors (needs scipy)."""
@@ -206,14 +209,8 @@ class SymmetricOperator(ABC):
             return (self @ x).cpu().numpy()
 
         dtype = torch.empty(0, dtype=self.dtype).numpy().dtype
-        return LinearOperator(
-            shape=self.shape,
-            matvec=lambda v: multiply(v.reshape(-1)),
-            rmatvec=lambda v: multiply(v.reshape(-1)),
-            matmat=multiply,
-            rmatmat=multiply,
-            dtype=dtype,
-        )
+        by = dict.fromkeys(("matvec", "rmatvec", "matmat", "rmatmat"), multiply)
+        return LinearOperator(self.shape, **by, dtype=dtype)
 
 
 def check_operator(operator: object) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -11,8 +11,7 @@ from torch import Tensor
 
 from wellcond.linalg.estimate import CONFIDENCE, Estimate
 from wellcond.linalg.lanczos import Lanczos
-from wellcond.linalg.operator import SymmetricOperator
-from wellcond.linalg.vectors import RandomDirections, inner, norm
+from wellcond.linalg.vectors import inner
 
 
 @dataclass(frozen=True)
@@ -73,14 +72,12 @@ class Quadrature:
         """
         if self.residual == 0.0:
             nodes, weights = self.nodes_and_weights()
-            slack = self.rounding
         else:
             nodes, weights = self.with_node(x)
-            slack = self.rounding
             # The prescribed node comes back from the eigensolver with rounding of its own: put it where it belongs.
             nodes = nodes.scatter(1, (nodes - x[:, None]).abs().argmin(1, keepdim=True), x[:, None])
-        low = (weights * (nodes > x[:, None] + slack)).sum(1)
-        return low, (weights * (nodes >= x[:, None] - slack)).sum(1)
+        low = (weights * (nodes > x[:, None] + self.rounding)).sum(1)
+        return low, (weights * (nodes >= x[:, None] - self.rounding)).sum(1)
 
 
 @dataclass(frozen=True)
@@ -91,31 +88,10 @@ class Probe:
     direction: Tensor
     product: Tensor
 
-
-def probe(
-    operator: SymmetricOperator,
-    probes: int,
-    steps: int,
-    *,
-    seed: int = 0,
-    project: Callable[[Tensor], Tensor] | None = None,
-) -> list[Probe]:
-    """Lanczos runs of `steps` products from `probes` directions, uniform on the sphere.
-
-    Args:
-        operator: n × n.
-        probes: how many.
-        steps: products each; 1 is a plain sample vᵀAv.
-        seed: of the directions.
-        project: onto the subspace in which the directions shall lie.
-    """
-    directions = RandomDirections(operator.size, operator.dtype, operator.device, seed)
-    found = []
-    for _ in range(probes):
-        start = directions.draw()
-        run = Lanczos(operator, start if project is None else project(start)).extend(steps)
-        found.append(Probe(Quadrature.of(run), run.basis[0].clone(), run.product_of_start()))
-    return found
+    @classmethod
+    def of(cls, run: Lanczos) -> Probe:
+        """What a Lanczos run from it says; nothing of the run is kept."""
+        return cls(Quadrature.of(run), run.basis[0].clone(), run.product_of_start())
 
 
 def deflated_trace(
@@ -168,8 +144,7 @@ class SpectralTails:
 
     Attributes:
         size: n.
-        groups: quadratures of independent uniform directions. Each group gives bounds of its own, and the best
-            count: one deep run resolves more, many shallow ones sample more.
+        quadratures: of independent uniform directions.
         extremes: Ritz values of any one run; by Cauchy's interlacing at least as many eigenvalues as Ritz values lie
             beyond a threshold.
         rounding: of the Ritz values.
@@ -177,7 +152,7 @@ class SpectralTails:
     """
 
     size: int
-    groups: Sequence[Sequence[Quadrature]]
+    quadratures: Sequence[Quadrature]
     extremes: Tensor
     rounding: float
     confidence: float = CONFIDENCE
@@ -191,46 +166,31 @@ class SpectralTails:
         """
         low = (self.extremes >= x[:, None] + self.rounding).double().sum(1) / self.size
         high = 1 - (self.extremes < x[:, None] - self.rounding).double().sum(1) / self.size
-        for group in self.groups:
-            bounds = [q.mass_above(x) for q in group]
-            least, most = (torch.stack(ends).mean(0) for ends in zip(*bounds, strict=True))
-            m = len(group)
-            low = torch.maximum(low, torch.maximum(self._at_least(least, m), 1 - self._at_most(1 - least, m)))
-            high = torch.minimum(high, torch.minimum(self._at_most(most, m), 1 - self._at_least(1 - most, m)))
+        bounds = [q.mass_above(x) for q in self.quadratures]
+        least, most = (torch.stack(ends).mean(0) for ends in zip(*bounds, strict=True))
+        low = torch.maximum(low, torch.maximum(self.limit(least, 0.0), 1 - self.limit(1 - least, 1.0)))
+        high = torch.minimum(high, torch.minimum(self.limit(most, 1.0), 1 - self.limit(1 - most, 0.0)))
         return low.clamp(0, 1), torch.maximum(low, high).clamp(0, 1)
-
-    def fraction_below(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """The same for eigenvalues < x."""
-        low, high = self.fraction_above(x)
-        return 1 - high, 1 - low
 
     def estimate_above(self, x: Tensor) -> Tensor:
         """The Gauss rules' own estimate of the fraction ≥ x, without error, (g,)."""
-        rules = [q.nodes_and_weights() for q in self.groups[-1]]
+        rules = [q.nodes_and_weights() for q in self.quadratures]
         return torch.stack([(w * (nodes >= x[:, None])).sum(1) for nodes, w in rules]).mean(0)
 
-    def estimate_mean(self, f: Callable[[Tensor], Tensor]) -> float:
-        """The Gauss rules' estimate of the mean of f(λ), without error."""
-        rules = [q.nodes_and_weights() for q in self.groups[-1]]
-        return sum(float((w * f(nodes)).sum()) for nodes, w in rules) / len(rules)
+    def estimate_magnitude(self) -> float:
+        """The Gauss rules' estimate of the mean of |λ|, without error."""
+        rules = [q.nodes_and_weights() for q in self.quadratures]
+        return sum(float((w * nodes.abs()).sum()) for nodes, w in rules) / len(rules)
 
-    def _at_least(self, mean: Tensor, directions: int) -> Tensor:
-        """The smallest fraction that could have given this mean."""
-        return self._limit(mean, torch.zeros_like(mean), directions)
-
-    def _at_most(self, mean: Tensor, directions: int) -> Tensor:
-        """The largest."""
-        return self._limit(mean, torch.ones_like(mean), directions)
-
-    def _limit(self, mean: Tensor, end: Tensor, directions: int) -> Tensor:
-        """The fraction between the mean and the end beyond which the mean would be too unlikely, by bisection.
+    def limit(self, mean: Tensor, end: float) -> Tensor:
+        """The fraction between the mean and the end, 0 or 1, beyond which the mean would be too unlikely, by bisection.
 
         Chernoff: a mean on the far side of r from f has a probability of at most exp(−(mn/2)(f ln(f/r) − f + r)).
         """
-        tau = math.log(2 * len(self.groups) / (1 - self.confidence)) / (directions * self.size / 2)
+        tau = math.log(2 / (1 - self.confidence)) / (len(self.quadratures) * self.size / 2)
         # A mass of zero to rounding is not known to be less than that.
         r = mean.clamp(torch.finfo(torch.float64).eps, 1)
-        near, far = r, end
+        near, far = r, torch.full_like(r, end)
         for _ in range(50):
             f = (near + far) / 2
             likely = torch.xlogy(f, f / r) - f + r <= tau
@@ -240,41 +200,4 @@ class SpectralTails:
     @property
     def products(self) -> int:
         """Matrix-vector products behind the quadratures."""
-        return sum(q.steps for q in {id(q): q for group in self.groups for q in group}.values())
-
-
-@dataclass(frozen=True)
-class GradientQuadrature:
-    """The quadrature of a vector that is not of unit length, for the quadratic model that it drives (theory 2.2, 6).
-
-    Attributes:
-        nodes: (m,), rising.
-        weights: (m,), they sum to ‖g‖².
-        quadrature: of the direction of g.
-        squared_norm: ‖g‖².
-    """
-
-    nodes: Tensor
-    weights: Tensor
-    quadrature: Quadrature
-    squared_norm: float
-
-    @classmethod
-    def of(cls, operator: SymmetricOperator, gradient: Tensor, steps: int) -> GradientQuadrature:
-        """By a Lanczos run of up to `steps` products that starts at the gradient."""
-        run = Lanczos(operator, gradient).extend(steps)
-        quadrature, squared = Quadrature.of(run), norm(gradient) ** 2
-        nodes, weights = quadrature.nodes_and_weights()
-        return cls(nodes, weights * squared, quadrature, squared)
-
-    @property
-    def exact(self) -> bool:
-        """Whether nodes and weights are the eigenvalues and weights themselves."""
-        return self.quadrature.residual == 0.0
-
-    def with_node_at_zero(self) -> tuple[Tensor, Tensor]:
-        """The Gauss-Radau rule with a node at 0."""
-        if self.exact:
-            return self.nodes, self.weights
-        nodes, weights = self.quadrature.with_node(torch.zeros(1, dtype=torch.float64))
-        return nodes[0].clamp_min(0), weights[0] * self.squared_norm
+        return sum(q.steps for q in self.quadratures)

@@ -4,19 +4,27 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from wellcond.linalg.estimate import Estimate, student
-from wellcond.linalg.vectors import NOT_FINITE, RandomDirections, inner, norm, without
-
-if TYPE_CHECKING:
-    from wellcond.linalg.operator import SymmetricOperator
+from wellcond.linalg.vectors import NOT_FINITE, RandomDirections, inner, largest, norm, random_signs, without
 
 FEWEST = 20
 """Products under which the spread of the samples says too little about their error."""
+
+
+class Multiplying(Protocol):
+    """What is asked of a matrix here: its products with vectors of this kind."""
+
+    size: int
+    dtype: torch.dtype
+    device: torch.device
+
+    def matvec(self, v: Tensor) -> Tensor:
+        """The product with one vector, (n,)."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +44,7 @@ class DiagonalEstimate:
     how: str
 
 
-def estimate_trace(operator: SymmetricOperator, products: int, seed: int, confidence: float) -> Estimate:
+def estimate_trace(operator: Multiplying, products: int, seed: int, confidence: float) -> Estimate:
     """The trace by Hutch++: exact on a space that random products span, the mean of independent samples outside it.
 
     Holds products/4 vectors of length n. The interval is Student's, from the spread of the products/2 samples. XTrace,
@@ -67,7 +75,7 @@ def estimate_trace(operator: SymmetricOperator, products: int, seed: int, confid
     return Estimate(known + sampled, known + sampled - reach, known + sampled + reach, how, confidence)
 
 
-def estimate_diagonal(operator: SymmetricOperator, products: int, seed: int) -> DiagonalEstimate:
+def estimate_diagonal(operator: Multiplying, products: int, seed: int) -> DiagonalEstimate:
     """The diagonal: exact for what random products span, by Hutchinson's random signs for the rest.
 
     With Q an orthonormal basis of the products of random directions, A = QQᵀA + AQQᵀ − QQᵀAQQᵀ + B; the diagonal of B
@@ -86,10 +94,10 @@ def estimate_diagonal(operator: SymmetricOperator, products: int, seed: int) -> 
     generator = torch.Generator(device=operator.device).manual_seed(seed + 1)
     mean, spread = torch.zeros_like(known), torch.zeros_like(known)
     for i in range(1, probes + 1):
-        signs = torch.randint(2, known.shape, generator=generator, device=known.device).to(known.dtype) * 2 - 1
+        signs = random_signs(known, generator)
         sample = signs * sketch.outside(operator.matvec(sketch.outside(signs)))
         if i == 1:  # in units of it squares neither overflow nor underflow
-            unit = max(float(sample.abs().max()), torch.finfo(sample.dtype).tiny)
+            unit = max(largest(sample), torch.finfo(sample.dtype).tiny)
         sample = sample / unit
         before = sample - mean
         mean += before / i
@@ -102,7 +110,7 @@ def estimate_diagonal(operator: SymmetricOperator, products: int, seed: int) -> 
 class _Sketch:
     """An orthonormal basis Q, (k, n), of the products of k random directions, H = QAQᵀ, and Σ qⱼ∘Aqⱼ, (n,)."""
 
-    def __init__(self, operator: SymmetricOperator, products: int, seed: int):
+    def __init__(self, operator: Multiplying, products: int, seed: int):
         if products < FEWEST:
             raise ValueError(f"got products={products}; an estimate with an error takes at least {FEWEST}")
         count = products // 4

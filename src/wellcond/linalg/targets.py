@@ -18,7 +18,7 @@ class Claim(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Wanted:
+class Targets:
     """`k` of n eigenvalues: "largest" (falling), "smallest" (rising), "magnitude" (falling in absolute value), or
     "both" (the k largest, falling, and then the k smallest, rising)."""
 
@@ -37,42 +37,41 @@ class Wanted:
         """How many are listed."""
         return min(2 * self.k, self.n) if self.which == "both" else self.k
 
+    @property
+    def first(self) -> int:
+        """How many are listed before those that are counted from the bottom."""
+        return 0 if self.which == "smallest" else self.k
+
     def choose(self, theta: Tensor) -> Tensor:
-        """Indices of those wanted among theta, which rises; fewer than `count` if there are fewer."""
-        m = len(theta)
-        rising, falling = torch.arange(m), torch.arange(m).flip(0)
-        if self.which == "largest":
-            return falling[: self.k]
-        if self.which == "smallest":
-            return rising[: self.k]
+        """Indices of the targets among theta, which rises; fewer than `count` if there are fewer."""
         if self.which == "magnitude":
             return theta.abs().argsort(descending=True)[: self.k]
-        top = falling[: self.k]
-        return torch.cat([top, rising[: min(self.k, m - len(top))]])
+        rising = torch.arange(len(theta))
+        top = rising.flip(0)[: self.first]
+        return torch.cat([top, rising[: min(self.count, len(theta)) - len(top)]])
 
     def nearest(self, theta: Tensor, count: int) -> Tensor:
-        """Indices of the `count` of theta, which rises, that are nearest to being wanted."""
+        """Indices of the `count` of theta, which rises, that are nearest to being targets."""
         if self.which != "both":
-            return Wanted(self.which, count, self.n).choose(theta)
+            return Targets(self.which, count, self.n).choose(theta)
         below = count // 2
         return torch.cat([torch.arange(below), torch.arange(len(theta) - count + below, len(theta))])
 
     def claims(self, values: Tensor, margins: Tensor) -> list[list[Claim]]:
         """For each value, in the documented order, what excludes that another one should be in its place, unless it is
         nearer than the margin."""
-        claims, v, margin = [], values.tolist(), margins.tolist()
-        for i, value in enumerate(v):
+        claims, v = [], values.tolist()
+        for i, (value, margin) in enumerate(zip(v, margins.tolist(), strict=True)):
             if self.which == "magnitude":
-                above, x = sum(earlier > 0 for earlier in v[:i]), abs(value) + margin[i]
+                above, x = sum(earlier > 0 for earlier in v[:i]), abs(value) + margin
                 claims.append([Claim(1, above, x), Claim(-1, i - above, -x)])
-            elif self.which == "largest" or (self.which == "both" and i < self.k):
-                claims.append([Claim(1, i, value + margin[i])])
+            elif i < self.first:
+                claims.append([Claim(1, i, value + margin)])
             else:
-                claims.append([Claim(-1, i if self.which == "smallest" else i - self.k, value - margin[i])])
+                claims.append([Claim(-1, i - self.first, value - margin)])
         return claims
 
     def hardest_first(self, claims: list[list[Claim]]) -> list[list[Claim]]:
         """The same claims, those about the innermost values first: if they hold, the others do or nearly."""
-        if self.which != "both":
-            return claims[::-1]
-        return claims[-1:] + claims[self.k - 1 :: -1] + claims[-2 : self.k - 1 : -1]
+        top, bottom = claims[: self.first][::-1], claims[self.first :][::-1]
+        return bottom[:1] + top + bottom[1:]

@@ -48,11 +48,16 @@ def norm(x: Tensor) -> float:
     length = math.sqrt(float(inner(x, x)))
     if 1e-15 < length < 1e15:
         return length
-    largest = float(x.abs().max())
-    if largest == 0 or not math.isfinite(largest):
-        return largest
-    scaled = x / largest
-    return largest * math.sqrt(float(inner(scaled, scaled)))
+    unit = largest(x)
+    if unit == 0 or not math.isfinite(unit):
+        return unit
+    scaled = x / unit
+    return unit * math.sqrt(float(inner(scaled, scaled)))
+
+
+def largest(x: Tensor) -> float:
+    """The largest absolute value in a long vector."""
+    return float(x.abs().max())
 
 
 def without(Q: Tensor, v: Tensor) -> Tensor:
@@ -90,3 +95,8 @@ class RandomDirections:
         """The next direction, (n,)."""
         x = torch.randn(self.size, dtype=self.dtype, device=self.device, generator=self.generator)
         return x / norm(x)
+
+
+def random_signs(like: Tensor, generator: torch.Generator) -> Tensor:
+    """±1 with equal probability for every entry of a long vector."""
+    return torch.randint(2, like.shape, generator=generator, device=like.device).to(like.dtype) * 2 - 1

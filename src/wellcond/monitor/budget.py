@@ -23,8 +23,8 @@ class Budget:
     expected end finds the share kept: spent + expected ≤ share·(elapsed + expected). So the share is kept at the end
     of a measurement as far as the expectation came true, and falls from there to the next.
 
-    Parts that are dearer than the first, and less urgent, save up: `reserved` is their share of what the budget has for
-    parts, which the first leaves alone until they can be afforded.
+    Parts that are more expensive than the first, and less urgent, save up: `reserved` is their share of what the budget
+    has for parts, which the first leaves alone until they can be afforded.
 
     Attributes:
         share: of the wall time; None for no limit.
@@ -56,7 +56,7 @@ class Budget:
         return self.total / elapsed if elapsed > 0 else (1.0 if self.total else 0.0)
 
     def counted(self, seconds: float) -> None:
-        """A step was counted, or a loss, in so many seconds as far as it could see."""
+        """A step was counted, or a loss, in `seconds` as far as the monitor could see."""
         self.other += UNSEEN * seconds
 
     def took(self, part: str, seconds: float) -> None:

@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from wellcond.examination import FINDINGS
+from wellcond.examination import FINDINGS, Find
 from wellcond.monitor.measuring import Look
 from wellcond.monitor.record import Change
 
 LITTLE = 0.02
 """A finding that takes less than this of a look's time is looked for every time."""
-
-Find = Callable[..., Any]
 
 
 class Standing(NamedTuple):

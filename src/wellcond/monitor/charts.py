@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-
-import plotly.graph_objects as go
+from typing import Any
 
 from wellcond.monitor.history import History
 from wellcond.monitor.record import FIGURES, LABELS, Record
-from wellcond.report import BOUND, FIRST, SECOND, Chart, plain, ticks
+from wellcond.report import BOUND, FIRST, SECOND, Chart, new_figure, ticks
 
 SHOWN = 200
 """Measurements in a table at most; the charts have all."""
@@ -52,7 +51,7 @@ def charts(history: History) -> list[Chart]:
         known = [name for name in names if any(map(math.isfinite, history.series(name)[1]))]
         if known:
             last = "; ".join(f"{LABELS[name]} {latest[name]}" for name in known)
-            figure = plain(_figure(key, known, history))
+            figure = _figure(key, known, history)
             drawn.append(Chart(key, title, f"{description} Last: {last}.", [figure], _table(known, history)))
     return drawn
 
@@ -63,8 +62,8 @@ def spread(records: Sequence[Record]) -> Sequence[Record]:
     return records[::-1][::apart][::-1]
 
 
-def _figure(key: str, names: Sequence[str], history: History) -> go.Figure:
-    figure, shown = go.Figure(), []
+def _figure(key: str, names: Sequence[str], history: History) -> Any:
+    figure, shown = new_figure(), []
     for role, mark, dash, name in zip((FIRST, SECOND), ("circle", "square"), ("solid", "dash"), names, strict=False):
         if name in FIGURES:
             _add_band(figure, name, history, role)
@@ -72,7 +71,7 @@ def _figure(key: str, names: Sequence[str], history: History) -> go.Figure:
         shown += [v for v in values if math.isfinite(v)]
         figure.add_scatter(
             x=steps,
-            y=[v if math.isfinite(v) else None for v in values],
+            y=values,
             mode="lines+markers",
             line={"width": 2, "dash": dash},
             marker={"size": 5, "symbol": mark},
@@ -99,7 +98,7 @@ def _figure(key: str, names: Sequence[str], history: History) -> go.Figure:
     return figure
 
 
-def _add_band(figure: go.Figure, name: str, history: History, role: str) -> None:
+def _add_band(figure: Any, name: str, history: History, role: str) -> None:
     """The intervals, where both ends are known and a logarithmic axis has them."""
     steps, low, high = history.intervals(name)
     if len(steps) > 1 and min(low) > 0:

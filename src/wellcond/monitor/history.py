@@ -10,12 +10,11 @@ import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, ClassVar
 
-from wellcond.display import table
-from wellcond.examination import Severity
+from wellcond.display import Renderer
+from wellcond.examination import Severity, check_schema
 from wellcond.monitor.record import LABELS, Record
-from wellcond.report import check_schema
 
 SCHEMA = "wellcond.monitor/1"
 
@@ -29,6 +28,9 @@ class History:
         records: the measurements, in their order.
         finished: whether the monitor was removed; a run that was killed never is.
     """
+
+    renderer: ClassVar[Renderer[Any]]
+    """Draws the page and the plots; registered by `wellcond/__init__.py`."""
 
     run: dict[str, Any]
     records: list[Record] = field(default_factory=list)
@@ -59,7 +61,7 @@ class History:
     @property
     def severity(self) -> Severity:
         """Of the most severe finding that stands at the end."""
-        return max((Severity.of(word) for word, _ in self.findings().values()), default=Severity.GOOD)
+        return Severity.worst(Severity.of(word) for word, _ in self.findings().values())
 
     def series(self, name: str) -> tuple[list[int], list[float]]:
         """Steps and values of one figure, where it was measured.
@@ -93,17 +95,15 @@ class History:
 
     def save(self, path: str | Path = "monitor.html") -> Path:
         """Write the page: one file that works offline."""
-        from wellcond.monitor.page import page  # here: a run that only measures needs neither plotly nor jinja2
-
         path = Path(path)
-        path.write_text(page(self), encoding="utf-8")
+        path.write_text(self.renderer.page(self), encoding="utf-8")
         return path
 
     def plot(self, ax: Any = None, figure: str = "edge_ratio") -> Any:
         """Draw one figure over the steps, with its interval.
 
         Args:
-            ax: matplotlib axes; new ones unless given.
+            ax: matplotlib axes; default: new ones.
             figure: "edge_ratio", "largest" (λ_max of H and PᵀHP), "kappa_mean", "kappa_effective", "loss" or
                 "learning_rate".
 
@@ -114,15 +114,10 @@ class History:
             ModuleNotFoundError: without matplotlib (`pip install wellcond[plot]`).
             ValueError: for another figure.
         """
-        from wellcond.monitor.plot import plot
-
-        return plot(self, ax, figure)
+        return self.renderer.plot(self, figure, ax)
 
     def _repr_html_(self) -> str:
-        findings = [f"{severity}: {title}" for severity, title in self.findings().values()]
-        return table(
-            ["figure", "last"], [(LABELS[k], text) for k, text in self.latest().items()], self.headline, findings
-        )
+        return self.renderer.notebook(self)
 
 
 _BEGINNING = b'{"kind": "run", "schema": "wellcond.monitor/'

@@ -17,12 +17,12 @@ LEAST = 20
 """Of them, before any is called high."""
 
 SIGMAS, LASTING = 6.0, 3
-"""A jump is above all of the window, and above its median by so many standard deviations, estimated from the median
-absolute deviation, for so many steps: one hard batch is none."""
+"""A jump is above all of the window, and above its median by `SIGMAS` standard deviations, estimated from the
+median absolute deviation, for `LASTING` steps: one hard batch is none."""
 
 
 RENEWED = 16
-"""Losses after which the limit is computed anew, which costs more than all else in a step."""
+"""Losses after which the limit is computed again, which costs more than all else in a step."""
 
 LATEST = 1000
 """Steps after which a loss is read whether it is said to have arrived or not."""
@@ -67,18 +67,11 @@ class Losses:
 
     def end_step(self, step: int) -> bool:
         """The step is over; whether a loss that arrived meanwhile is a jump."""
-        now, window = self._now, self._window
-        # What `_read` does at nearly every step, in a tenth of its time.
-        settled = self._age < RENEWED and len(window) != LEAST and not (self._waiting or self._high)
-        if settled and len(now) == 1 and isinstance(now[0], float) and now[0] <= self._limit:
-            self.latest = now[0]
-            window.append(now[0])
-            self._age += 1
-            now.clear()
-            return False
+        now, self._now = self._now, []
+        if len(now) == 1 and isinstance(now[0], float) and not self._waiting:  # as nearly every step
+            return self._take(step, now[0])
         if now:
             self._waiting.append((step, now))
-            self._now = []
         jumped = False
         while self._waiting and (len(self._waiting) > LATEST or _arrived(self._waiting[0][1])):
             jumped |= self._read()
@@ -96,7 +89,11 @@ class Losses:
 
     def _read(self) -> bool:
         step, values = self._waiting.popleft()
-        loss = self.latest = sum(x if isinstance(x, float) else x.value for x in values) / len(values)
+        return self._take(step, sum(x if isinstance(x, float) else x.value for x in values) / len(values))
+
+    def _take(self, step: int, loss: float) -> bool:
+        """Hold a loss against the window; whether it is a jump."""
+        self.latest = loss
         window = self._window
         if self._age >= RENEWED or len(window) == LEAST:
             self._limit, self._age = _limit(window), 0

@@ -14,11 +14,12 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from wellcond.conditioning import Conditioning, Effort, conditioning
-from wellcond.curvature import GaussNewton, Hessian, OutputUnknownError
+from wellcond.curvature import CurvatureOperator, GaussNewton, Hessian, OutputUnknownError
+from wellcond.display import begun
 from wellcond.examination import Measurements, Settings, Subject, first_order
 from wellcond.linalg import SymmetricOperator, eigenvalues
 from wellcond.normalization import NoLayersError, layer_conditioning
-from wellcond.preconditioners import NotPreconditionedError, Preconditioner, preconditioner_of
+from wellcond.preconditioners import NotPreconditionedError, preconditioner_of
 from wellcond.problem import Problem, TrainingRun, generators_of, optimized_parameters, states_kept
 from wellcond.stability import edge_ratio, takes_products
 from wellcond.trials import Trials
@@ -50,6 +51,11 @@ class Look:
     measurements: Measurements
     subject: Subject
     seconds: dict[str, float] = field(default_factory=dict)
+
+    def under_P(self, curvature: CurvatureOperator) -> SymmetricOperator:
+        """The curvature as the optimizer's preconditioner leaves it."""
+        P = self.subject.P
+        return curvature if P is None or not self.measurements.preconditioned else curvature.preconditioned(P)
 
 
 class Looking:
@@ -112,58 +118,45 @@ class Looking:
         Raises:
             Exception: whatever the user's code, or a measurement, raises.
         """
-        with states_kept(self._generators):
-            return self._look(optimizer, parts, training, seconds, most)
-
-    def _look(self, optimizer: Optimizer, parts: list[str], training: bool, seconds: float, most: int) -> Look:
         started = time.perf_counter()
+        steps: dict[str, Callable[[Look], None]] = {
+            EDGE: partial(self._edge, deadline=started + seconds, most=most),
+            PLAIN: self._plain,
+            CONDITION: self._condition,
+            LAYERS: self._layers,
+        }
+        with states_kept(self._generators):
+            seen = self._opened(optimizer, training)
+            with seen.subject.problem:
+                for part in parts:
+                    steps[part](seen)
+                    settle(seen.subject.problem.device)
+                    seen.seconds[part] = time.perf_counter() - started - sum(seen.seconds.values())
+        seen.measurements.seconds = sum(seen.seconds.values())
+        return seen
+
+    def _opened(self, optimizer: Optimizer, training: bool) -> Look:
+        """The run as its problem, with its loss and gradient; its optimizer, where that is a preconditioner."""
         problem, left_out = self.problem(optimizer, training)
-        P, notes = self._preconditioner(optimizer)
+        P, notes = None, []
+        try:
+            P = preconditioner_of(optimizer)
+        except (NotPreconditionedError, TypeError, ValueError) as error:
+            notes.append(f"Measured without the optimizer's preconditioner: {error}.")
         if left_out:
-            notes.append(
-                f"Not in the optimizer, taken as frozen: {', '.join(left_out[:6])}{' …' * (len(left_out) > 6)}."
-            )
+            notes.append(f"Not in the optimizer, taken as frozen: {begun(left_out, 6)}.")
         run = TrainingRun(self.model, self.loss_fn, self.batches, optimizer, self.loss)
         known, no_trials = optimizer if P is not None else None, Trials(run, problem, 0, self.seed)
         subject = Subject(run, problem, known, P, no_trials, notes, left_out)
-        m = first_order(subject, Settings(mode=problem.mode, quick=True, seed=self.seed))
-        seen = Look(m, subject)
-        steps: dict[str, Callable[[], None]] = {
-            EDGE: partial(self._edge, problem, optimizer, P, m, started + seconds, most),
-            PLAIN: partial(self._plain, problem, m),
-            CONDITION: partial(self._condition, problem, P, m),
-            LAYERS: partial(self._layers, problem, m),
-        }
-        with problem:
-            for part in parts:
-                steps[part]()
-                now = _wait(problem, started)
-                seen.seconds[part] = now - sum(seen.seconds.values())
-        m.seconds = sum(seen.seconds.values())
-        return seen
+        return Look(first_order(subject, Settings(mode=problem.mode, quick=True, seed=self.seed)), subject)
 
-    def _preconditioner(self, optimizer: Optimizer) -> tuple[Preconditioner | None, list[str]]:
-        try:
-            return preconditioner_of(optimizer), []
-        except (NotPreconditionedError, TypeError, ValueError) as error:
-            return None, [f"Measured without the optimizer's preconditioner: {error}."]
-
-    def _edge(
-        self,
-        problem: Problem,
-        optimizer: Optimizer,
-        P: Preconditioner | None,
-        m: Measurements,
-        deadline: float,
-        most: int,
-    ) -> None:
+    def _edge(self, seen: Look, deadline: float, most: int) -> None:
+        m, problem, optimizer = seen.measurements, seen.subject.problem, seen.subject.optimizer
         H = Hessian(problem)
-        key, operator = "hessian", H if P is None or not m.preconditioned else H.preconditioned(P)
-        if m.preconditioned:
-            key = "hessian_preconditioned"
-        own_products = P is not None and takes_products(optimizer)
-        m.figures[key] = self._largest(key, operator, min(most, self._affordable(deadline, 1 + own_products)))
-        if P is not None:
+        key = "hessian_preconditioned" if m.preconditioned else "hessian"
+        runs = 1 + (optimizer is not None and takes_products(optimizer))
+        m.figures[key] = self._largest(key, seen.under_P(H), min(most, self._affordable(deadline, runs)))
+        if optimizer is not None:
             m.edge = edge_ratio(
                 problem,
                 optimizer,
@@ -175,11 +168,11 @@ class Looking:
             )
         m.products += H.products
 
-    def _plain(self, problem: Problem, m: Measurements) -> None:
-        if m.preconditioned:
-            H = Hessian(problem)
-            m.figures["hessian"] = self._largest("hessian", H, MOST)
-            m.products += H.products
+    def _plain(self, seen: Look) -> None:
+        if seen.measurements.preconditioned:
+            H = Hessian(seen.subject.problem)
+            seen.measurements.figures["hessian"] = self._largest("hessian", H, MOST)
+            seen.measurements.products += H.products
 
     def _affordable(self, deadline: float, runs: int) -> int:
         """Products for the next of some runs that are still to be made."""
@@ -204,12 +197,13 @@ class Looking:
         self.product_seconds = (time.perf_counter() - started) / (operator.products - before)
         return Conditioning.of_ends(e, operator.size)
 
-    def _condition(self, problem: Problem, P: Preconditioner | None, m: Measurements) -> None:
+    def _condition(self, seen: Look) -> None:
+        m = seen.measurements
         try:
-            G = GaussNewton(problem)
+            G = GaussNewton(seen.subject.problem)
             kinds: dict[str, SymmetricOperator] = {"gauss_newton": G}
-            if m.preconditioned and P is not None:
-                kinds["gauss_newton_preconditioned"] = G.preconditioned(P)
+            if m.preconditioned:
+                kinds["gauss_newton_preconditioned"] = seen.under_P(G)
             for key, operator in kinds.items():
                 m.figures[key] = conditioning(operator, effort=KAPPA, dense_limit=0, seed=self.seed)
             m.products += G.products
@@ -217,17 +211,11 @@ class Looking:
             self.possible.remove(CONDITION)
             m.notes.append(f"κ̄ and κ_eff are missing: {error}.")
 
-    def _layers(self, problem: Problem, m: Measurements) -> None:
+    def _layers(self, seen: Look) -> None:
         try:
-            m.layers = layer_conditioning(problem)
+            seen.measurements.layers = layer_conditioning(seen.subject.problem)
         except NoLayersError:
             self.possible.remove(LAYERS)
-
-
-def _wait(problem: Problem, since: float) -> float:
-    """Seconds since then, once the device has done what it was given."""
-    settle(problem.device)
-    return time.perf_counter() - since
 
 
 def settle(device: torch.device) -> None:

@@ -1,4 +1,14 @@
-"""A monitor: measurements while a network trains, which training does not notice."""
+"""A monitor: measurements while a network trains, which training does not notice.
+
+`Monitor` is a hook after the optimizer's step. Each step it first takes up the losses that were observed (losses.py),
+then asks its `Pace` (pace.py) whether a measurement is due and which parts the `Budget` (budget.py) can afford. If
+there are some, `Looking` (measuring.py) measures them on batches that were drawn once, `Findings` (changes.py) says
+which findings changed, and the result becomes a `Record` (record.py), which goes to the `History` (history.py) and
+then to whoever listens: a file, a TensorBoard writer, the terminal. In this order, since what can stop training must
+not: a look that fails becomes a record that says so, and a listener that fails is dropped. All time is booked, in the
+parts of a look or as other time of the monitor's, because the share of the wall time is kept by the account. Pages,
+plots and the terminal view are functions of a `History`.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +17,6 @@ import time
 import warnings
 import weakref
 from pathlib import Path
-from statistics import median
 from types import TracebackType
 from typing import Any
 
@@ -20,29 +29,15 @@ from wellcond.monitor.budget import Budget
 from wellcond.monitor.changes import Findings
 from wellcond.monitor.history import SCHEMA, History, Writer
 from wellcond.monitor.losses import Losses
-from wellcond.monitor.measuring import CONDITION, EDGE, LAYERS, PLAIN, Look, Looking, settle
+from wellcond.monitor.measuring import CONDITION, EDGE, LAYERS, Look, Looking, settle
+from wellcond.monitor.pace import FINDINGS, RESERVED, Pace
 from wellcond.monitor.record import Change, Record
 from wellcond.preconditioners import unwrapped_optimizer
+from wellcond.private_torch import uncompiled
 from wellcond.problem import draw_batches, unwrapped
 
 EXAMPLES = 128
-"""Batches are drawn until there are so many examples, unless given."""
-
-FINDINGS = "findings"
-"""All of them, and not only those that cost next to nothing."""
-
-RESERVED = {FINDINGS: 0.2, PLAIN: 0.1, CONDITION: 0.3, LAYERS: 0.1}
-"""What other parts than the edge ratio, which is of every measurement, have of the budget."""
-
-PROBE = 32.0
-"""Steps of the run that a look with the first two products is expected to take, before anything was measured: a product
-is about two gradients, the optimizer's preconditioner is read, and all of it comes cold: 26 were seen."""
-
-WARM_UP = 0.05
-"""Seconds more that the first of them take: what torch loads when it is first asked for a second derivative."""
-
-KAPPA_PRODUCTS, FINDINGS_PRODUCTS = 80, 30
-"""Products of the Hessian that κ and the findings are expected to take before they were measured."""
+"""Batches are drawn until there are `EXAMPLES` examples; default of `examples`."""
 
 
 class Monitor:
@@ -63,11 +58,11 @@ class Monitor:
         every: steps between measurements, at least.
         overhead: the most that the monitor may have of the wall time, above 0 and below 1; None for no limit, where
             every measurement is whole.
-        path: a file for the history, a line a measurement (docs/monitor.md); one that is there is continued.
+        path: a file for the history, one line per measurement (docs/monitor.md); an existing one is continued.
         writer: takes every figure by `add_scalar(tag, value, step)`, such as TensorBoard's SummaryWriter.
-        show: print a line a measurement.
-        examples: how many examples to look at: batches are drawn from data until there are so many, 128 unless given.
-            More make the figures those of the whole loss, and dearer.
+        show: print one line per measurement.
+        examples: how many examples to look at: batches are drawn from data until there are `examples`; default: 128.
+            With more, the figures are closer to those of the whole loss, and more expensive.
         seed: of the batches drawn, and of every random direction.
 
     Attributes:
@@ -78,8 +73,7 @@ class Monitor:
         TypeError, ValueError: for what can't be monitored, with the remedy.
 
     >>> import torch, wellcond as wc
-    >>> torch.manual_seed(0)
-    <torch._C.Generator object at ...>
+    >>> generator = torch.manual_seed(0)
     >>> X, model, loss_fn = torch.randn(64, 3), torch.nn.Linear(3, 1), torch.nn.MSELoss()
     >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     >>> with wc.Monitor(model, loss_fn, (X, X.sum(1, keepdim=True)), optimizer, every=5, overhead=None) as monitor:
@@ -112,10 +106,8 @@ class Monitor:
         started = time.perf_counter()
         if not isinstance(model, nn.Module):
             raise TypeError(f"model is a {type(model).__name__}; give a torch.nn.Module")
-        for name, given in (("every", every), ("examples", examples)):
-            if not (name == "examples" and given is None) and (
-                not isinstance(given, int) or isinstance(given, bool) or given < 1
-            ):
+        for name, given in {"every": every, "examples": EXAMPLES if examples is None else examples}.items():
+            if not isinstance(given, int) or isinstance(given, bool) or given < 1:
                 raise ValueError(f"got {name}={given!r}; it is a whole number, 1 or more")
         if overhead is not None and (not isinstance(overhead, int | float) or not 0 < overhead < 1):
             raise ValueError(f"got overhead={overhead!r}; it is above 0 and below 1, or None for no limit")
@@ -128,7 +120,7 @@ class Monitor:
         optimizer = unwrapped_optimizer(optimizer)
         check_runs_hooks(optimizer)
         batches = draw_batches(data, pairs=loss is None, examples=examples, least=EXAMPLES, seed=seed)
-        self.every, self.show, self.seed, self.step = every, show, seed, 0
+        self.show, self.step = show, 0
         self._optimizer = weakref.ref(optimizer)
         self._model = unwrapped(model)
         self._looking = Looking(model, loss_fn, loss, batches, seed)
@@ -148,16 +140,12 @@ class Monitor:
             }
         )
         self._budget = Budget(overhead, RESERVED)
-        self._losses, self._findings = Losses(), Findings()
+        self._pace = Pace(self._budget, self._looking, every)
+        self._losses, self._findings, self._jumped = Losses(), Findings(), False
         self._writer, self._scalars = Writer(Path(path)) if path is not None else None, writer
         if self._writer is not None:
             self._writer.write("run", schema=SCHEMA, run=self.history.run)
-        self._last, self._not_before, self._jumped = -math.inf, 0.0, False
-        self._intervals: list[float] = []  # between steps, the first of them
-        self._ended_at: float | None = None
-        self._training = self._model.training
-        self._probe_cost: float | None = None
-        self._told: set[str] = set()
+        self._training = self._model.training  # in the last step, whatever it is when a measurement is asked for
         self._nests = can_nest(optimizer)
         self._handle: Any = optimizer.register_step_post_hook(self._after_step)
         self._budget.other += time.perf_counter() - started
@@ -193,7 +181,7 @@ class Monitor:
             raise RuntimeError("the optimizer is gone; a monitor measures the run that it was made for")
         started, booked = time.perf_counter(), self._budget.total
         self._losses.end_step(self.step)
-        record = self._measure(optimizer, "request", [*self._looking.possible, FINDINGS], math.inf)
+        record = self._measure(optimizer, "request", self._pace.everything(), math.inf)
         self._budget.other += time.perf_counter() - started - (self._budget.total - booked)
         return record
 
@@ -238,97 +226,57 @@ class Monitor:
 
     # -- the hook -------------------------------------------------------------------------------------------------
 
-    @torch._disable_dynamo  # torch.compiler.disable, without importing the compiler for those who don't use it
+    @uncompiled
     def _after_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         """Step post-hook: counts, and nothing that waits for a device unless it measures."""
         started = time.perf_counter()
         if self._nests and nested(optimizer):
             return
-        budget, booked = self._budget, 0.0
+        budget, pace, booked = self._budget, self._pace, 0.0
         self.step += 1
         self._training = self._model.training
-        if budget.started is None:
-            budget.started = started
-        elif self._ended_at is not None and len(self._intervals) < 50:
-            self._intervals.append(started - self._ended_at)
+        pace.begin_step(started)
         self._jumped |= self._losses.end_step(self.step)
-        if started >= self._not_before and (self._jumped or self.step - self._last >= self.every):
+        if pace.is_due(self.step, self._jumped, started):
             before = budget.total
-            self._measure_if_affordable(optimizer, started)
+            chosen = pace.choose(started, lambda: self._probe(optimizer))
+            if chosen is not None:
+                self._measure(optimizer, "jump" if self._jumped else "every", *chosen)
             booked = budget.total - before
-        self._ended_at = time.perf_counter()
-        budget.counted(self._ended_at - started - booked)
+        pace.ended_at = time.perf_counter()
+        budget.counted(pace.ended_at - started - booked)
 
-    def _measure_if_affordable(self, optimizer: Optimizer, now: float) -> None:
-        budget, parts, room = self._budget, [*self._looking.possible, FINDINGS], math.inf
-        if budget.share is not None:
-            if self._probe_cost is None:
-                self._probe_if_affordable(optimizer, now)
-                return
-            costs = self._costs()
-            parts = budget.affordable(costs, now)
-            room = budget.room(now) - sum(costs[part] for part in parts[1:])
-            if not parts:
-                self._look_again(costs[EDGE], now)
-                return
-        self._measure(optimizer, "jump" if self._jumped else "every", parts, room)
-
-    def _look_again(self, cost: float, now: float) -> None:
-        """Once there is room for a cost; not at every step before, which would be a cost itself."""
-        self._not_before = now + max(self._budget.wait(cost, now), 0.002 * self._budget.elapsed(now))
-
-    def _probe_if_affordable(self, optimizer: Optimizer, now: float) -> None:
-        if not self._intervals:
-            return
-        expected = WARM_UP + PROBE * len(self._looking.batches) * median(self._intervals)
-        if expected > self._budget.room(now):
-            self._look_again(expected, now)
-            return
-        self._settle()
+    def _probe(self, optimizer: Optimizer) -> float:
+        """Seconds that a look with the fewest products takes."""
+        settle(self._device)
         started = time.perf_counter()
         try:
             with self._plain():
-                self._probe_cost = self._looking.probe(optimizer, self._training)
+                return self._looking.probe(optimizer, self._training)
         except Exception:  # the measurement fails too, and says why
-            self._probe_cost = time.perf_counter() - started
-        self._budget.other += time.perf_counter() - started
-
-    def _costs(self) -> dict[str, float]:
-        """Expected seconds of each part."""
-        first = 1.5 * (self._probe_cost or 0.0)
-        product = self._looking.product_seconds or first
-        guesses = {EDGE: first, FINDINGS: FINDINGS_PRODUCTS * product, PLAIN: first}
-        guesses |= dict.fromkeys((CONDITION, LAYERS), KAPPA_PRODUCTS * product)
-        edge, *others = self._looking.possible
-        costs = {part: self._budget.expected(part) or guesses[part] for part in (edge, FINDINGS, *others)}
-        # What these see is for findings.
-        return {part: cost + costs[FINDINGS] * (part in (CONDITION, LAYERS)) for part, cost in costs.items()}
+            return time.perf_counter() - started
+        finally:
+            self._budget.other += time.perf_counter() - started
 
     def _measure(self, optimizer: Optimizer, why: str, parts: list[str], room: float) -> Record:
-        self._settle()  # what training still has to do is not the monitor's
+        settle(self._device)  # what training still has to do is not the monitor's
         started = time.perf_counter()
-        budget, look, failed = self._budget, None, None
+        look, failed = None, None
+        changes: list[Change] = []
+        notes: list[str] = []
         try:
             with self._plain():
                 look = self._looking.look(optimizer, [p for p in parts if p != FINDINGS], self._training, room)
         except Exception as error:
             failed = " ".join(str(error).split()) or type(error).__name__
         self._losses.flush()
-        changes: list[Change] = []
-        notes = list(look.measurements.notes) if look else []
         if look is not None:
-            before = time.perf_counter()
-            whole = not {FINDINGS, CONDITION, LAYERS}.isdisjoint(parts)
             with self._plain():
-                changes, missing = self._findings.changes(look, whole)
-            notes += missing
-            part = FINDINGS if whole else EDGE
-            look.seconds[part] = look.seconds.get(part, 0.0) + time.perf_counter() - before
-        now = time.perf_counter()
+                changes, notes = self._look_for_findings(look, parts)
+        now, budget = time.perf_counter(), self._budget
         for part, seconds in (look.seconds if look else {parts[0]: now - started}).items():
             budget.took(part, seconds)
-        notes = [note for note in notes if note not in self._told]
-        self._told.update(notes)
+        told = {note for record in self.history for note in record.notes}
         record = Record(
             step=self.step,
             seconds=budget.elapsed(now),
@@ -338,25 +286,31 @@ class Monitor:
             changes=changes,
             jumps=self._losses.take_jumps(),
             failed=failed,
-            notes=notes,
-            products=look.measurements.products if look else 0,
+            notes=[note for note in notes if note not in told],
             cost=now - started,
             share=budget.taken_share(now),
             **(_figures(look) if look else {}),
         )
-        self._last, self._jumped = self.step, False
+        self._pace.last, self._jumped = self.step, False
         self._tell(record)
         return record
 
+    def _look_for_findings(self, look: Look, parts: list[str]) -> tuple[list[Change], list[str]]:
+        """What changed, and all notes; the time counts among the look's."""
+        before = time.perf_counter()
+        whole = not {FINDINGS, CONDITION, LAYERS}.isdisjoint(parts)
+        changes, missing = self._findings.changes(look, whole)
+        part = FINDINGS if whole else EDGE
+        look.seconds[part] = look.seconds.get(part, 0.0) + time.perf_counter() - before
+        return changes, [*look.measurements.notes, *missing]
+
+    @property
     def _device(self) -> torch.device:
         return next(self._model.parameters()).device
 
-    def _settle(self) -> None:
-        settle(self._device())
-
     def _plain(self) -> torch.autocast:
         """Inside, there is no autocast, which a loop may step under."""
-        return torch.autocast(self._device().type, enabled=False)
+        return torch.autocast(self._device.type, enabled=False)
 
     def _tell(self, record: Record) -> None:
         """Everyone who wants to know; no one of them can stop training."""
@@ -394,4 +348,5 @@ def _figures(look: Look) -> dict[str, Any]:
         "kappa_effective": G and G.kappa_effective,
         "measured_loss": m.loss,
         "gradient_norm": m.gradient_norm,
+        "products": m.products,
     }

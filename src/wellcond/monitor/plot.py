@@ -12,7 +12,7 @@ DRAWN = {"largest": ("largest", "largest_preconditioned")}
 """Figures that are drawn together."""
 
 
-def plot(history: History, ax: Any = None, figure: str = "edge_ratio") -> Any:
+def plot(history: History, figure: str, ax: Any = None) -> Any:
     """Draw one figure over the steps; see `History.plot`."""
     if figure not in LABELS:
         raise ValueError(f"got figure={figure!r}; it is one of {', '.join(LABELS)}")

@@ -7,8 +7,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from wellcond.display import number
 from wellcond.examination import Severity
-from wellcond.linalg import Estimate, number
+from wellcond.linalg import Estimate
 
 FIGURES = {
     "edge_ratio": "edge ratio",
@@ -100,9 +101,7 @@ class Record:
         """All figures as plain numbers, by field: an estimate of which only a lower end is known as that, unless it is
         infinite."""
         plain = {name: getattr(self, name) for name in NUMBERS}
-        best = {
-            name: e.low if e.unresolved and math.isfinite(e.value) else e.value for name, e in self.estimates().items()
-        }
+        best = {name: e.certain if math.isfinite(e.value) else e.value for name, e in self.estimates().items()}
         return {name: float(x) for name, x in {**plain, **best}.items() if x is not None}
 
     def texts(self) -> dict[str, str]:
@@ -112,16 +111,7 @@ class Record:
 
     def to_json(self) -> dict[str, Any]:
         """As a line of docs/monitor.md."""
-        written: dict[str, Any] = {}
-        for name, value in vars(self).items():
-            if isinstance(value, Estimate):
-                value = value.to_json()
-            elif isinstance(value, float):
-                value = _plain(value)
-            elif name == "changes":
-                value = [vars(change) for change in value]
-            written[name] = value
-        return written
+        return {name: _plain(value) for name, value in vars(self).items()}
 
     @classmethod
     def from_json(cls, written: Mapping[str, Any]) -> Record:
@@ -154,6 +144,10 @@ class Record:
         return "  ".join([*parts, f"({number(100 * self.share)} % of the time)"])
 
 
-def _plain(x: float) -> float | str:
-    """JSON has no infinity and no NaN: they are strings, which `float` reads."""
-    return x if math.isfinite(x) else str(x)
+def _plain(x: Any) -> Any:
+    """For JSON, which has no infinity and no NaN: they are strings, which `float` reads."""
+    if isinstance(x, Estimate):
+        return x.to_json()
+    if isinstance(x, list):
+        return [vars(entry) if isinstance(entry, Change) else entry for entry in x]
+    return str(x) if isinstance(x, float) and not math.isfinite(x) else x

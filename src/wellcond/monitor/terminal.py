@@ -6,14 +6,12 @@ import math
 import time
 from pathlib import Path
 
-from rich import box
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
-from rich.table import Table
 from rich.text import Text
 
+from wellcond.display import Table, number
 from wellcond.examination import Severity
-from wellcond.linalg import number
 from wellcond.monitor.history import History, read_history
 from wellcond.monitor.record import LABELS
 from wellcond.report import STYLES, item
@@ -72,15 +70,12 @@ def view(history: History, width: int) -> RenderableType:
             style="dim",
         )
     )
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    table.add_column("figure", no_wrap=True)
-    table.add_column("last", justify="right", overflow="fold")
-    table.add_column("first to last", no_wrap=True)
+    rows: list[list[str | Text]] = []
     for name, text in history.latest().items():
         _, values = history.series(name)
         style = "bold red" if name == "edge_ratio" and values[-1] > 1 else ""
-        table.add_row(LABELS[name], Text(text, style=style), sparkline(values, max(8, min(60, width - 46))))
-    parts.append(table)
+        rows.append([LABELS[name], Text(text, style=style), sparkline(values, max(8, min(60, width - 46)))])
+    parts.append(Table(["figure", "last", "first to last"], rows, words=(0, 2)).terminal(whole=(0, 2), fold=(1,)))
     for severity, title in list(history.findings().values())[:FINDINGS_SHOWN]:
         parts.append(item(*STYLES[Severity.of(severity)], title))
     jumps = [step for record in records for step in record.jumps]

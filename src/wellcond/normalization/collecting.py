@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from wellcond.normalization.covariance import Covariance, Factor, WholeCovariance
-from wellcond.normalization.moments import LARGEST, Moments
+from wellcond.normalization.covariance import Factor, WholeCovariance
+from wellcond.normalization.moments import ColumnMoments
 from wellcond.normalization.rows import (
     CONVOLUTIONS,
+    LARGEST,
     PROJECTIONS,
     attention_inputs,
     attention_mixture,
@@ -21,6 +23,7 @@ from wellcond.normalization.rows import (
     layer_normalized,
     rows_of_block,
 )
+from wellcond.private_torch import out_of_vmap
 from wellcond.problem import Problem, out_of_memory
 
 KINDS = (nn.Linear, *CONVOLUTIONS, nn.MultiheadAttention)
@@ -32,71 +35,78 @@ SMALLEST = 1e-130
 _Key = tuple[int, str]
 
 
-class Rows:
-    """Moments of the rows that one weight sees, as they are and layer-normalized.
+class Matrix:
+    """A matrix whose rows come some at a time.
 
     Attributes:
-        plain, normalized: the moments of each group, once all rows are in.
-        groups: how many matrices these are.
-        bias: whether a bias is added.
-        is_input: whether every row is the data's own.
-        rounding, normalized_rounding: relative accuracy of both: data are what they are, what a network computes is
-            rounded.
+        rounding: relative accuracy of its entries.
+        moments: of each group, once all rows are in.
         resolved: whether another pass would tell nothing more.
     """
 
-    def __init__(self, widest: int):
-        self.widest, self.groups = widest, 0
-        self.bias, self.is_input = False, True
+    def __init__(self, widest: int, rounding: float):
+        self.widest, self.rounding, self.resolved = widest, rounding, False
+        self.moments: list[ColumnMoments] = []
+        self.covariance: WholeCovariance | Factor | None = None
+
+    def add(self, pieces: Iterable[Tensor], rounding: float, *, sum_to_zero: bool = False) -> None:
+        """Take up rows, (groups, n, width) a piece, that are known to `rounding`."""
+        self.rounding, self.sum_to_zero = max(self.rounding, rounding), sum_to_zero
+        for rows in pieces:
+            if self.covariance is None:
+                groups, _, width = rows.shape
+                self.covariance = WholeCovariance(groups, width, self.widest)
+            self.covariance.add(rows)
+
+    def finish(self) -> None:
+        """Make the moments. What they don't resolve the same rows will, if all of them are added again."""
+        if self.resolved or self.covariance is None:
+            return
+        made = partial(self.covariance.moments, rounding=self.rounding, sum_to_zero=self.sum_to_zero)
+        self.moments = [made(group) for group in range(self.covariance.shape[0])]
+        self.resolved = all(m.resolved for m in self.moments)
+        self.covariance = None if self.resolved else Factor(*self.covariance.shape)
+
+
+class Rows:
+    """The rows that one weight sees.
+
+    Attributes:
+        name: of the first layer that used it.
+        plain, normalized: as they are and layer-normalized.
+        bias: whether a bias is added.
+        is_input: whether every row is the data's own.
+    """
+
+    def __init__(self, name: str, widest: int):
+        self.name, self.bias, self.is_input = name, False, True
         # Data are what they are; normalizing them rounds.
-        self.rounding, self.normalized_rounding = 0.0, 4 * torch.finfo(torch.float64).eps
-        self.plain: list[Moments] = []
-        self.normalized: list[Moments] = []
-        self._covariances: dict[bool, Covariance] = {}
+        self.plain, self.normalized = Matrix(widest, 0.0), Matrix(widest, 4 * torch.finfo(torch.float64).eps)
 
     def add(self, module: nn.Module, x: Tensor, *, bias: bool, is_input: bool) -> None:
         """Take up the rows that a call's input gives."""
         self.bias |= bias
         self.is_input &= is_input
-        rounding = 0.0
-        if not is_input and x.is_floating_point():
-            # Entries of a network's activations are the result of some roundings.
-            rounding = 4 * torch.finfo(x.dtype).eps
-            self.rounding = max(self.rounding, rounding)
+        # Entries of a network's activations are the result of some roundings.
+        rounding = 0.0 if is_input or not x.is_floating_point() else 4 * torch.finfo(x.dtype).eps
         # Each row of a linear layer sums to zero once it is layer-normalized.
         linear = not isinstance(module, CONVOLUTIONS)
         for block in blocks(module, x):
-            for normalized in (False, True):
-                if self.plain and normalized not in self._covariances:
-                    continue
-                if normalized:
-                    block, amplification = layer_normalized(module, block)
-                    self.normalized_rounding = max(self.normalized_rounding, rounding * amplification)
-                for rows in rows_of_block(module, block):
-                    if normalized not in self._covariances:
-                        self.groups, _, width = rows.shape
-                        self._covariances[normalized] = WholeCovariance(
-                            self.groups, width, self.widest, sum_to_zero=normalized and linear
-                        )
-                    self._covariances[normalized].add(rows)
+            if not self.plain.resolved:
+                self.plain.add(rows_of_block(module, block), rounding)
+            if not self.normalized.resolved:
+                block, amplification = layer_normalized(module, block)
+                self.normalized.add(rows_of_block(module, block), rounding * amplification, sum_to_zero=linear)
 
     def finish(self) -> None:
-        """Make the moments. What they don't resolve the same rows will, if all of them are added again."""
-        unresolved: dict[bool, Covariance] = {}
-        for normalized, covariance in self._covariances.items():
-            rounding = self.normalized_rounding if normalized else self.rounding
-            moments = [covariance.moments(group, rounding) for group in range(self.groups)]
-            if normalized:
-                self.normalized = moments
-            else:
-                self.plain = moments
-            if not all(m.resolved for m in moments):
-                unresolved[normalized] = Factor(*covariance.shape, sum_to_zero=covariance.sum_to_zero)
-        self._covariances = unresolved
+        """Make the moments."""
+        self.plain.finish()
+        self.normalized.finish()
 
     @property
     def resolved(self) -> bool:
-        return not self._covariances
+        """Whether another pass would tell nothing more."""
+        return self.plain.resolved and self.normalized.resolved
 
 
 class RowsSeen:
@@ -113,7 +123,6 @@ class RowsSeen:
         # Shared weights are one tensor only outside a measurement, which puts copies in their place.
         self._keys = {name: _keys(m) for name, m in self.modules.items()}
         self._rows: dict[_Key, Rows] = {}
-        self._names: dict[_Key, str] = {}
 
     def call(self, name: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Take up the rows of a call, for `Problem.record_calls`.
@@ -132,17 +141,17 @@ class RowsSeen:
 
     def finish(self) -> bool:
         """Make the moments of what was seen; False if some need the same calls once more."""
-        distinct = {id(rows): (name, rows) for name, rows in self.by_name()}.values()
-        for name, rows in distinct:
+        distinct = {rows: name for name, rows in self.by_name()}
+        for rows, name in distinct.items():
             with memory_for(name):
                 rows.finish()
-        return all(rows.resolved for _, rows in distinct)
+        return all(rows.resolved for rows in distinct)
 
     def by_name(self) -> list[tuple[str, Rows]]:
         """The rows of every weight that saw any, by the name of the first layer that used it, in order of first use."""
         found = []
         for key, rows in self._rows.items():
-            name, slot = self._names[key], key[1]
+            name, slot = rows.name, key[1]
             if slot:
                 packed = [self._rows[key[0], s] for s in PROJECTIONS if (key[0], s) in self._rows]
                 if len(packed) == 3 and all(r is rows for r in packed):
@@ -165,31 +174,19 @@ class RowsSeen:
         """Take up what each of a module's weights sees. Several that have always seen the same share their rows."""
         keys = self._keys[name]
         before = {slot: self._rows.get(keys[slot]) for slot in inputs}
-        added: dict[tuple[int, int], Rows] = {}
+        added: dict[tuple[int, int], tuple[Rows, Tensor]] = {}
         for slot, x in inputs.items():
-            mine, both = before[slot], (id(before[slot]), id(x))
+            both = id(before[slot]), id(x)
             if both not in added:
-                if mine is None:
-                    mine = Rows(self.widest)
-                elif any(id(mine) == other for other, _ in added):
-                    mine = copy.deepcopy(mine)
-                added[both] = mine
-            if keys[slot] not in self._names:
-                self._names[keys[slot]] = name
-            self._rows[keys[slot]] = added[both]
-        by_tensor = {id(x): x for x in inputs.values()}
-        for (_, tensor), rows in added.items():
-            x = _plain(by_tensor[tensor].detach())
-            if x.is_complex():
-                raise ValueError(f"{_called(name)} sees complex inputs; write them as real ones (torch.view_as_real)")
+                rows = before[slot] or Rows(name, self.widest)
+                taken = any(rows is other for other, _ in added.values())
+                added[both] = copy.deepcopy(rows) if taken else rows, x
+            self._rows[keys[slot]] = added[both][0]
+        for rows, x in added.values():
+            x = _plain(name, x.detach())
             is_input = self.problem.is_input(x)
-            # A sum that is finite proves it at a third of the cost; one that is not may have overflowed.
-            if not bool(x.sum().isfinite() or torch.isfinite(x).all()):
-                advice = "mend or drop them in the data" if is_input else "look for the overflow before it"
-                raise ValueError(f"the inputs of {_called(name)} are not finite; {advice}")
-            if x.dtype == torch.float64 and x.numel():
-                x = _with_squares(name, x)
-            if x.numel() and not (rows.plain and rows.resolved):  # an expert may get no tokens
+            x = _checked(name, x, is_input)
+            if x.numel() and not rows.resolved:  # an expert may get no tokens
                 with memory_for(name, f"its inputs of shape {tuple(x.shape)}"):
                     rows.add(module, x, bias=bias, is_input=is_input)
 
@@ -216,12 +213,20 @@ def _called(name: str) -> str:
     return f"layer {name}" if name else "the model, which is a layer itself,"
 
 
-def _with_squares(name: str, x: Tensor) -> Tensor:
-    """x in float64, what has no square there as zero.
+def _checked(name: str, x: Tensor, is_input: bool) -> Tensor:
+    """What a layer sees, what has no square in float64 as zero.
 
     Raises:
-        ValueError: for numbers whose squares overflow.
+        ValueError: for numbers that are complex or not finite, or whose squares overflow.
     """
+    if x.is_complex():
+        raise ValueError(f"{_called(name)} sees complex inputs; write them as real ones (torch.view_as_real)")
+    # A sum that is finite proves it, and takes no memory; one that is not may have overflowed.
+    if not bool(x.sum().isfinite() or torch.isfinite(x).all()):
+        advice = "mend or drop them in the data" if is_input else "look for the overflow before it"
+        raise ValueError(f"the inputs of {_called(name)} are not finite; {advice}")
+    if x.dtype != torch.float64 or not x.numel():
+        return x
     size = x.abs()
     if float(size.max()) > LARGEST:
         raise ValueError(
@@ -233,20 +238,20 @@ def _with_squares(name: str, x: Tensor) -> Tensor:
 
 def _keys(module: nn.Module) -> dict[str, _Key]:
     """What stands for a module's weights: the parameters, and the module itself where they are computed."""
+    own = dict(module.named_parameters(recurse=False))
     if isinstance(module, nn.MultiheadAttention):
-        weights = (
-            [module.in_proj_weight] * 3
-            if module._qkv_same_embed_dim
-            else [module.q_proj_weight, module.k_proj_weight, module.v_proj_weight]
-        )
+        weights = [own.get("in_proj_weight", own.get(f"{slot}_weight")) for slot in PROJECTIONS]
         return {slot: (id(w), slot) for slot, w in zip(PROJECTIONS, weights, strict=True)}
-    return {"": (id(module._parameters.get("weight", module)), "")}
+    return {"": (id(own.get("weight", module)), "")}
 
 
-def _plain(x: Tensor) -> Tensor:
-    """A tensor out of torch.func's wrappers, the dimensions that it maps over in front."""
-    while torch._C._functorch.is_functorch_wrapped_tensor(x):
-        mapped = torch._C._functorch.maybe_get_bdim(x)
-        x = torch._C._functorch.get_unwrapped(x)
-        x = x.movedim(mapped, 0) if mapped >= 0 else x
-    return x
+def _plain(name: str, x: Tensor) -> Tensor:
+    """A tensor out of torch.func's wrappers, the dimensions that it maps over in front.
+
+    Raises:
+        ValueError: where this torch does not give it.
+    """
+    plain = out_of_vmap(x)
+    if plain is None:
+        raise ValueError(f"{_called(name)} is called by torch.func.vmap, and this torch keeps what it sees to itself")
+    return plain

@@ -10,7 +10,9 @@ import torch
 from torch import Tensor
 
 from wellcond.linalg import Estimate
-from wellcond.normalization.moments import EPS, SQUARES, Moments, root_of_squares, square_error
+from wellcond.normalization.moments import EPS, SQUARES, ColumnMoments, root_of_squares, square_error
+
+NORMALIZATIONS = ("as_it_is", "centered", "scaled", "standardized")
 
 GRADED = 1e10
 """κ from which the singular values between the largest and the smallest are lost in Gram matrices."""
@@ -18,7 +20,8 @@ GRADED = 1e10
 
 @dataclass(frozen=True)
 class Figures:
-    """Ĥ/√N under diagonal scalings, with and without its mean.
+    """Ĥ/√N under the normalizations: with the mean taken off each column ("centered"), each divided by its root mean
+    square ("scaled"), or centered and divided by its standard deviation ("standardized").
 
     MᵀM = ĤᵀĤ/N for M = [[1, μᵀ], [0, F]], FᵀF the covariance: M has the singular values of Ĥ/√N.
 
@@ -28,39 +31,62 @@ class Figures:
         rounding: to which the entries of H are known, relative to the root mean square of their column.
     """
 
-    moments: Moments
+    moments: ColumnMoments
     bias: bool
     rounding: float
 
-    def as_it_is(self) -> Estimate:
-        """κ(Ĥ)."""
-        return self._kappa(self._ones, self._values)
+    @cached_property
+    def as_it_is(self) -> Tensor:
+        """Singular values, falling; so are the others."""
+        return self._singular_values(self._ones)
 
-    def centered(self) -> Estimate:
-        """With the mean taken off each column."""
-        return self._centered_kappa(self._ones, self._centered_values)
+    @cached_property
+    def centered(self) -> Tensor:
+        return self._with_ones(self._singular_values(self._ones, with_mean=False))
 
-    def scaled(self) -> Estimate:
-        """With each column divided by its root mean square."""
-        return self._kappa(_inverse(self.moments.root_mean_square), self._scaled_values)
+    @cached_property
+    def scaled(self) -> Tensor:
+        return self._singular_values(_inverse(self.moments.root_mean_square))
 
-    def standardized(self) -> Estimate:
-        """Centered, and each column divided by its standard deviation."""
-        return self._centered_kappa(_inverse(self.moments.deviation), self.moments.values)
+    @property
+    def standardized(self) -> Tensor:
+        return self._with_ones(self.moments.values)
 
-    def spectra(self) -> dict[str, Tensor]:
-        """Eigenvalues of ĤᵀĤ/N, falling, under each: as many as Ĥ has columns, or as are known."""
-        found = {
-            "as it is": self._values,
-            "centered": self._with_ones(self._centered_values),
-            "scaled": self._scaled_values,
-            "standardized": self._with_ones(self.moments.values),
-        }
-        m = self.moments
+    def kappa(self, normalization: str) -> Estimate:
+        """κ of Ĥ."""
+        m, s, centers = self.moments, getattr(self, normalization), normalization in ("centered", "standardized")
+        scales = {"scaled": _inverse(m.root_mean_square), "standardized": _inverse(m.deviation)}
+        scale = scales.get(normalization, self._ones)
+        # Without a column of ones the span of what is missed may lose a dimension to the mean.
+        beyond = m.beyond - (not centers and not self.bias)
+        rank = self.centered_rank + self.bias if centers else self.rank
+        if rank == 0 or not float(s[0]) > 0:
+            return Estimate.undefined("the inputs are all zero")
+        top, bottom = float(s[0]), float(s[rank - 1])
+        error = m.error * max(top, float((m.deviation * scale).max())) + self.rounding * self._size(scale)
+        missed = 0.0 if m.missed is None else float((m.missed * scale.square()).sum())
+        low = (top - error) / (bottom + error)
+        high = (top + error) / (bottom - error) if bottom > 2 * error else math.inf
+        if m.full and rank == len(s):
+            low, high = max(low, top / bottom * (1 - self._relative)), min(high, top / bottom * (1 + self._relative))
+        # Of the eigenvalues of squares, where these are enough.
+        rounding = min(square_error(len(s)) * min(top / bottom, GRADED) ** 2, SQUARES)
+        low, high = low * (1 - rounding), high * (1 + rounding)
+        how = "exact: " + m.how if m.missed is None else f"bound: {len(m.root)} random directions"
+        if self.rounding > 1e-10:
+            how += " of activations in float32"
+        if m.missed is not None:
+            high = math.inf
+            if beyond > 0:  # a rank that it has at least: its smallest eigenvalue is at most this mean
+                low = max(low, (top - error) / math.sqrt(missed / beyond))
+        low = max(1.0, low)
+        return Estimate(max(1.0, top / bottom) if math.isfinite(high) else low, low, high, how)
+
+    def spectrum(self, normalization: str) -> Tensor:
+        """Eigenvalues of ĤᵀĤ/N, falling: as many as Ĥ has columns, or as are known."""
+        m, s = self.moments, getattr(self, normalization)
         length = min(m.rows, len(m.mean) + self.bias) if m.missed is None else len(m.root) + self.bias
-        return {
-            name: torch.cat([s, s.new_zeros(max(0, length - len(s)))]).square()[:length] for name, s in found.items()
-        }
+        return torch.cat([s, s.new_zeros(max(0, length - len(s)))]).square()[:length]
 
     @cached_property
     def rank(self) -> int:
@@ -69,7 +95,7 @@ class Figures:
         if self.bias or self.moments.missed is not None:  # the mean may lie in the span of what is missed
             return centered + self.bias
         # Without a column of ones, the mean may add a dimension to the span of the centered rows.
-        return min(max(self._count(self._scaled_values), centered), centered + 1)
+        return min(max(self._count(self.scaled), centered), centered + 1)
 
     @cached_property
     def centered_rank(self) -> int:
@@ -79,13 +105,13 @@ class Figures:
             return rank
         # Far from zero, a spread may be less than the entries are known to.
         scale = _inverse(self.moments.root_mean_square)
-        values = self._scaled_values if self.bias else self._singular_values(scale, with_mean=False)
+        values = self.scaled if self.bias else self._singular_values(scale, with_mean=False)
         return min(rank, int((values > self.rounding).sum()) - self.bias)
 
     def largest(self) -> Estimate:
         """Largest eigenvalue of HᵀH/N."""
         m = self.moments
-        values = self._singular_values(self._ones, with_ones=False) if self.bias else self._values
+        values = self._singular_values(self._ones, with_ones=False) if self.bias else self.as_it_is
         size = float(values[0]) if len(values) else 0.0
         top = size**2
         error = 2 * (m.error * size + self.rounding * self._size(self._ones)) * size
@@ -95,18 +121,6 @@ class Figures:
     @property
     def _ones(self) -> Tensor:
         return torch.ones_like(self.moments.mean)
-
-    @cached_property
-    def _values(self) -> Tensor:
-        return self._singular_values(self._ones)
-
-    @cached_property
-    def _centered_values(self) -> Tensor:
-        return self._singular_values(self._ones, with_mean=False)
-
-    @cached_property
-    def _scaled_values(self) -> Tensor:
-        return self._singular_values(_inverse(self.moments.root_mean_square))
 
     def _singular_values(self, scale: Tensor, *, with_mean: bool = True, with_ones: bool | None = None) -> Tensor:
         """Of M with scaled columns, falling; without its first row, or without its first column, if so wanted."""
@@ -139,46 +153,14 @@ class Figures:
             small = torch.linalg.eigvalsh(inverse @ inverse.T).clamp_min(torch.finfo(root.dtype).tiny).rsqrt()
         else:  # squares say nothing of what lies between the ends
             small = torch.linalg.svdvals(inverse).flip(0).reciprocal()
-            values = torch.linalg.svdvals(_matrix(one, mean, root))
+            values = torch.linalg.svdvals(_bordered(one, mean, root.new_zeros(len(root)), root))
         values = values[: len(small)]
         limit = torch.maximum((values[0] * small[-1]).sqrt(), 4 * EPS * len(values) * values[0])
         return torch.where(values > limit, values, torch.minimum(small, limit))
 
-    def _centered_kappa(self, scale: Tensor, s: Tensor) -> Estimate:
-        """From the singular values of the centered H, beside which that of the ones stands by itself."""
-        return self._kappa(scale, self._with_ones(s), self.centered_rank + self.bias)
-
     def _with_ones(self, s: Tensor) -> Tensor:
         """Beside the singular values of centered rows, that of the ones, which are orthogonal to them."""
         return torch.cat([s, s.new_ones(1)]).sort(descending=True).values if self.bias else s
-
-    def _kappa(self, scale: Tensor, s: Tensor, rank: int | None = None) -> Estimate:
-        """κ with each column multiplied by its scale, (d,), of what has these singular values and this rank."""
-        m = self.moments
-        # Without a column of ones the span of what is missed may lose a dimension to the mean.
-        beyond = m.beyond - (rank is None and not self.bias)
-        rank = self.rank if rank is None else rank
-        if rank == 0 or not float(s[0]) > 0:
-            return Estimate.undefined("the inputs are all zero")
-        top, bottom = float(s[0]), float(s[rank - 1])
-        error = m.error * max(top, float((m.deviation * scale).max())) + self.rounding * self._size(scale)
-        missed = 0.0 if m.missed is None else float((m.missed * scale.square()).sum())
-        low = (top - error) / (bottom + error)
-        high = (top + error) / (bottom - error) if bottom > 2 * error else math.inf
-        if m.full and rank == len(s):
-            low, high = max(low, top / bottom * (1 - self._relative)), min(high, top / bottom * (1 + self._relative))
-        # Of the eigenvalues of squares, where these are enough.
-        rounding = min(square_error(len(s)) * min(top / bottom, GRADED) ** 2, SQUARES)
-        low, high = low * (1 - rounding), high * (1 + rounding)
-        how = "exact: " + m.how if m.missed is None else f"bound: {len(m.root)} random directions"
-        if self.rounding > 1e-10:
-            how += " of activations in float32"
-        if m.missed is not None:
-            high = math.inf
-            if beyond > 0:  # a rank that it has at least: its smallest eigenvalue is at most this mean
-                low = max(low, (top - error) / math.sqrt(missed / beyond))
-        low = max(1.0, low)
-        return Estimate(max(1.0, top / bottom) if math.isfinite(high) else low, low, high, how)
 
     @cached_property
     def _relative(self) -> float:
@@ -206,22 +188,16 @@ def _bordered_squares(one: float, mean: Tensor, F: Tensor, squares: Tensor | Non
     """
     if squares is None and len(F) < len(mean):
         side = F @ mean
-        return _bordered(one**2 + float(mean @ mean), side, F @ F.T)
+        return _bordered(one**2 + float(mean @ mean), side, side, F @ F.T)
     squares = F.T @ F if squares is None else squares
     squares = squares + torch.outer(mean, mean)
-    return _bordered(one**2, one * mean, squares) if one else squares
+    return _bordered(one**2, one * mean, one * mean, squares) if one else squares
 
 
-def _bordered(corner: float, side: Tensor, squares: Tensor) -> Tensor:
-    """[[corner, sideᵀ], [side, squares]]."""
-    first = torch.cat([side.new_tensor([corner]), side])
-    return torch.cat([first[None], torch.cat([side[:, None], squares], 1)])
-
-
-def _matrix(one: float, mean: Tensor, F: Tensor) -> Tensor:
-    """[[one, meanᵀ], [0, F]]."""
-    first = torch.cat([mean.new_tensor([one]), mean])
-    return torch.cat([first[None], torch.cat([F.new_zeros(len(F), 1), F], 1)])
+def _bordered(corner: float, row: Tensor, column: Tensor, inner: Tensor) -> Tensor:
+    """[[corner, rowᵀ], [column, inner]]."""
+    first = torch.cat([row.new_tensor([corner]), row])
+    return torch.cat([first[None], torch.cat([column[:, None], inner], 1)])
 
 
 def _inverse_of(one: float, mean: Tensor, F: Tensor, *, lower: bool) -> Tensor:
@@ -234,8 +210,7 @@ def _inverse_of(one: float, mean: Tensor, F: Tensor, *, lower: bool) -> Tensor:
     inverse = torch.linalg.solve_triangular(F, torch.eye(n, dtype=F.dtype, device=F.device), upper=not lower)
     row = mean @ inverse
     if one:
-        inverse = _bordered(0.0, row.new_zeros(n), inverse)
-        inverse[0] = torch.cat([row.new_ones(1), -row]) / one
+        inverse = _bordered(1 / one, -row / one, row.new_zeros(n), inverse)
     elif mean.any():
         # [[μᵀ], [F]] is F with (I + wwᵀ)^½ in front, w = F⁻ᵀμ.
         size = float(torch.linalg.vector_norm(row))

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from wellcond.curvature import GaussNewton
 from wellcond.linalg import SymmetricOperator
-from wellcond.normalization.centering import LayerNormalization
 from wellcond.normalization.layers import LayerConditioning, layer_conditioning
+from wellcond.preconditioners import Block, Standardization
 from wellcond.problem import Problem, check_problem
 
 NORMALIZATIONS = ("centered", "scaled", "standardized")
@@ -58,13 +60,50 @@ def layer_block(
     block = curvature(problem).block(*[p for p in (weight, bias) if p is not None])
     if normalization is None:
         return block
-    entries = _entries(layer_conditioning(problem), name) if isinstance(layer, str) else [layer]
+    entries = _entries(layer_conditioning(problem) if isinstance(layer, str) else [layer], name)
     parts = [group for entry in entries for group in (entry.groups or (entry,))]
     mean, deviation = torch.stack([g.mean for g in parts]), torch.stack([g.deviation for g in parts])
     size = torch.hypot(mean, deviation) if normalization == "scaled" else deviation
     scale = torch.where((size > 0) & (normalization != "centered"), 1 / size, 1.0)
     mean = torch.zeros_like(mean) if normalization == "scaled" else mean
-    return block.preconditioned(LayerNormalization(weight, bias, mean, scale))
+    return block.preconditioned(normalizing(weight, bias, mean, scale))
+
+
+def normalizing(weight: Tensor, bias: Tensor | None, mean: Tensor, scale: Tensor) -> Standardization:
+    """P = VD on each row [b; W] of a layer, V = [[1, −μᵀ], [0, I]], D = diag(1, s): then ĤP = [1, (H − 1μᵀ)·diag(s)].
+
+    In the parameters: W = W_z·diag(s), b = b_z − Wμ; for a gradient g: g_W ← (g_W − g_b μᵀ)·diag(s), g_b as it is.
+
+    Args:
+        weight: (outputs, *fan-in): of a linear layer, a convolution, a projection; its rows in equal groups.
+        bias: (outputs,); None for a layer without, which only μ = 0 fits.
+        mean: μ, (groups, fan-in entries), of the inputs that each group of rows sees.
+        scale: s, of the same shape, positive.
+
+    Raises:
+        ValueError: if a mean is to be taken off without a bias.
+
+    Source: theory, section 5.2.
+    """
+    if bias is None and bool(mean.any()):
+        raise ValueError(
+            "the layer has no bias: taking the mean off its inputs is no change of its parameters; scale only"
+        )
+    biases = [] if bias is None else [bias]
+    moments = _Fixed(mean.flatten(), scale.flatten().square().reciprocal())
+    return Standardization([weight, *biases], [Block(0, list(range(1, 1 + len(biases))), len(mean), moments)])
+
+
+@dataclass
+class _Fixed:
+    """The moments of a `Block` that stay: μ and the squared scale of each column, whatever is centered."""
+
+    mean: Tensor
+    variance: Tensor
+    version: int = 0
+
+    def known(self, centered: bool) -> tuple[Tensor, Tensor, float]:
+        return self.mean, self.variance, 1.0
 
 
 def _parameters(model: nn.Module, name: str) -> tuple[nn.Parameter, nn.Parameter | None]:
@@ -80,7 +119,7 @@ def _parameters(model: nn.Module, name: str) -> tuple[nn.Parameter, nn.Parameter
                 f"{name} is a part of one weight; give {owner}.in_proj, the block of all three projections"
             )
         return attention.in_proj_weight, attention.in_proj_bias
-    weight = getattr(modules.get(name), "_parameters", {}).get("weight")
+    weight = dict(modules[name].named_parameters(recurse=False)).get("weight") if name in modules else None
     if weight is None or weight.ndim < 2:
         raise ValueError(f"{name!r} is no layer with a weight of its own; name one of wc.layer_conditioning(problem)")
     return weight, modules[name].bias

@@ -7,15 +7,19 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from wellcond.display import table
+from wellcond.display import Table
 from wellcond.linalg import Estimate
 from wellcond.normalization.collecting import KINDS, Rows, RowsSeen, memory_for
-from wellcond.normalization.figures import Figures
+from wellcond.normalization.figures import NORMALIZATIONS, Figures
 from wellcond.problem import Problem, check_problem
 
 WIDEST = 2048
 """Up to this many columns a layer's covariance is kept whole: 34 MB of it, as much of rows on their way, and both again
 of layer-normalized rows."""
+
+
+UNSEEN = Estimate.undefined("no data pass through this layer")
+NOTHING = torch.empty(0, dtype=torch.float64)
 
 
 class NoLayersError(ValueError):
@@ -52,23 +56,34 @@ class LayerConditioning:
     """
 
     name: str
-    rows: int
-    columns: int
-    rank: int
-    constant: int
-    is_input: bool
-    kappa: Estimate
-    centered: Estimate
-    scaled: Estimate
-    standardized: Estimate
-    row_normalized: Estimate
-    largest: Estimate
-    mean_share: float
-    mean: Tensor = field(repr=False, compare=False)
-    deviation: Tensor = field(repr=False, compare=False)
+    rows: int = 0
+    columns: int = 0
+    rank: int = 0
+    constant: int = 0
+    is_input: bool = False
+    kappa: Estimate = UNSEEN
+    centered: Estimate = UNSEEN
+    scaled: Estimate = UNSEEN
+    standardized: Estimate = UNSEEN
+    row_normalized: Estimate = UNSEEN
+    largest: Estimate = UNSEEN
+    mean_share: float = 0.0
+    mean: Tensor = field(default=NOTHING, repr=False, compare=False)
+    deviation: Tensor = field(default=NOTHING, repr=False, compare=False)
     spectra: dict[str, Tensor] = field(default_factory=dict, repr=False, compare=False)
     group: int = 0
     groups: tuple[LayerConditioning, ...] = field(default=(), repr=False, compare=False)
+
+    @property
+    def label(self) -> str:
+        """The layer's name; the network itself has none."""
+        return self.name or "(model)"
+
+    @property
+    def kappas(self) -> dict[str, Estimate]:
+        """Every κ by what is done to the matrix, in the order of the tables."""
+        kappas = self.kappa, self.centered, self.scaled, self.standardized, self.row_normalized
+        return dict(zip(("as it is", "centered", "scaled", "standardized", "rows normalized"), kappas, strict=True))
 
 
 class Layers(list[LayerConditioning]):
@@ -76,12 +91,8 @@ class Layers(list[LayerConditioning]):
 
     def _repr_html_(self) -> str:
         headings = ["layer", "κ as it is", "centered", "scaled", "standardized", "rows normalized", "rank"]
-        figures = [(e.kappa, e.centered, e.scaled, e.standardized, e.row_normalized) for e in self]
-        rows = [
-            (e.name or "(model)", *map(str, kappas), f"{e.rank} of {e.columns}")
-            for e, kappas in zip(self, figures, strict=True)
-        ]
-        return table(headings, rows)
+        rows = [(e.label, *map(str, e.kappas.values()), f"{e.rank} of {e.columns}") for e in self]
+        return Table(headings, rows).html()
 
 
 def layer_conditioning(problem: Problem, *, widest: int = WIDEST) -> list[LayerConditioning]:
@@ -127,12 +138,14 @@ def layer_conditioning(problem: Problem, *, widest: int = WIDEST) -> list[LayerC
         problem.record_calls(KINDS, seen.call)
         seen.finish()
     found = [_figures(name, rows) for name, rows in seen.by_name()]
-    return Layers([*found, *(_unseen(name) for name in seen.never_called())])
+    return Layers([*found, *map(LayerConditioning, seen.never_called())])
 
 
 def _figures(name: str, rows: Rows) -> LayerConditioning:
     with memory_for(name):
-        groups = [_of_group(name, rows, g) for g in range(rows.groups)]
+        groups = [_of_group(name, rows, g) for g in range(len(rows.plain.moments))]
+    if not groups:  # called, but with no rows, as an expert that gets no tokens
+        return LayerConditioning(name)
     if len(groups) == 1:
         return groups[0]
     worst = max(groups, key=lambda layer: layer.kappa.low if layer.kappa.defined else 0.0)
@@ -140,10 +153,11 @@ def _figures(name: str, rows: Rows) -> LayerConditioning:
 
 
 def _of_group(name: str, rows: Rows, group: int) -> LayerConditioning:
-    m, normalized = rows.plain[group], rows.normalized[group]
-    figures = Figures(m, rows.bias, rows.rounding)
-    by_row = Figures(normalized, rows.bias, rows.normalized_rounding)
+    m = rows.plain.moments[group]
+    figures = Figures(m, rows.bias, rows.plain.rounding)
+    by_row = Figures(rows.normalized.moments[group], rows.bias, rows.normalized.rounding)
     largest = figures.largest()
+    spectra = {name.replace("_", " "): figures.spectrum(name) for name in NORMALIZATIONS}
     return LayerConditioning(
         name=name,
         rows=m.rows,
@@ -151,36 +165,15 @@ def _of_group(name: str, rows: Rows, group: int) -> LayerConditioning:
         rank=min(figures.rank + m.beyond, m.rows),
         constant=int((~m.varies).sum()),
         is_input=rows.is_input,
-        kappa=figures.as_it_is(),
-        centered=figures.centered(),
-        scaled=figures.scaled(),
-        standardized=figures.standardized(),
-        row_normalized=by_row.as_it_is(),
+        kappa=figures.kappa("as_it_is"),
+        centered=figures.kappa("centered"),
+        scaled=figures.kappa("scaled"),
+        standardized=figures.kappa("standardized"),
+        row_normalized=by_row.kappa("as_it_is"),
         largest=largest,
         mean_share=min(1.0, float(m.mean @ m.mean) / max(largest.value, 1e-300)),
         mean=m.mean,
         deviation=m.deviation,
-        spectra=figures.spectra() | {"row normalized": by_row.spectra()["as it is"]},
+        spectra=spectra | {"row normalized": by_row.spectrum("as_it_is")},
         group=group,
-    )
-
-
-def _unseen(name: str) -> LayerConditioning:
-    undefined, nothing = Estimate.undefined("no data pass through this layer"), torch.empty(0, dtype=torch.float64)
-    return LayerConditioning(
-        name=name,
-        rows=0,
-        columns=0,
-        rank=0,
-        constant=0,
-        is_input=False,
-        kappa=undefined,
-        centered=undefined,
-        scaled=undefined,
-        standardized=undefined,
-        row_normalized=undefined,
-        largest=undefined,
-        mean_share=0.0,
-        mean=nothing,
-        deviation=nothing,
     )

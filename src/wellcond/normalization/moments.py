@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -17,12 +17,8 @@ SQUARES = 2e-9
 """Relative error up to which singular values are taken from eigenvalues of a Gram matrix."""
 
 
-LARGEST = 1e150
-"""Numbers above are refused: their squares overflow in float64."""
-
-
 @dataclass(frozen=True)
-class Moments:
+class ColumnMoments:
     """What is known of a matrix H with N rows and d columns.
 
     Attributes:
@@ -67,7 +63,7 @@ class Moments:
         return torch.hypot(self.mean, self.deviation)
 
 
-def from_root(rows: int, mean: Tensor, varies: Tensor, F: Tensor, error: float, *, sum_to_zero: bool) -> Moments:
+def from_root(rows: int, mean: Tensor, varies: Tensor, F: Tensor, error: float, *, sum_to_zero: bool) -> ColumnMoments:
     """Moments from any F, its rank cut where rounding makes the rest.
 
     Args:
@@ -98,17 +94,19 @@ def from_root(rows: int, mean: Tensor, varies: Tensor, F: Tensor, error: float, 
     full = len(B) == B.shape[1]
     if reflects:
         B = _unreflected(B, v)
-    return _with_columns(Moments(rows, mean, deviation, B * D, values, error=error, full=full), varies)
+    return ColumnMoments(rows, mean, deviation, _spread(B * D, varies), values, error=error, full=full)
 
 
-def from_gram(rows: int, mean: Tensor, C: Tensor, error: Tensor, rounding: float, *, sum_to_zero: bool) -> Moments:
+def from_gram(
+    rows: int, mean: Tensor, C: Tensor, known: Tensor, rounding: float, *, sum_to_zero: bool
+) -> ColumnMoments:
     """Moments from the covariance, if it resolves them.
 
     Args:
         rows: N.
         mean: (d,), of H.
         C: (d, d); columns that never vary are exact zeros.
-        error: (d,), e with C_ij known to e_i·e_j·√(C_ii·C_jj).
+        known: (d,), e with C_ij known to e_i·e_j·√(C_ii·C_jj).
         rounding: to which H is known, relative to its columns.
         sum_to_zero: as in `from_root`.
     """
@@ -116,21 +114,20 @@ def from_gram(rows: int, mean: Tensor, C: Tensor, error: Tensor, rounding: float
     varies = deviation > 0
     D = deviation[varies]
     if not len(D):
-        return Moments(rows, mean, deviation, C[:0], D, full=True)
-    if len(D) < len(C):
-        C = C[varies][:, varies]
+        return ColumnMoments(rows, mean, deviation, C[:0], D, full=True)
+    C = C[varies][:, varies]
     S = C / torch.outer(D, D)
     if sum_to_zero:
         v = _reflector(D)
         S = _reflected(_reflected(S, v).T, v)[1:, 1:]
     values = torch.linalg.eigvalsh(S).flip(0)
     # Errors have all signs: their norm grows with the root of the number of columns. And the eigenvalues have theirs.
-    off = 2 * math.sqrt(len(D)) * float(error[varies].square().max()) + square_error(len(D)) * float(values[:1].sum())
+    off = 2 * math.sqrt(len(D)) * float(known[varies].square().max()) + square_error(len(D)) * float(values[:1].sum())
     positive = values.clamp_min(off)
     kept = (values > off) & (off / (2 * positive) < (0.1 * rounding / positive.sqrt()).clamp_min(ENOUGH))
     # Under what the entries are known to there is nothing, where the Gram matrix knows that much.
     if not bool((kept | (values + off < rounding**2)).all()):
-        return Moments(rows, mean, deviation, C[:0], D[:0], resolved=False)
+        return ColumnMoments(rows, mean, deviation, C[:0], D[:0], resolved=False)
     rank = int(kept.sum())
     if rank == len(values):
         F = torch.linalg.cholesky(S).T
@@ -140,20 +137,9 @@ def from_gram(rows: int, mean: Tensor, C: Tensor, error: Tensor, rounding: float
     if sum_to_zero:
         F = _unreflected(F, v)
     s, full = values[:rank].sqrt(), rank == len(values)
-    return _with_columns(
-        Moments(
-            rows,
-            mean,
-            deviation,
-            F * D,
-            s,
-            error=off / (2 * float(s[-1])) if rank else off,
-            full=full,
-            gram=C if full else None,
-            how="Gram matrix in float64",
-        ),
-        varies,
-    )
+    error = off / (2 * float(s[-1])) if rank else off
+    gram, how = C if full else None, "Gram matrix in float64"
+    return ColumnMoments(rows, mean, deviation, _spread(F * D, varies), s, error=error, full=full, gram=gram, how=how)
 
 
 def root_of_squares(squares: Tensor, rank: int | None = None) -> tuple[Tensor, bool]:
@@ -168,12 +154,11 @@ def square_error(n: int) -> float:
     return 4 * EPS * math.sqrt(n)
 
 
-def _with_columns(m: Moments, varies: Tensor) -> Moments:
-    if bool(varies.all()):
-        return m
-    root = m.root.new_zeros(len(m.root), len(varies))
-    root[:, varies] = m.root
-    return replace(m, root=root)
+def _spread(F: Tensor, varies: Tensor) -> Tensor:
+    """F with columns of zeros in between, for those that never vary."""
+    root = F.new_zeros(len(F), len(varies))
+    root[:, varies] = F
+    return root
 
 
 def _reflector(x: Tensor) -> Tensor:

@@ -9,30 +9,20 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+Convolution = nn.Conv1d | nn.Conv2d | nn.Conv3d
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 PROJECTIONS = ("q_proj", "k_proj", "v_proj")
 """Of `nn.MultiheadAttention`, those of query, key and value."""
+
+LARGEST = 1e150
+"""Numbers above are refused: their squares overflow in float64."""
 
 ROW_EPS = 1e-5
 """ε of `nn.LayerNorm`."""
 
 PIECE = 2**20
 """Numbers in the rows that are made at once: 8 MB. A convolution's patches take kernel-size times its input."""
-
-
-def rows_of(module: nn.Module, x: Tensor, *, normalized: bool = False) -> Iterator[Tensor]:
-    """The rows that an input gives, some at a time: (groups, n, width), float64; with one group if not a convolution.
-
-    A row holds its entries in the order of `weight[i].flatten()`. They are copies.
-
-    Args:
-        module: a convolution, or one that multiplies the last dimension of its input.
-        x: its input.
-        normalized: layer-normalize the input first, as `layer_normalized` does.
-    """
-    for block in blocks(module, x):
-        yield from rows_of_block(module, layer_normalized(module, block)[0] if normalized else block)
 
 
 def blocks(module: nn.Module, x: Tensor) -> Iterator[Tensor]:
@@ -44,18 +34,18 @@ def blocks(module: nn.Module, x: Tensor) -> Iterator[Tensor]:
 
 
 def rows_of_block(module: nn.Module, block: Tensor) -> Iterator[Tensor]:
-    """The rows of a block, at once unless it is one large example."""
+    """The rows of a block: (groups, n, width), float64; with one group if not a convolution.
+
+    At once unless it is one large example. A row holds its entries in the order of `weight[i].flatten()`. They are
+    copies.
+    """
     dimensions = _dimensions(module)
     if not dimensions:
         yield block[None].to(torch.float64, copy=True)
         return
     patches = _patches(module, block)
     for part in patches.split(max(1, PIECE * patches.shape[2] // patches.numel()), 2):
-        # Laid out with the positions last, along which the image lies in memory.
-        order = (0, *range(2 + dimensions, part.ndim), *range(1, 2 + dimensions))
-        turned = part.permute(order)
-        rows = torch.empty(turned.shape, dtype=torch.float64, device=block.device).copy_(turned)
-        yield rows.flatten(1, 1 + dimensions).flatten(2).mT
+        yield part.to(torch.float64, copy=True).flatten(1, 1 + dimensions).flatten(2)
 
 
 def layer_normalized(module: nn.Module, block: Tensor) -> tuple[Tensor, float]:
@@ -75,15 +65,24 @@ def _dimensions(module: nn.Module) -> int:
 
 def _patches(module: nn.Module, x: Tensor) -> Tensor:
     """A view of the padded input, (groups, N, *positions, channels of the group, *kernel)."""
-    assert isinstance(module, nn.modules.conv._ConvNd)
+    assert isinstance(module, CONVOLUTIONS)
     dimensions = len(module.kernel_size)
-    mode = "constant" if module.padding_mode == "zeros" else module.padding_mode
-    if any(module._reversed_padding_repeated_twice):
-        x = nn.functional.pad(x, module._reversed_padding_repeated_twice, mode=mode)
+    if any(padding(module)):
+        mode = "constant" if module.padding_mode == "zeros" else module.padding_mode
+        x = nn.functional.pad(x, padding(module), mode=mode)
     for i, (k, step, gap) in enumerate(zip(module.kernel_size, module.stride, module.dilation, strict=True)):
         x = x.unfold(2 + i, gap * (k - 1) + 1, step)[..., ::gap]
     x = x.unflatten(1, (module.groups, -1)).movedim(1, 0)
     return x.movedim(2, 2 + dimensions)
+
+
+def padding(module: Convolution) -> list[int]:
+    """What a convolution puts before and behind each dimension, the last one first, as `nn.functional.pad` takes it."""
+    if module.padding == "same":
+        more = [gap * (k - 1) for k, gap in zip(module.kernel_size, module.dilation, strict=True)]
+    else:
+        more = [0 if isinstance(p, str) else 2 * p for p in module.padding]
+    return [part for m in reversed(more) for part in (m // 2, m - m // 2)]
 
 
 def attention_inputs(args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Tensor]:

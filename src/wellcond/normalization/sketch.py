@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from wellcond.normalization.moments import EPS, Moments, root_of_squares
+from wellcond.normalization.moments import EPS, ColumnMoments, root_of_squares
 
 SKETCH = 256
 """Directions and rows that are kept."""
@@ -34,8 +34,8 @@ class Sketch:
     streaming data", NeurIPS 2017.
     """
 
-    def __init__(self, groups: int, width: int, like: Tensor, seed: int = 0):
-        generator = torch.Generator(device=like.device).manual_seed(seed)
+    def __init__(self, groups: int, width: int, like: Tensor):
+        generator = torch.Generator(device=like.device).manual_seed(0)
         self.k = k = max(1, min(SKETCH, width, NUMBERS // (groups * width)))
         self.directions = torch.randn(width, k, dtype=torch.float64, device=like.device, generator=generator)
         self.products = like.new_zeros(groups, width, k)
@@ -56,7 +56,8 @@ class Sketch:
         self.products.baddbmm_(x.mT, x @ self.directions)
         self.sample = torch.cat([self.sample, x[:, : self.k + 1 - self.sample.shape[1]]], 1)
 
-    def moments(self, group: int) -> Moments:
+    def moments(self, group: int, rounding: float, *, sum_to_zero: bool) -> ColumnMoments:
+        """Of a group's rows; neither their accuracy nor their sums make a difference to a sketch."""
         offset = self.total[group] / self.rows
         variance = (self.squares[group] / self.rows - offset.square()).clamp_min(0)
         seen = self.products[group] / self.rows - torch.outer(offset, offset @ self.directions)
@@ -70,7 +71,7 @@ class Sketch:
             missed.zero_()
         deviation = torch.where(self.varies[group, 0], (root.square().sum(0) + missed).sqrt(), 0.0)
         scaled = root * torch.where(deviation > 0, 1 / deviation, 0.0)
-        return Moments(
+        return ColumnMoments(
             self.rows,
             self.shift[group, 0] + offset,
             deviation,

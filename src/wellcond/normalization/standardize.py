@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.conv import _ConvNd
 from torch.nn.utils import parametrize
 
-from wellcond.normalization.moments import LARGEST
+from wellcond.normalization.rows import CONVOLUTIONS, LARGEST, Convolution, padding
 from wellcond.problem import each_batch, random_state
 
 FOLDED = 1e-6
@@ -105,7 +103,7 @@ class Standardize(nn.Module):
         True
         """
         self._check_folds(layer)
-        assert isinstance(layer, nn.Linear | _ConvNd)
+        assert isinstance(layer, nn.Linear | Convolution)
         folded = self.folded(layer)
         dtype, error = layer.weight.dtype, self._difference(layer, folded)
         if error > max(FOLDED, 8 * torch.finfo(dtype).eps):
@@ -117,11 +115,11 @@ class Standardize(nn.Module):
             )
         return folded
 
-    def _difference(self, layer: nn.Linear | _ConvNd, folded: nn.Linear | _ConvNd) -> float:
+    def _difference(self, layer: nn.Linear | Convolution, folded: nn.Linear | Convolution) -> float:
         """Largest difference of outputs, relative to the largest output, on normal inputs of this mean and scale."""
         size: list[int] = []
-        if isinstance(layer, _ConvNd):  # one patch, or what can be padded
-            pads = layer._reversed_padding_repeated_twice[::-2]
+        if isinstance(layer, CONVOLUTIONS):  # one patch, or what can be padded
+            pads = padding(layer)[::-2]
             sizes = zip(layer.kernel_size, layer.dilation, pads, strict=True)
             size = [max(gap * (k - 1), pad) + 1 for k, gap, pad in sizes]
         z = torch.randn(256, len(self.mean), *size, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
@@ -132,10 +130,10 @@ class Standardize(nn.Module):
             expected = layer(self(x))
             return float((folded(x) - expected).abs().max() / expected.abs().max().clamp_min(1e-30))
 
-    def folded(self, layer: nn.Linear | _ConvNd) -> nn.Linear | _ConvNd:
+    def folded(self, layer: nn.Linear | Convolution) -> nn.Linear | Convolution:
         """The copy that `fold_into` makes, unchecked."""
         W = layer.weight.detach()
-        groups = layer.groups if isinstance(layer, _ConvNd) else 1
+        groups = layer.groups if isinstance(layer, CONVOLUTIONS) else 1
         # (groups, out/groups, in/groups, positions of the kernel)
         kernel = W.double().reshape(groups, len(W) // groups, W.shape[1], -1)
         mean, scale = self.mean.double() + self.remainder.double(), self.scale.double()
@@ -157,9 +155,9 @@ class Standardize(nn.Module):
             raise ValueError("the layer's weight is parametrized; remove the parametrization before folding into it")
         if isinstance(layer, nn.Linear):
             expected, width = -1, layer.in_features
-        elif isinstance(layer, nn.Conv1d | nn.Conv2d | nn.Conv3d):
+        elif isinstance(layer, CONVOLUTIONS):
             expected, width = -1 - len(layer.kernel_size), layer.in_channels
-            if any(layer._reversed_padding_repeated_twice) and layer.padding_mode == "zeros" and bool(self.mean.any()):
+            if any(padding(layer)) and layer.padding_mode == "zeros" and bool(self.mean.any()):
                 raise ValueError(
                     "the convolution pads with zeros, which stand for the mean once the inputs are standardized: no "
                     'weights give the same at the border; build it with padding_mode="replicate" or without padding, '
@@ -203,12 +201,13 @@ def standardize(loader: Any, *, dim: int | None = None, seed: int = 0) -> Standa
     ([[-1.0, 0.0], [1.0, 0.0]], [1])
     >>> model = nn.Sequential(standardization, nn.Linear(2, 1))
     """
-    moments: Moments | None = None
+    moments: FeatureMoments | None = None
     with random_state(seed, torch.device("cpu")):
-        for i, batch in enumerate(_batches(loader, seed)):
+        batches = [loader] if isinstance(loader, Tensor) else each_batch(loader, pairs=True, seed=seed)
+        for i, batch in enumerate(batches):
             x = _inputs(i, batch)
             if moments is None:
-                moments = Moments(_from_the_end(x, dim))
+                moments = FeatureMoments(_from_the_end(x, dim))
                 dtype = x.dtype if x.is_floating_point() else torch.get_default_dtype()
             moments.add(f"batch {i}", x)
     if moments is None:
@@ -216,7 +215,7 @@ def standardize(loader: Any, *, dim: int | None = None, seed: int = 0) -> Standa
     return moments.standardization(dtype)
 
 
-class Moments:
+class FeatureMoments:
     """Number, mean, sum of squared deviations and range of each feature, merged batch by batch in float64.
 
     Args:
@@ -281,10 +280,6 @@ class Moments:
         constant = self.deviation.to(dtype) == 0
         scale = torch.where(constant, 1.0, self.deviation)
         return Standardize(self.mean, scale, dim=self.dim, constant=constant, dtype=dtype)
-
-
-def _batches(loader: Any, seed: int) -> Iterator[Any]:
-    return iter([loader]) if isinstance(loader, Tensor) else each_batch(loader, pairs=True, seed=seed)
 
 
 def _inputs(index: int, batch: Any) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -24,6 +24,7 @@ class Box(Penalty):
 
     compiles = True
     strength = None
+    arguments: ClassVar[tuple[str, ...]] = ("low", "high")
 
     def __init__(self, low: float, high: float):
         self.low = checked("low", low, "a number, or -inf for no bound", lambda b: b < math.inf)
@@ -48,19 +49,12 @@ class Box(Penalty):
         gradient = torch.where(x == x.clamp(min=self.high), gradient.clamp(min=0), gradient)
         return torch.where(x == self.prox(x, 1.0), gradient, torch.inf).to(x.dtype)
 
-    @property
-    def options(self) -> dict[str, Any]:
-        return {"low": self.low, "high": self.high}
-
 
 class NonNegative(Box):
     """No entry below 0."""
 
     compiles = True
+    arguments = ()
 
     def __init__(self) -> None:
         super().__init__(0.0, math.inf)
-
-    @property
-    def options(self) -> dict[str, Any]:
-        return {}

@@ -96,10 +96,6 @@ class SparseGroupL1(Penalty):
         return torch.where(spread(self.partition.largest(x) == 0, x), r * spread(factor, x), r)
 
     @property
-    def kink(self) -> Any:
-        return self.strength * self.l1_ratio
-
-    @property
     def options(self) -> dict[str, Any]:
         return {"l1_ratio": self.l1_ratio, **self.partition.name}
 

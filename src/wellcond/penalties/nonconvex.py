@@ -7,7 +7,6 @@ section 4.5); a tensor of steps takes the branches entry by entry.
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -27,6 +26,8 @@ class MCP(Penalty):
 
     compiles = True
     convex = False
+    l1_ratio = 1.0
+    arguments = ("gamma",)
 
     def __init__(self, strength: float, gamma: float = 3.0):
         super().__init__(strength)
@@ -48,14 +49,6 @@ class MCP(Penalty):
         reach = torch.where(s < gamma, gamma, s.sqrt() * math.sqrt(gamma))
         return torch.where(x.abs() <= t * reach, shrunk, x)
 
-    @property
-    def kink(self) -> Any:
-        return self.strength
-
-    @property
-    def options(self) -> dict[str, Any]:
-        return {"gamma": self.gamma}
-
 
 class SCAD(Penalty):
     """Smoothly clipped absolute deviation: L1 up to `strength`, from there falling off to flat at ``a * strength``.
@@ -69,6 +62,8 @@ class SCAD(Penalty):
 
     compiles = True
     convex = False
+    l1_ratio = 1.0
+    arguments = ("a",)
 
     def __init__(self, strength: float, a: float = 3.7):
         super().__init__(strength)
@@ -93,14 +88,6 @@ class SCAD(Penalty):
         tie = torch.where(s < a + 1, (s + a + 1) / 2, s.sqrt() * math.sqrt(a + 1))
         small = r <= t * torch.where(s < a - 1, 1 + s, tie)
         return torch.where(small, soft(x, s * t), torch.where((s < a - 1) & (r <= a * t), middle, x))
-
-    @property
-    def kink(self) -> Any:
-        return self.strength
-
-    @property
-    def options(self) -> dict[str, Any]:
-        return {"a": self.a}
 
 
 def _as_tensor(step: Tensor | float, x: Tensor) -> Tensor:

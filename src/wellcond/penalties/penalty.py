@@ -29,6 +29,8 @@ class Penalty(ABC):
         smooth: whether the gradient exists everywhere.
         convex: whether R is.
         compiles: see `key`; not inherited.
+        l1_ratio: R's slope on either side of an entry at 0, over its strength; 0 where R is smooth there.
+        arguments: names of the arguments other than the strength.
 
     Raises:
         TypeError, ValueError: for an argument that is no number, or out of its range.
@@ -41,6 +43,8 @@ class Penalty(ABC):
     smooth: bool = False
     convex: ClassVar[bool] = True
     compiles: ClassVar[bool] = False
+    l1_ratio: float = 0.0
+    arguments: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, strength: float):
         self.strength = _checked_strength(strength)
@@ -83,7 +87,7 @@ class Penalty(ABC):
     @property
     def kink(self) -> Any:
         """R's slope on either side of an entry at 0; 0 where R is smooth."""
-        return 0.0
+        return self.strength * self.l1_ratio if self.l1_ratio else 0.0
 
     def with_strength(self, strength: Tensor | float) -> Self:
         """The same penalty of another strength; a 0-dim tensor is taken as it is, unchecked."""
@@ -96,7 +100,7 @@ class Penalty(ABC):
     @property
     def options(self) -> dict[str, Any]:
         """The arguments other than the strength."""
-        return {}
+        return {name: getattr(self, name) for name in self.arguments}
 
     @property
     def key(self) -> Hashable:

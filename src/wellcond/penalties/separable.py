@@ -24,6 +24,7 @@ class L1(Penalty):
     """
 
     compiles = True
+    l1_ratio = 1.0
 
     def value(self, x: Tensor) -> Tensor:
         return self.strength * wide(x).abs().sum()
@@ -39,10 +40,6 @@ class L1(Penalty):
     @widened
     def scaled_prox(self, x: Tensor, step: Tensor | float, scale: Tensor | float) -> Tensor:
         return soft(x, self.strength * step * scale)
-
-    @property
-    def kink(self) -> Any:
-        return self.strength
 
 
 class L2(Penalty):
@@ -91,14 +88,11 @@ class ElasticNet(Penalty):
     """
 
     compiles = True
+    arguments = ("l1_ratio",)
 
     def __init__(self, strength: float, l1_ratio: float = 0.5):
         super().__init__(strength)
         self.l1_ratio = checked_ratio(l1_ratio)
-
-    @property
-    def kink(self) -> Any:
-        return self.strength * self.l1_ratio
 
     @property
     def _l2(self) -> Any:
@@ -119,10 +113,6 @@ class ElasticNet(Penalty):
     @widened
     def scaled_prox(self, x: Tensor, step: Tensor | float, scale: Tensor | float) -> Tensor:
         return soft(x, self.kink * step * scale) / (1 + self._l2 * step)
-
-    @property
-    def options(self) -> dict[str, Any]:
-        return {"l1_ratio": self.l1_ratio}
 
 
 class L0(Penalty):
@@ -164,11 +154,12 @@ class Power(Penalty):
     """
 
     compiles = True
+    arguments = ("q",)
 
     def __init__(self, strength: float, q: float):
         super().__init__(strength)
         self.q = checked("q", q, "a finite number, 1 or more", lambda q: 1 <= q < math.inf)
-        self.smooth = self.q > 1
+        self.smooth, self.l1_ratio = self.q > 1, float(self.q == 1)
 
     def value(self, x: Tensor) -> Tensor:
         return self.strength / self.q * wide(x).abs().pow(self.q).sum()
@@ -186,14 +177,6 @@ class Power(Penalty):
         raise TypeError(
             f'{self!r} has no proximal step here; give q=1 or q=2, or attach it by its gradient, via="gradient"'
         )
-
-    @property
-    def kink(self) -> Any:
-        return 0.0 if self.smooth else self.strength
-
-    @property
-    def options(self) -> dict[str, Any]:
-        return {"q": self.q}
 
 
 def checked_ratio(l1_ratio: Any) -> float:

@@ -3,6 +3,8 @@
 import wellcond.preconditioners.readings  # noqa: F401  (registers them)
 from wellcond.preconditioners.batch_norm import BatchNormPreconditioner as BatchNormPreconditioner
 from wellcond.preconditioners.momentum import Momentum as Momentum
+from wellcond.preconditioners.one_step import clone as clone
+from wellcond.preconditioners.one_step import next_step as next_step
 from wellcond.preconditioners.optimizers import Step as Step
 from wellcond.preconditioners.optimizers import own_preconditioner_of as own_preconditioner_of
 from wellcond.preconditioners.optimizers import preconditioner_of as preconditioner_of

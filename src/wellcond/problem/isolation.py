@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import copy
 import random
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -13,6 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from wellcond import private_torch
 
 RANDOM = (torch.Generator, random.Random, np.random.Generator, np.random.RandomState)
 """What can hold a random state of its own."""
@@ -48,6 +49,29 @@ def seed_all(seed: int, device: torch.device) -> None:
         module = torch.get_device_module(device)
         with module.device(device) if hasattr(module, "device") else contextlib.nullcontext():
             module.manual_seed(seed)
+
+
+@contextlib.contextmanager
+def plain_settings(device: torch.device) -> Iterator[None]:
+    """Gradients on, and neither inference mode nor autocast, whatever the caller has set."""
+    with contextlib.ExitStack() as stack:
+        if torch.is_inference_mode_enabled():
+            stack.enter_context(torch.inference_mode(False))
+        stack.enter_context(torch.enable_grad())
+        if torch.is_autocast_enabled(device.type):
+            stack.enter_context(torch.autocast(device.type, enabled=False))
+        yield
+
+
+@contextlib.contextmanager
+def one_thread() -> Iterator[None]:
+    """Inside, torch computes on one thread."""
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 class Isolation:
@@ -97,18 +121,11 @@ class Isolation:
             for name, x in attributes.items()
             if type(x) in (list, dict, set) and not name.startswith("_")
         ]
-        with contextlib.ExitStack() as stack:
-            if torch.is_inference_mode_enabled():
-                stack.enter_context(torch.inference_mode(False))
-            stack.enter_context(torch.enable_grad())
-            if torch.is_autocast_enabled(device.type):
-                stack.enter_context(torch.autocast(device.type, enabled=False))
-            # Only the math kernel of attention, and no cuDNN recurrence, can be differentiated twice.
-            stack.enter_context(sdpa_kernel(SDPBackend.MATH))
+        # Only the math kernel of attention, and no cuDNN recurrence, can be differentiated twice.
+        with plain_settings(device), sdpa_kernel(SDPBackend.MATH), contextlib.ExitStack() as stack:
             if self._recurrent:
                 stack.enter_context(torch.backends.cudnn.flags(enabled=False))
-            if "torch._dynamo" in sys.modules:
-                stack.enter_context(torch.compiler.set_stance("force_eager"))
+            stack.enter_context(private_torch.as_written())
             try:
                 for m, training in self.training.items():
                     if m.training != training:
@@ -127,7 +144,7 @@ class Isolation:
                     (collection.extend if isinstance(collection, list) else collection.update)(before)
                 self._saved = []
 
-    def renew(self, given: Mapping[int, Tensor] | None = None, shared: dict[int, Tensor] | None = None) -> list[Tensor]:
+    def renew(self, given: Mapping[int, Tensor] | None = None) -> list[Tensor]:
         """Give every module new copies of what it holds, so that each evaluation starts from the same state; returns
         the leaves that stand for the measured parameters.
 
@@ -136,10 +153,9 @@ class Isolation:
 
         Args:
             given: by the id of a tensor held, what to copy instead of it.
-            shared: copies of parameters to use again; those that are missing are added.
         """
         given = given or {}
-        copies: dict[int, Any] = dict(shared or {})
+        copies: dict[int, Any] = {}
 
         def copy_of(x: Any) -> Any:
             if id(x) not in copies:
@@ -149,8 +165,6 @@ class Isolation:
                     copies[id(x)] = self.convert(value) if id(x) in self._lent else self.convert(value).clone()
                 else:
                     copies[id(x)] = copy.deepcopy(x)
-                if shared is not None and isinstance(x, nn.Parameter):
-                    shared[id(x)] = copies[id(x)]
             return copies[id(x)]
 
         leaves = [copy_of(p).requires_grad_() for p in self.measured]

@@ -6,13 +6,13 @@ import html
 import math
 from typing import Any
 
-import plotly.graph_objects as go
 import torch
 
 from wellcond.conditioning import Conditioning
-from wellcond.examination import Measurements, candidates, counts, eigenvalue_bound, shown_spectra
-from wellcond.linalg import number
-from wellcond.report.chart import BOUND, FIRST, FOURTH, SECOND, THIRD, Chart, plain, ticks
+from wellcond.display import number
+from wellcond.examination import Measurements
+from wellcond.report.chart import BOUND, FIRST, FOURTH, SECOND, THIRD, Chart, new_figure, ticks
+from wellcond.report.figures import candidates, counts, eigenvalue_bound, shown_spectra
 from wellcond.report.layers import layers_chart
 from wellcond.report.rates import rate_charts
 
@@ -27,7 +27,7 @@ def _spectrum(m: Measurements) -> Chart | None:
     spectra, bound = shown_spectra(m), eigenvalue_bound(m)
     if not spectra:
         return None
-    figure = go.Figure()
+    figure = new_figure()
     for role, (label, c) in zip((FIRST, SECOND), spectra.items(), strict=False):
         _add_counts(figure, role, label, c)
     seen = [x for c in spectra.values() for x in counts(c)[0][[0, -1]].tolist()]
@@ -59,12 +59,12 @@ def _spectrum(m: Measurements) -> Chart | None:
         "Spectrum: how many eigenvalues are larger than a given one",
         "The more of the climb is far to the left of a curve's end, the more directions are much flatter than the "
         f"steepest, which sets the learning rate.{text}",
-        [plain(figure)],
+        [figure],
         table,
     )
 
 
-def _add_counts(figure: go.Figure, role: str, label: str, c: Conditioning) -> None:
+def _add_counts(figure: Any, role: str, label: str, c: Conditioning) -> None:
     at, low, high = counts(c)
     x, low_y, high_y = at.tolist(), low.clamp_min(0.5).tolist(), high.clamp_min(0.5).tolist()
     if c.spectrum is not None:
@@ -86,21 +86,18 @@ def _forecast(m: Measurements) -> Chart | None:
     f = m.forecast
     if f is None:
         return None
-    figure, named = go.Figure(), candidates(m)
+    figure, named = new_figure(), candidates(m)
     table = [["", "learning rate", "edge ratio", f"loss after {f.steps} steps", "trusted up to step"]]
     for role, (name, c) in zip((FIRST, SECOND, THIRD, FOURTH), f.curves.items(), strict=False):
-        losses = [x if math.isfinite(x) else None for x in c.losses.tolist()]
+        losses = c.losses.tolist()  # plotly leaves a gap where one is not finite
         end = f.steps if c.trusted_steps is None else c.trusted_steps
         line: dict[str, Any] = {"meta": role, "mode": "lines", "legendgroup": role, "name": html.escape(named[name])}
         figure.add_scatter(x=list(range(end + 1)), y=losses[: end + 1], line={"width": 2.5}, **line)
         dotted = {"width": 2, "dash": "dot"}
         after = list(range(end, f.steps + 1))
         figure.add_scatter(x=after, y=losses[end:], line=dotted, showlegend=False, **line)
-        seen = {step: loss for step, loss in c.true_losses.items() if math.isfinite(loss)}
-        marks = {"size": 7, "symbol": "circle-open"}
-        figure.add_scatter(
-            x=list(seen), y=list(seen.values()), marker=marks, showlegend=False, **line | {"mode": "markers"}
-        )
+        line |= {"mode": "markers", "marker": {"size": 7, "symbol": "circle-open"}, "showlegend": False}
+        figure.add_scatter(x=list(c.true_losses), y=list(c.true_losses.values()), **line)
         loss = "diverges" if c.diverges else number(float(c.losses[-1]))
         trusted = "–" if c.trusted_steps is None else str(c.trusted_steps)
         table.append([named[name], number(c.learning_rate), number(c.edge_ratio), loss, trusted])
@@ -108,19 +105,16 @@ def _forecast(m: Measurements) -> Chart | None:
     figure.update_layout(
         xaxis={"title": "step from here", "range": [0, 1.03 * f.steps]}, yaxis={"title": "loss", "range": [low, high]}
     )
-    best = f.best
-    trusted = f.ranking(max(1, min(c.trusted_steps or 0 for c in f.curves.values())))[0]
-    judged = (
-        f"Predicted to win: {named[best.name]}."
-        if trusted == best.name
-        else f"Ahead while all may be trusted: {named[trusted]}; at the end: {named[best.name]}."
-    )
+    best, trusted = f.best.name, f.ranking(max(1, min(c.trusted_steps or 0 for c in f.curves.values())))[0]
+    judged = f"Predicted to win: {named[best]}."
+    if trusted != best:
+        judged = f"Ahead while all may be trusted: {named[trusted]}; at the end: {named[best]}."
     return Chart(
         "forecast",
         "Forecast: the loss of the next steps, by the quadratic model here",
         f"{judged} Solid while the true loss at the predicted parameters (circles) agrees, dotted beyond. Gradients "
         "of all the data, the preconditioner frozen, momentum from rest.",
-        [plain(figure)],
+        [figure],
         table,
     )
 
@@ -129,14 +123,8 @@ def _row_norms(m: Measurements) -> Chart | None:
     r = m.row_norms
     if r is None or not r.correlation.defined:
         return None
-    figure = go.Figure()
-    figure.add_scatter(
-        x=r.row_norm.tolist(),
-        y=r.root_v.tolist(),
-        mode="markers",
-        marker={"size": 5, "opacity": 0.45},
-        meta=FIRST,
-    )
+    figure, marker = new_figure(), {"size": 5, "opacity": 0.45}
+    figure.add_scatter(x=r.row_norm.tolist(), y=r.root_v.tolist(), mode="markers", marker=marker, meta=FIRST)
     figure.update_layout(
         xaxis={"type": "log", "title": "row norm of H", **ticks(r.row_norm.tolist())},
         yaxis={"type": "log", "title": "√v", **ticks(r.root_v.tolist())},
@@ -152,6 +140,6 @@ def _row_norms(m: Measurements) -> Chart | None:
         "Does √v measure the Hessian's row norms?",
         f"Correlation of the logarithms over {r.used:,} parameters: {r.correlation}. The theory expects √v to grow "
         "with the norm of the parameter's row of the Hessian.",
-        [plain(figure)],
+        [figure],
         table,
     )

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 from wellcond.display import paragraphs
-from wellcond.examination import CURVATURES, OF_THETA, SYMBOLS, Examination, Finding, Severity, to_json
+from wellcond.examination import CURVATURES, OF_THETA, Examination, Finding, SavedExamination, Severity, plain
 from wellcond.linalg import Estimate
-from wellcond.report.saved import SavedExamination
 
 SCHEMA = "wellcond.comparison/1"
 SAME = 1e-3
@@ -48,20 +46,19 @@ class Change:
     def tells(self) -> bool:
         """Whether the intervals are apart, and the figures too as far as a person reads them."""
         a, b = self.before, self.after
-        return (a.low > b.high or b.low > a.high) and not math.isclose(a.value, b.value, rel_tol=SAME)
+        return a.apart_from(b) and not math.isclose(a.value, b.value, rel_tol=SAME)
 
     def __str__(self) -> str:
-        factor = self.factor
+        change, factor = f"{self.figure}: {self.before} → {self.after}", self.factor
         if not factor.defined:
-            return f"{self.figure}: {self.before} → {self.after}"
-        if factor.low == 0:  # "at least" before, so that nothing bounds the factor from below
-            return f"{self.figure}: {self.before} → {self.after}, × less than {factor.high:.3g}"
-        return f"{self.figure}: {self.before} → {self.after}, × {factor}"
+            return change
+        # "at least" before, so that nothing bounds the factor from below
+        return f"{change}, × less than {factor.high:.3g}" if factor.low == 0 else f"{change}, × {factor}"
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Two examinations, side by side. A finding counts from severity notice on: good ones are no findings to mend.
+    """Two examinations, side by side. A finding counts from severity notice on: good ones are not counted.
 
     Attributes:
         before, after: both.
@@ -92,7 +89,7 @@ class Comparison:
     def severity(self) -> Severity:
         """Of the most severe finding that is new or became more severe."""
         worse = [after for before, after in self.changed if after.severity > before.severity]
-        return max((f.severity for f in [*self.new, *worse]), default=Severity.GOOD)
+        return Severity.worst(f.severity for f in [*self.new, *worse])
 
     def lines(self) -> Iterator[tuple[str, str]]:
         """(style, text): "head", "warning", "bad", "good" or ""."""
@@ -120,33 +117,27 @@ class Comparison:
 
     def to_json(self) -> dict[str, Any]:
         """As plain dictionaries, lists, strings and numbers."""
-        return {
-            "schema": SCHEMA,
-            "before": self.before.source,
-            "after": self.after.source,
-            "warnings": self.warnings,
-            "severity": {"before": self.before.severity.word, "after": self.after.severity.word},
-            "facts": [{"name": name, "before": before, "after": after} for name, before, after in self.facts],
-            "findings": {
-                "new": [_told(f) for f in self.new],
-                "gone": [_told(f) for f in self.gone],
-                "changed": [{"before": _told(before), "after": _told(after)} for before, after in self.changed],
-                "same": [_told(f) for f in self.same],
-            },
-            "figures": {
-                "apart": [
-                    {
-                        "figure": c.figure,
-                        "before": c.before.to_json(),
-                        "after": c.after.to_json(),
-                        "factor": c.factor.to_json(),
-                    }
-                    for c in self.apart
-                ],
-                "equal": self.equal,
-                "not_compared": self.not_compared,
-            },
-        }
+        return plain(
+            {
+                "schema": SCHEMA,
+                "before": self.before.source,
+                "after": self.after.source,
+                "warnings": self.warnings,
+                "severity": {"before": self.before.severity, "after": self.after.severity},
+                "facts": [{"name": name, "before": before, "after": after} for name, before, after in self.facts],
+                "findings": {
+                    "new": [_told(f) for f in self.new],
+                    "gone": [_told(f) for f in self.gone],
+                    "changed": [{"before": _told(before), "after": _told(after)} for before, after in self.changed],
+                    "same": [_told(f) for f in self.same],
+                },
+                "figures": {
+                    "apart": [{**vars(c), "factor": c.factor} for c in self.apart],
+                    "equal": self.equal,
+                    "not_compared": self.not_compared,
+                },
+            }
+        )
 
 
 def compare(before: SavedExamination | Examination, after: SavedExamination | Examination) -> Comparison:
@@ -160,17 +151,15 @@ def compare(before: SavedExamination | Examination, after: SavedExamination | Ex
         TypeError: for anything else.
     """
     a, b = _saved(before, "before"), _saved(after, "after")
-    known, present = _by_key(a.findings), _by_key(b.findings)
+    known, present = _counted(a), _counted(b)
     both = [(known[key], f) for key, f in present.items() if key in known]
     warnings, incomparable = _warnings(a.data, b.data)
     warnings += [f"{x.source} is partial: it was interrupted at {x.interrupted}" for x in (a, b) if x.interrupted]
-    shared = [name for name in a.figures if name in b.figures and name not in incomparable]
-    defined = [name for name in shared if a.figures[name].defined and b.figures[name].defined]
-    changes = {name: Change(name, a.figures[name], b.figures[name]) for name in defined}
-    apart = [c for c in changes.values() if c.tells]
-    moved = {c.figure for c in apart}
+    figures = {**a.figures, **b.figures}
     # One that neither examination could give a number for is no difference.
-    lacking = [n for n in {**a.figures, **b.figures} if n not in changes and not _undefined_in_both(n, a, b)]
+    defined = {name: [name in x.figures and x.figures[name].defined for x in (a, b)] for name in figures}
+    shared = [name for name in figures if all(defined[name]) and name not in incomparable]
+    changes = {name: Change(name, a.figures[name], b.figures[name]) for name in shared}
     return Comparison(
         before=a,
         after=b,
@@ -184,33 +173,22 @@ def compare(before: SavedExamination | Examination, after: SavedExamination | Ex
         gone=[f for key, f in known.items() if key not in present],
         changed=[(was, now) for was, now in both if was.severity != now.severity],
         same=[now for was, now in both if was.severity == now.severity],
-        apart=apart,
-        equal=[name for name in defined if name not in moved],
-        not_compared=lacking,
+        apart=[change for change in changes.values() if change.tells],
+        equal=[name for name, change in changes.items() if not change.tells],
+        not_compared=[name for name in figures if any(defined[name]) and name not in changes],
     )
 
 
 def _saved(x: Any, name: str) -> SavedExamination:
     if isinstance(x, Examination):
-        return SavedExamination.of(to_json(x), name)
+        return SavedExamination.from_json(x.to_json(), name)
     if isinstance(x, SavedExamination):
         return x
     raise TypeError(f"{name} is a {type(x).__name__}; give an examination, or what wellcond.read_examination returns")
 
 
-def _by_key(findings: list[Finding]) -> dict[tuple[str, int], Finding]:
-    """Those to mend, by their key and their number among those of that key."""
-    seen: Counter[str] = Counter()
-    found = {}
-    for f in findings:
-        if f.severity > Severity.GOOD:
-            found[f.key, seen[f.key]] = f
-            seen[f.key] += 1
-    return found
-
-
-def _undefined_in_both(name: str, a: SavedExamination, b: SavedExamination) -> bool:
-    return all(name not in x.figures or not x.figures[name].defined for x in (a, b))
+def _counted(x: SavedExamination) -> dict[str, Finding]:
+    return {f.key: f for f in x.findings if f.severity > Severity.GOOD}
 
 
 def _warnings(a: dict[str, Any], b: dict[str, Any]) -> tuple[list[str], set[str]]:
@@ -225,7 +203,7 @@ def _warnings(a: dict[str, Any], b: dict[str, Any]) -> tuple[list[str], set[str]
         thetas = [x["curvature"][kind]["theta"] for x in (a, b) if kind in x["curvature"]]
         if len(thetas) == 2 and not math.isclose(*thetas, rel_tol=1e-6):
             below, above = (f"{theta:.0e}" for theta in thetas)
-            listed = {f"{SYMBOLS[key]} of {name}" for key in OF_THETA}
+            listed = {f"{symbol} of {name}" for symbol in OF_THETA}
             found.append(f"θ of {name} is {below} and {above}: {', '.join(sorted(listed))} are not compared")
             incomparable |= listed
     return found, incomparable

@@ -7,39 +7,47 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-import plotly.graph_objects as go
-
-from wellcond.examination import Measurements
-from wellcond.linalg import Estimate, number
+from wellcond.display import number, short
+from wellcond.examination import KAPPAS, Measurements
+from wellcond.linalg import Estimate
 from wellcond.normalization import LayerConditioning
-from wellcond.report.chart import HEAT, Chart, plain, short
+from wellcond.report.chart import HEAT, Chart, new_figure
 
 PANEL = 50
 """Layers in one panel; more stand in several, side by side where there is room, and on several sheets of paper."""
 
-COLUMNS = ("as it is", "centered", "scaled", "standardized", "rows normalized")
+COLUMNS = tuple(KAPPAS.values())
 
 
-def kappas(layer: LayerConditioning) -> tuple[Estimate, ...]:
-    """One for each of `COLUMNS`."""
-    return layer.kappa, layer.centered, layer.scaled, layer.standardized, layer.row_normalized
-
-
-def level(kappa: Estimate) -> float | None:
-    """log₁₀ κ; None where it is not defined or infinite."""
-    return math.log10(kappa.value) if math.isfinite(kappa.value) and kappa.value > 0 else None
+def level(kappa: Estimate) -> float:
+    """log₁₀ κ; NaN where it is not defined or infinite."""
+    return math.log10(kappa.value) if math.isfinite(kappa.value) and kappa.value > 0 else math.nan
 
 
 def shown_layers(m: Measurements) -> list[LayerConditioning]:
     """Those of which at least one figure is defined."""
-    return [layer for layer in m.layers if any(level(e) is not None for e in kappas(layer))]
+    return [layer for layer in m.layers if not all(math.isnan(level(e)) for e in layer.kappas.values())]
+
+
+def highest(layers: Sequence[LayerConditioning]) -> float:
+    """The largest level, where the colors end."""
+    levels = [level(e) for layer in layers for e in layer.kappas.values()]
+    return max(1.0, *(x for x in levels if not math.isnan(x)))
+
+
+def layer_rows(m: Measurements) -> list[list[str]]:
+    """Of each layer its name, its κ as in `COLUMNS`, its rank and how many of its inputs never vary."""
+    return [
+        [layer.label, *map(str, layer.kappas.values()), f"{layer.rank} of {layer.columns}", str(layer.constant)]
+        for layer in m.layers
+    ]
 
 
 def brief(kappa: Estimate) -> str:
     """For a cell of the map: as short as it can be said."""
-    if level(kappa) is None:
+    if math.isnan(level(kappa)):
         return ""
-    x = kappa.low if kappa.unresolved else kappa.value
+    x = kappa.certain
     text = number(x) if x < 9995 else f"{x:.1e}".replace("e+0", "e").replace("e+", "e")
     return ("≥" if kappa.unresolved else "") + text
 
@@ -49,41 +57,36 @@ def layers_chart(m: Measurements) -> Chart | None:
     layers = shown_layers(m)
     if not layers:
         return None
-    most = max(1.0, *(x for layer in layers for e in kappas(layer) if (x := level(e)) is not None))
     count = -(-len(layers) // PANEL)
     size = -(-len(layers) // count)
     panels = [layers[i : i + size] for i in range(0, len(layers), size)]
-    worst = max(layers, key=lambda layer: level(layer.kappa) or 0.0)
-    table = [["layer", *COLUMNS, "rank", "inputs that never vary"]]
-    for layer in m.layers:
-        rank = f"{layer.rank} of {layer.columns}"
-        table.append([layer.name or "(model)", *map(str, kappas(layer)), rank, str(layer.constant)])
+    worst = max(layers, key=lambda layer: 0.0 if math.isnan(x := level(layer.kappa)) else x)
+    table = [["layer", *COLUMNS, "rank", "inputs that never vary"], *layer_rows(m)]
     return Chart(
         "layers",
         "Layers: conditioning of what each one sees",
         "The condition number κ of the matrix of a layer's inputs, with the column of ones that its bias sees, in the "
         "order of the passage; what it would be without the mean (centered), with columns of equal size (scaled), with "
         "both, as batch normalization does (standardized), and as layer normalization does (rows normalized). Largest "
-        f"as it is: {worst.kappa} in “{worst.name or '(model)'}”.",
-        [_panel(panel, most) for panel in panels],
+        f"as it is: {worst.kappa} in “{worst.label}”.",
+        [_panel(panel, highest(layers)) for panel in panels],
         table,
         wide=count > 1,
     )
 
 
-def _panel(layers: Sequence[LayerConditioning], most: float) -> dict[str, Any]:
-    names = [layer.name or "(model)" for layer in layers]
-    step = max(1, math.ceil(most / 4))
-    decades = range(0, math.ceil(most) + 1, step)
-    cells = [[(html.escape(layer.name or "(model)"), str(e)) for e in kappas(layer)] for layer in layers]
-    figure = go.Figure()
+def _panel(layers: Sequence[LayerConditioning], most: float) -> Any:
+    names = [layer.label for layer in layers]
+    decades = range(0, math.ceil(most) + 1, max(1, math.ceil(most / 4)))
+    cells = [[(html.escape(layer.label), str(e)) for e in layer.kappas.values()] for layer in layers]
+    figure = new_figure()
     figure.add_heatmap(
         x=COLUMNS,
         y=list(range(len(layers))),
-        z=[[level(e) for e in kappas(layer)] for layer in layers],
+        z=[[level(e) for e in layer.kappas.values()] for layer in layers],
         zmin=0,
         zmax=most,
-        text=[[brief(e) for e in kappas(layer)] for layer in layers],
+        text=[[brief(e) for e in layer.kappas.values()] for layer in layers],
         texttemplate="%{text}",
         customdata=cells,
         hovertemplate="%{customdata[0]}<br>%{x}: κ = %{customdata[1]}<extra></extra>",
@@ -128,4 +131,4 @@ def _panel(layers: Sequence[LayerConditioning], most: float) -> dict[str, Any]:
         },
         height=130 + len(layers) * (34 if len(layers) <= 20 else 17),
     )
-    return plain(figure)
+    return figure

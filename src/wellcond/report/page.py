@@ -1,11 +1,21 @@
-"""An examination as one page that works offline."""
+"""An examination as one page that works offline.
+
+`page` puts the words of an examination (findings, figures, notes) and its charts into one template. The charts come
+first, each from the measurements alone (charts.py, layers.py, rates.py), as a figure of plotly and a table with the
+same content. `render` (template.py) turns the figures into JSON and writes plotly itself and the theme into the page,
+which fetches nothing; a monitor's page and the evidence's come from the same function and their own templates.
+"""
 
 from __future__ import annotations
 
 from typing import Any
 
-from wellcond.examination import CURVATURES, Examination, Measurements, Severity, headline, interruption, rows, theta
-from wellcond.linalg import CONFIDENCE, number
+from wellcond.display import Table, number
+from wellcond.examination import CURVATURES, Examination, Measurements, Severity, headline, interruption
+from wellcond.linalg import CONFIDENCE
+from wellcond.report.charts import charts
+from wellcond.report.figures import rows, theta
+from wellcond.report.template import render
 
 VERDICT = {
     Severity.GOOD: "Nothing stands out.",
@@ -19,10 +29,6 @@ SHOWN = 3
 
 def page(examination: Examination) -> str:
     """The report as HTML: every script, style and figure inside, nothing fetched, all of the user's words escaped."""
-    # Here and not above: plotly takes half a second to import, and `import wellcond` comes through here.
-    from wellcond.report.charts import charts
-    from wellcond.report.template import render
-
     m = examination.measurements
     first = [f for f in examination.findings[:SHOWN] if f.severity > Severity.GOOD]
     return render(
@@ -32,7 +38,7 @@ def page(examination: Examination) -> str:
         m=m,
         headline=headline(m),
         verdict=VERDICT[examination.severity],
-        interruption=interruption(examination),
+        interruption=interruption(examination.interrupted),
         severity=examination.severity.word,
         first=first,
         more=examination.findings[len(first) :],
@@ -43,6 +49,12 @@ def page(examination: Examination) -> str:
         facts=_facts(m),
         confidence=CONFIDENCE,
     )
+
+
+def notebook(examination: Examination) -> str:
+    """The findings as a small table."""
+    rows = [(f.severity.word, f.title, str(f.effect or "")) for f in examination.findings]
+    return Table(["severity", "finding", "its remedy, tried"], rows, examination.title).html()
 
 
 def _facts(m: Measurements) -> list[tuple[str, Any]]:

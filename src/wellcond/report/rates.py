@@ -8,11 +8,9 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-import plotly.graph_objects as go
-
+from wellcond.display import number, short
 from wellcond.examination import QUANTILES, Distribution, Measurements
-from wellcond.linalg import number
-from wellcond.report.chart import FIRST, FOURTH, SECOND, THIRD, Chart, plain, short
+from wellcond.report.chart import FIRST, FOURTH, SECOND, THIRD, Chart, new_figure
 
 KINDS = {
     "weight": (FIRST, "weights"),
@@ -56,7 +54,7 @@ def by_kind(distributions: Sequence[Distribution]) -> dict[str, list[int]]:
 def _histogram(
     key: str, title: str, axis: str, text: str, edges: Sequence[float], distributions: Sequence[Distribution]
 ) -> Chart:
-    figure = go.Figure()
+    figure = new_figure()
     logs = [math.log10(x) for x in edges]
     middles = [(a + b) / 2 for a, b in itertools.pairwise(logs)]
     ranges = [f"{number(a)} to {number(b)}" for a, b in itertools.pairwise(edges)]
@@ -77,11 +75,13 @@ def _histogram(
     if none := sum(d.size - sum(d.counts) for d in distributions):
         what += f" {none:,} parameters get none and are not drawn."
     table = [["parameter", "kind", "entries", "5 %", "median", "95 %"]]
-    for d in distributions:
-        table.append(
-            [d.name, d.kind, f"{d.size:,}", *(number(x) for x in (d.quantiles[_5], d.median, d.quantiles[_95]))]
-        )
-    return Chart(key, title, what, [plain(figure)], table)
+    table += [[d.name, d.kind, f"{d.size:,}", *_spread(d)] for d in distributions]
+    return Chart(key, title, what, [figure], table)
+
+
+def _spread(d: Distribution) -> list[str]:
+    """The 5 % point, the median and the 95 % point."""
+    return [number(x) for x in (d.quantiles[_5], d.median, d.quantiles[_95])]
 
 
 def within(edges: Sequence[float], distributions: Sequence[Distribution], share: float) -> tuple[float, float]:
@@ -92,7 +92,7 @@ def within(edges: Sequence[float], distributions: Sequence[Distribution], share:
 
 
 def _profile(rates: Sequence[Distribution]) -> Chart:
-    figure = go.Figure()
+    figure = new_figure()
     x, names = list(range(len(rates))), [html.escape(d.name) for d in rates]
     edge: dict[str, Any] = {"mode": "lines", "line": {"width": 0.5}, "meta": FIRST, "hoverinfo": "skip"}
     figure.add_scatter(x=x, y=[d.quantiles[_5] for d in rates], showlegend=False, **edge)
@@ -113,15 +113,13 @@ def _profile(rates: Sequence[Distribution]) -> Chart:
         axis |= {"title": "parameter", "tickmode": "array", "tickvals": x, "ticktext": labels}
     figure.update_layout(xaxis=axis, yaxis={"type": "log", "title": "learning rate αP²", "exponentformat": "power"})
     fastest, slowest = max(rates, key=lambda d: d.median), min(rates, key=lambda d: d.median)
-    table = [["parameter", "5 %", "median", "95 %"]]
-    for d in rates:
-        table.append([d.name, *(number(q) for q in (d.quantiles[_5], d.median, d.quantiles[_95]))])
+    table = [["parameter", "5 %", "median", "95 %"], *([d.name, *_spread(d)] for d in rates)]
     return Chart(
         "rates-by-parameter",
         "Effective learning rates along the network",
         "The median of each parameter's entries, with the band of their 5 and 95 % points. Largest in "
         f"“{fastest.name}” ({number(fastest.median)}), smallest in “{slowest.name}” ({number(slowest.median)}).",
-        [plain(figure)],
+        [figure],
         table,
     )
 

@@ -7,11 +7,9 @@ from collections.abc import Sequence
 from importlib.metadata import version
 from typing import Any
 
-import jinja2
 import torch
-from plotly.offline import get_plotlyjs
 
-from wellcond.linalg import number
+from wellcond.display import number
 from wellcond.report.chart import Chart
 
 
@@ -25,6 +23,9 @@ def render(template: str, charts: Sequence[Chart], *, of: str, package: str = "w
         package: where the template is.
         context: for the template; `verdict`, `severity` (its word), `headline` and `facts` (name, value) for the base.
     """
+    import jinja2  # both here, so that `import wellcond` does without
+    from plotly.offline import get_plotlyjs
+
     environment = jinja2.Environment(
         loader=jinja2.ChoiceLoader([jinja2.PackageLoader(p, "templates") for p in (package, "wellcond.report")]),
         autoescape=True,

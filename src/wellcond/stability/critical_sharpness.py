@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-import copy
-import inspect
 import math
-from collections import OrderedDict
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.optim import Optimizer
 
 from wellcond.linalg import CONFIDENCE, Estimate, inner, norm, number
-from wellcond.parameters import flatten, unflatten
-from wellcond.preconditioners import unwrapped_optimizer
-from wellcond.problem import LossNotFiniteError, Problem, random_state
+from wellcond.preconditioners import next_step, unwrapped_optimizer
+from wellcond.problem import LossNotFiniteError, Problem
 
 PASSES = 10
 """Forward passes over the data: one at p, at most five that look for the critical rate, four for the curvature."""
@@ -91,7 +86,7 @@ def critical_sharpness(problem: Problem, optimizer: Any, *, passes: int = PASSES
     if any(group.get("maximize") for group in optimizer.param_groups):
         raise ValueError("the optimizer maximizes; give it the negative loss and maximize=False to be measured")
     gradient = problem.gradient()
-    d, gradients, passes_of_step = next_step(problem, optimizer, gradient)
+    d, gradients = next_step(problem, optimizer, gradient)
     length = norm(d)
     if not 0 < length < math.inf:
         raise ValueError(
@@ -111,67 +106,9 @@ def critical_sharpness(problem: Problem, optimizer: Any, *, passes: int = PASSES
         learning_rate=rate,
         loss=line.start,
         step_norm=length,
-        forward_passes=passes_of_step + line.passes,
+        forward_passes=gradients - 1 + line.passes,
         gradients=gradients,
     )
-
-
-def next_step(problem: Problem, optimizer: Optimizer, gradient: Tensor) -> tuple[Tensor, int, int]:
-    """What the optimizer would add to the parameters now, (n,), taken by a copy of it; gradients and passes spent.
-
-    Args:
-        problem: whose parameters; those that the optimizer does not have stay.
-        optimizer: any of torch's.
-        gradient: of the problem, (n,), with `problem.unreached` as it left it.
-
-    Raises:
-        ValueError: if the optimizer has none of the problem's parameters.
-    """
-    memo: dict[int, Any] = {}
-    twins = {id(p): copy.deepcopy(p, memo) for group in optimizer.param_groups for p in group["params"]}
-    measured = [twins.get(id(p)) for p in problem.parameters]
-    if not any(twin is not None for twin in measured):
-        raise ValueError("the optimizer has none of the problem's parameters; build it from this model's parameters()")
-    twin = object.__new__(type(optimizer))
-    for key, value in vars(optimizer).items():
-        hooks = key.endswith("_hooks") and key.startswith("_optimizer")
-        if key != "step" and not key.startswith("wellcond"):  # a scheduler's, and our penalties
-            twin.__dict__[key] = OrderedDict() if hooks else copy.deepcopy(value, memo)
-
-    def displacement() -> Tensor:
-        pieces = [
-            torch.zeros_like(p, dtype=problem.dtype)
-            if q is None
-            else q.detach().to(problem.dtype) - p.to(problem.dtype)
-            for p, q in zip(problem.parameters, measured, strict=True)
-        ]
-        return flatten(pieces)
-
-    def give(gradient: Tensor) -> None:
-        pieces = unflatten(gradient, problem.parameters)
-        for name, q, g in zip(problem.names, measured, pieces, strict=True):
-            if q is not None and name not in problem.unreached:
-                g = g.to(q.dtype)
-                q.grad = g.to_sparse(1) if isinstance(twin, torch.optim.SparseAdam) else g.clone()
-
-    gradients, passes = 1, 0
-
-    def closure() -> Tensor:
-        nonlocal gradients, passes
-        gradients, passes = gradients + 1, passes + 1
-        with problem.moved(displacement()):
-            give(problem.gradient())
-            return torch.tensor(problem.loss(), dtype=problem.dtype, device=problem.device)
-
-    step: Any = type(twin).step
-    while getattr(step, "hooked", False):  # hooks for every optimizer there is are the user's, and may count steps
-        step = step.__wrapped__
-    asked = inspect.signature(step).parameters.get("closure")
-    needs_closure = asked is not None and asked.default is inspect.Parameter.empty
-    with torch.no_grad(), random_state(problem.seed, problem.device):
-        give(gradient)
-        step(twin, closure) if needs_closure else step(twin)
-        return displacement(), gradients, passes
 
 
 class _Line:

@@ -12,7 +12,7 @@ from torch import Tensor
 from wellcond.curvature import CurvatureOperator, Hessian
 from wellcond.linalg import Estimate, SymmetricOperator, eigenvalues, number
 from wellcond.parameters import flatten
-from wellcond.preconditioners import Diagonal, Step, own_preconditioner_of, reading_of, steps_of, with_given
+from wellcond.preconditioners import Diagonal, own_preconditioner_of, reading_of, steps_of, with_given
 from wellcond.problem import Problem
 
 TARGET = 0.5
@@ -109,19 +109,25 @@ def edge_ratio(
     optimizer, _ = reading_of(optimizer)
     if any(group.get("maximize") for group in optimizer.param_groups):
         raise ValueError("the optimizer maximizes; give it the negative loss and maximize=False to be measured")
-    steps, P = steps_of(optimizer), own_preconditioner_of(optimizer)
-    first = steps[0]
-    shares, shifts, together = _shares_and_shifts(steps, P)
-    ratio = _largest(problem, optimizer, P, shares, shifts, largest, curvature, max_products, start, seed)
-    allowed = _inverse(ratio, 1.0 if together else first.learning_rate)
+    curvature = curvature or Hessian(problem)
+    curvature.check_of(problem)
+    scales = _Scales(optimizer)
+    operator, share, shift = scales.of(curvature)
+    if largest is None or scales.differ:
+        products = min(max_products, operator.size)
+        found = eigenvalues(operator, min_products=products, max_products=products, start=start, seed=seed)
+        largest = found.largest()
+    ratio = largest.scaled(share)
+    ratio = replace(ratio, value=ratio.value + shift, low=ratio.low + shift, high=ratio.high + shift)
+    first = scales.steps[0]
     return EdgeRatio(
-        ratio.scaled(first.learning_rate) if together else ratio,
+        ratio.scaled(first.learning_rate) if scales.one_rate else ratio,
         first.learning_rate,
-        allowed,
+        _inverse(ratio, 1.0 if scales.one_rate else first.learning_rate),
         first.bound,
         first.learning_rate * first.correction,
         len(optimizer.param_groups),
-        max(s.coupled + s.decoupled for s in steps),
+        max(s.coupled + s.decoupled for s in scales.steps),
     )
 
 
@@ -173,62 +179,49 @@ def suggest_learning_rate(
 def takes_products(optimizer: Any) -> bool:
     """Whether the edge ratio takes products of its own where λ_max(PᵀHP) is known: parameters differ in their rate over
     bound, or in what weight decay adds."""
-    shares, shifts, _ = _shares_and_shifts(steps_of(optimizer), own_preconditioner_of(optimizer))
-    return len(set(shares)) > 1 or not _uniform(shifts)
+    return _Scales(optimizer).differ
 
 
-def _shares_and_shifts(steps: list[Step], P: Diagonal) -> tuple[list[float], list[Tensor], bool]:
-    """Rate over bound and what weight decay adds to the ratio, by parameter; at lr = 1 where they have one lr together,
-    so that it says what is allowed even where that is 0."""
-    together = len({s.learning_rate for s in steps}) == 1
-    rates = [1.0 if together else s.learning_rate for s in steps]
-    shares = [rate * s.correction / s.bound for rate, s in zip(rates, steps, strict=True)]
-    shifts = [
-        share * s.coupled * scale.square() + rate * s.decoupled / 2
-        for rate, share, s, scale in zip(rates, shares, steps, P.scales, strict=True)
-    ]
-    return shares, shifts, together
+class _Scales:
+    """D and S of D^½PᵀHPD^½ + S, whose λ_max is the edge ratio: rate over bound, and what weight decay adds, of each
+    parameter.
 
+    Where all have one learning rate they are at lr = 1, so that the ratio says what is allowed even where that is 0.
+    """
 
-def _uniform(shifts: list[Tensor]) -> bool:
-    least, most = min(float(s.min()) for s in shifts), max(float(s.max()) for s in shifts)
-    return most - least <= 1e-12 * most
+    def __init__(self, optimizer: Any):
+        self.optimizer, self.steps, self.P = optimizer, steps_of(optimizer), own_preconditioner_of(optimizer)
+        self.one_rate = len({s.learning_rate for s in self.steps}) == 1
+        rates = [1.0 if self.one_rate else s.learning_rate for s in self.steps]
+        self.shares = [rate * s.correction / s.bound for rate, s in zip(rates, self.steps, strict=True)]
+        self.shifts = [
+            share * s.coupled * scale.square() + rate * s.decoupled / 2
+            for rate, share, s, scale in zip(rates, self.shares, self.steps, self.P.scales, strict=True)
+        ]
+        self.one_share = len(set(self.shares)) == 1
+        least, self.most = min(float(s.min()) for s in self.shifts), max(float(s.max()) for s in self.shifts)
+        self.one_shift = self.most - least <= 1e-12 * self.most
 
+    @property
+    def differ(self) -> bool:
+        """Whether λ_max(PᵀHP) does not say the ratio."""
+        return not (self.one_share and self.one_shift)
 
-def _largest(
-    problem: Problem,
-    optimizer: Any,
-    P: Diagonal,
-    shares: list[float],
-    shifts: list[Tensor],
-    known: Estimate | None,
-    curvature: CurvatureOperator | None,
-    max_products: int,
-    start: Tensor | None,
-    seed: int,
-) -> Estimate:
-    """λ_max of D^½PᵀHPD^½ + S: D the share of each parameter, S its decay; by a product with each only where they are
-    not the same everywhere."""
-    curvature = curvature or Hessian(problem)
-    curvature.check_of(problem)
-    most = max(float(s.max()) for s in shifts)
-    operator: SymmetricOperator
-    if len(set(shares)) == 1:
-        operator, share = curvature.preconditioned(with_given(optimizer, P)), shares[0]
-    else:
-        # One that stands still has a share too small to count.
-        scales = [scale * math.sqrt(max(share, 1e-30)) for scale, share in zip(P.scales, shares, strict=True)]
-        scaled_P = with_given(optimizer, Diagonal(P.parameters, scales, P.rounding))
-        operator, share, known = curvature.preconditioned(scaled_P), 1.0, None
-    if not _uniform(shifts):
-        of = {id(p): s for p, s in zip(P.parameters, shifts, strict=True)}
-        added = flatten([of[id(p)].expand(p.shape) for p in problem.parameters]).to(operator.dtype)
-        operator, share, known, most = _Shifted(operator, share, added), 1.0, None, 0.0
-    if known is None:
-        products = min(max_products, operator.size)
-        known = eigenvalues(operator, min_products=products, max_products=products, start=start, seed=seed).largest()
-    scaled = known.scaled(share)
-    return replace(scaled, value=scaled.value + most, low=scaled.low + most, high=scaled.high + most)
+    def of(self, curvature: CurvatureOperator) -> tuple[SymmetricOperator, float, float]:
+        """An operator, what its λ_max is multiplied by, and what is added; D and S are in the operator only where they
+        are not the same everywhere."""
+        scales, share, shift = self.P.scales, self.shares[0], self.most
+        if not self.one_share:
+            # One that stands still has a share too small to count.
+            scales = [s * math.sqrt(max(x, 1e-30)) for s, x in zip(scales, self.shares, strict=True)]
+            share = 1.0
+        P = with_given(self.optimizer, Diagonal(self.P.parameters, scales, self.P.rounding))
+        operator: SymmetricOperator = curvature.preconditioned(P)
+        if not self.one_shift:
+            of = {id(p): s for p, s in zip(self.P.parameters, self.shifts, strict=True)}
+            added = flatten([of[id(p)].expand(p.shape) for p in curvature.problem.parameters]).to(operator.dtype)
+            operator, share, shift = _Shifted(operator, share, added), 1.0, 0.0
+        return operator, share, shift
 
 
 class _Shifted(SymmetricOperator):

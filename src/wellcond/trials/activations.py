@@ -29,29 +29,8 @@ ACTIVATIONS = (
     nn.Hardsigmoid,
     nn.Tanhshrink,
 )
-_NAMES = (
-    "relu",
-    "relu_",
-    "relu6",
-    "leaky_relu",
-    "prelu",
-    "rrelu",
-    "elu",
-    "selu",
-    "celu",
-    "gelu",
-    "silu",
-    "mish",
-    "softplus",
-    "softsign",
-    "tanh",
-    "sigmoid",
-    "logsigmoid",
-    "hardtanh",
-    "hardswish",
-    "hardsigmoid",
-    "tanhshrink",
-)
+_NAMES = "relu_", "leaky_relu", *(kind.__name__.lower() for kind in ACTIVATIONS)
+"""Of functions and methods; some have no function."""
 _FUNCTIONS = {getattr(room, name) for room in (nn.functional, torch) for name in _NAMES if hasattr(room, name)}
 
 

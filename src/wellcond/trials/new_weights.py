@@ -1,4 +1,4 @@
-"""Weights drawn anew by the modules that they belong to."""
+"""New weights, drawn by the modules that they belong to."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from wellcond.problem import Problem
 
 
 def fresh_share(problem: Problem) -> float:
-    """How much of the measured parameters belongs to modules that can draw them anew."""
+    """How much of the measured parameters belongs to modules that can draw them again."""
     known = {id(p) for m in problem.model.modules() if _reset_of(m) for p in m._parameters.values()}
     return sum(p.numel() for p in problem.parameters if id(p) in known) / problem.size
 
 
 def renew(model: nn.Module, among: Collection[int]) -> None:
-    """Let modules draw their parameters anew, of these ids; others stay."""
+    """Let modules draw those of their parameters again that have these ids; the others stay."""
     for module in model.modules():
         reset = _reset_of(module)
         own = [p for p in module._parameters.values() if p is not None]

@@ -1,36 +1,36 @@
-"""Remedies tried on a copy of the training run."""
+"""Remedies tried on copies of the training run.
+
+`Trials` is what findings ask: it says what a remedy does to the run, or why that was not tried. Every trial first asks
+for its cost (`refused`), is then made inside `Failures.attempt`, so that one that the user's code can't do costs no
+other, and trains copies only. There are two ways to train, because there are two questions.
+
+- From where the run is (`effect`, `best`, `first_steps`): the remedy is a change of the optimizer or of some values, so
+  the copy takes the optimizer's state with it and takes the user's own steps (`plain_training`), once for each of a few
+  orders of the batches, whose spread is the error.
+- By a changed network (`from_new_weights`, `normalized`): what the optimizer knows is about another function, so each
+  network (`changes`) starts from a new optimizer and is compared at the best of some learning rates (`training`, which
+  `wellcond.what_if` uses too). From new weights this is repeated with other draws at the rate that was best for the
+  first.
+"""
 
 from __future__ import annotations
 
-import contextlib
-import copy
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
-from torch import nn
 
 from wellcond.linalg import Estimate
-from wellcond.preconditioners import unwrapped_optimizer
-from wellcond.problem import (
-    Failures,
-    Isolation,
-    LossNotFiniteError,
-    Problem,
-    TrainingRun,
-    modules_of,
-    move,
-    random_state,
-)
+from wellcond.preconditioners import reading_for, unwrapped_optimizer
+from wellcond.problem import Failures, LossNotFiniteError, Problem, TrainingRun, move, random_state
 from wellcond.trials.changes import CHANGES
-from wellcond.trials.networks import Network, NotApplicableError
+from wellcond.trials.effect import Effect, NoEffect, why_none
+from wellcond.trials.network import Network, NotApplicableError
 from wellcond.trials.new_weights import fresh_share, renew
-from wellcond.trials.one_step import TensorStep, first_step, step
-from wellcond.trials.warm_up import WarmedUp, WarmUp
-from wellcond.what_if import Variant, what_if
+from wellcond.trials.plain_training import TensorStep, alone, copy_of, first_step, step
+from wellcond.trials.training import Training
 
 K = TypeVar("K")
 
@@ -40,8 +40,8 @@ Figure = Callable[[TrainingRun], float]
 Change = Callable[[TrainingRun], TrainingRun | None]
 """Puts a remedy into a copy of the training run, whose data are the batches; or gives another run."""
 
-SAVES = 0.1
-"""The share of the loss that a change of the optimizer must save: a judgment, for less nobody should change one."""
+Build = Callable[[Problem], Network]
+"""Makes a changed network."""
 
 REPEATS = 3
 """Orders of the batches that a trial is repeated in, where there are several, and draws of new weights: their spread is
@@ -50,60 +50,21 @@ its error."""
 QUICK = 30
 """With fewer steps than this a trial from new weights looks at three learning rates, else further while they help."""
 
-ANEW, SHORTER = 1.5, 0.4
+STEP_COST = 1.5
 """Gradients that a step from new weights costs, measured with 100,000 parameters in one batch: 1.2 as it is, 1.7 with
-batch norm. And the share of the steps that are taken where all of them would go beyond the budget."""
+batch norm."""
 
-RATES = 4
-"""Learning rates that a trial from new weights takes, mostly: its cost is told from it beforehand."""
+SHORTER = 0.4
+"""The share of the steps from new weights that are taken where all of them would go beyond the budget."""
 
-WHAT_IF_RATES = 10
-"""The same of each variant of `wellcond.what_if`."""
-
-
-@dataclass(frozen=True)
-class Effect:
-    """What a remedy did where it was tried or computed: one figure, without it and with it, the lower the better.
-
-    Attributes:
-        figure: what is compared, as "loss after 50 steps".
-        without: the run as it is.
-        with_remedy: the same with the remedy in it.
-    """
-
-    figure: str
-    without: Estimate
-    with_remedy: Estimate
-
-    @property
-    def better(self) -> bool | None:
-        """Whether the remedy helped; None where the intervals overlap."""
-        if self.with_remedy.high < self.without.low:
-            return True
-        return False if self.without.high < self.with_remedy.low else None
-
-    def saves(self, share: float = SAVES, now: float = math.inf) -> bool:
-        """Whether the remedy is better, by more than this share of the figure as it is, and not for the worse of `now`,
-        the figure before the steps: what only makes a run diverge more slowly mends something else."""
-        fall = self.without.value - self.with_remedy.value
-        enough = math.isinf(fall) or fall > share * abs(self.without.value)
-        return bool(self.better) and enough and self.with_remedy.value < now
-
-    def __str__(self) -> str:
-        """As a sentence.
-
-        >>> str(Effect("loss after 50 steps", Estimate(0.5, 0.5, 0.5, "trial"), Estimate(0.1, 0.1, 0.1, "trial")))
-        'loss after 50 steps: 0.5 as it is, 0.1 with the remedy'
-        """
-        return f"{self.figure}: {self.without} as it is, {self.with_remedy} with the remedy"
+RATES, RATES_WITH_HALVES = 4, 10
+"""Learning rates that a trial mostly takes from new weights, and from where the run is: its cost, known beforehand."""
 
 
 class Trials:
     """Short trainings on copies of one run, all over the same batches from the same random state.
 
-    The copies take the given optimizer's state with them, and what wellcond attached to it; the given run stays bit
-    for bit as it was. A trial that the user's code can't do (a model that can't be copied, say) gives no effect, and
-    `failures` knows why.
+    The given run stays bit for bit as it was.
 
     Args:
         run: the training run.
@@ -112,7 +73,10 @@ class Trials:
         seed: of dropout and of the order of the batches.
         failures: what makes the parts of the examination.
         budget: what trials may cost in all, in gradients of the loss over all batches; what would go beyond is not
-            tried, and `notes` says so.
+            tried.
+
+    Attributes:
+        notes: what the reader should know about what was not tried.
     """
 
     def __init__(
@@ -128,11 +92,8 @@ class Trials:
         self.failures = failures or Failures()
         self.spent = 0.0
         self.notes: list[str] = []
-        self._as_it_is: dict[tuple[Figure, int], list[float]] = {}
-        self._steps: list[list[TensorStep]] | None = None
-        self._from_new_weights: dict[Any, tuple[list[float], float]] = {}
-        self._variants: dict[str, Variant] = {}
-        self._beside = Isolation([], [], "train", None, modules_of(run.loss_fn, run.loss))
+        self._as_it_is: dict[Figure, list[float]] = {}
+        self._from_new_weights: dict[Build, tuple[list[float], float]] = {}
 
     @property
     def possible(self) -> bool:
@@ -146,170 +107,178 @@ class Trials:
         *,
         read: Figure | None = None,
         batches_a_step: int = 1,
-    ) -> Effect | None:
-        """A figure after the steps, as it is and with a change; None where it could not be tried.
+    ) -> Effect | NoEffect:
+        """A figure after the steps, as it is and with a change.
 
         Args:
             change: the remedy.
-            figure: its name; the loss over all data unless given.
+            figure: its name; default: the loss over all data.
             read: reads it off the trained copy, the lower the better.
             batches_a_step: gradients that a step with the remedy is the mean of.
         """
         read = read or self._loss_over_all
-        known = (read, 1) in self._as_it_is
-        if not self.possible or not self.affords(self._repeats * self._cost(batches_a_step + (not known))):
-            return None
+        known = read in self._as_it_is
+        cost = self._repeats * self._cost(batches_a_step + (not known))
 
         def tried() -> Effect:
             if not known:
-                self._as_it_is[read, 1] = self._figures(lambda run: run, read, 1)
-            without, changed = self._as_it_is[read, 1], self._figures(change, read, batches_a_step)
-            name = figure or f"loss after {self.steps} more steps"
-            return Effect(name, self._estimate(without), self._estimate(changed))
+                self._as_it_is[read] = self._figures(lambda run: run, read, 1)
+            without, changed = self._as_it_is[read], self._figures(change, read, batches_a_step)
+            how = f"{self.steps} steps on a copy of the run"
+            before, after = (_estimate(figures, how, "orders of its batches") for figures in (without, changed))
+            return Effect(figure or f"loss after {self.steps} more steps", before, after)
 
-        return self.failures.attempt("what a remedy does to a copy of the run", tried)
+        return self._attempt("what a remedy does to a copy of the run", cost, tried)
 
-    def best(self, changes: Mapping[K, Change]) -> tuple[K, Effect] | None:
-        """Which of some changes ends at the lowest loss, and its effect; None where none could be tried."""
-        effects = {key: effect for key, change in changes.items() if (effect := self.effect(change)) is not None}
+    def best(self, changes: Mapping[K, Change]) -> tuple[K, Effect] | NoEffect:
+        """Which of some changes ends at the lowest loss, and its effect."""
+        tried = {key: self.effect(change) for key, change in changes.items()}
+        effects = {key: effect for key, effect in tried.items() if isinstance(effect, Effect)}
         if not effects:
-            return None
-        key = min(effects, key=lambda k: effects[k].with_remedy.value)
-        return key, effects[key]
-
-    def first_steps(self) -> list[list[TensorStep]]:
-        """What one step of a copy does to each tensor, once for each of a few batches; empty where it can't be done."""
-        if self._steps is None:
-
-            def taken() -> list[list[TensorStep]]:
-                found = []
-                for i in range(min(REPEATS, len(self.problem.batches)) if self.run.optimizer is not None else 0):
-                    with self._alone(self.seed + i):
-                        found.append(first_step(self.copy(), self.problem.batches[i], self.problem))
-                return found
-
-            self._steps = self.failures.attempt("a step of a copy of the run", taken) or []
-        return self._steps
-
-    def normalized(self, change: str) -> Effect | None:
-        """The same for a change that `wellcond.what_if` knows: each from new state of the optimizer and at the best of
-        some learning rates, after its warm-up."""
-        known = change in self._variants
-        if not self.possible or not (known or self.affords(self._cost(2 * WHAT_IF_RATES))):
-            return None
-
-        def tried() -> Effect:
-            if not known:
-                found = what_if(
-                    self.problem,
-                    self.run.optimizer,
-                    change,
-                    warm_up=self.steps,
-                    steps=1,
-                    figures=False,
-                    seed=self.seed,
-                )
-                self._variants |= found.variants
-            how = f"{self.steps} steps from new state of the optimizer, at the best of some learning rates"
-            before, after = (
-                Estimate(v.loss, v.loss, v.loss, how) for v in (self._variants["as it is"], self._variants[change])
-            )
-            return Effect(f"loss after {self.steps} steps at the best learning rate", before, after)
-
-        return self._where_it_applies(f"what “{change}” does to a copy of the run", tried)
-
-    def from_new_weights(self, change: str | Callable[[Problem], Network]) -> Effect | None:
-        """The loss after the steps from weights that the modules draw anew, as `reset_parameters` does: what a change
-        of the network, one that `wellcond.what_if` knows by name or another, would do to training from its start.
-
-        Each at the best of some learning rates around the given one, from new state of the optimizer; repeated with
-        other draws at that rate. None where most weights belong to modules that don't say how they are drawn, or where
-        it could not be tried.
-        """
-        if not self.possible or fresh_share(self.problem) < 0.5:
-            return None
-        build = CHANGES[change] if isinstance(change, str) else change
-        made = {None: lambda given: Network.copy_of(given.model), change: build}
-        missing = [key for key in made if key not in self._from_new_weights]
-        steps = self.steps_anew
-        if missing and not self.affords(self._cost_anew(len(missing), steps)):
-            return None
-
-        def tried() -> Effect:
-            for key in missing:
-                self._from_new_weights[key] = self._losses_from_new(made[key], steps)
-            how = f"{steps} steps from new weights on copies of the run, at the best of some learning rates"
-            before, after = (self._estimate(self._from_new_weights[key][0], how) for key in made)
-            return Effect(f"loss after {steps} steps from new weights, at the best learning rate", before, after)
-
-        return self._where_it_applies("what a change does to training from new weights", tried)
-
-    def _where_it_applies(self, what: str, tried: Callable[[], Effect]) -> Effect | None:
-        """A change that has no place in the network is no failure, but a note."""
-        try:
-            return self.failures.attempt(what, tried, let=(NotApplicableError,))
-        except NotApplicableError as error:
-            note = f"Not looked for: {what}, since {str(error).rstrip('.')}."
-            self.notes += [] if note in self.notes else [note]
-            return None
+            return why_none(tried.values())
+        return min(effects.items(), key=lambda found: found[1].with_remedy.value)
 
     @cached_property
-    def steps_anew(self) -> int:
-        """Of a trial from new weights: fewer where so many are beyond what is left of the budget at the first one."""
-        fits = self.spent + self._cost_anew(2, self.steps) <= self.budget
-        return self.steps if fits else max(1, int(SHORTER * self.steps))
+    def first_steps(self) -> list[list[TensorStep]]:
+        """What one step of a copy does to each tensor, once for each of a few batches; empty where it can't be done."""
 
-    def _cost_anew(self, networks: int, steps: int) -> float:
-        runs = networks * (RATES + REPEATS - 1)
-        return runs * (ANEW * steps / len(self.problem.batches) + 0.5)
+        def taken() -> list[list[TensorStep]]:
+            found = []
+            for i, batch in enumerate(self.problem.batches[:REPEATS] if self.run.optimizer is not None else []):
+                with alone(self.problem, self.seed + i):
+                    found.append(first_step(copy_of(self.run, self.problem), batch, self.problem))
+            return found
 
-    def _cost(self, runs: float) -> float:
-        """Of so many runs, in gradients of the whole loss: their steps, and the loss at their end, half a gradient."""
-        return runs * (self.steps / len(self.problem.batches) + 0.5)
+        return self.failures.attempt("a step of a copy of the run", taken) or []
 
-    def affords(self, cost: float) -> bool:
-        """Whether so many gradients of the whole loss are within the budget; then they are spent."""
-        if self.spent + cost > self.budget:
-            note = f"Trials may cost {self.budget:g} gradients here; what would have cost more was not tried."
-            self.notes += [] if note in self.notes else [note]
-            return False
-        self.spent += cost
-        return True
+    def of_network(self, change: str, build: Build | None = None) -> Effect | NoEffect:
+        """What a change of the network does, from new weights; where that can't be tried, from where it is.
 
-    def best_rate(self, change: str | Callable[[Problem], Network]) -> float:
+        Args:
+            change: one that `wellcond.what_if` knows by name.
+            build: makes it in another way, where the weights are new.
+        """
+        anew = self.from_new_weights(build or change)
+        if anew:
+            return anew
+        here = self.normalized(change)
+        return here or why_none([anew, here])
+
+    def normalized(self, change: str) -> Effect | NoEffect:
+        """The loss after the steps, as it is and with a change that `wellcond.what_if` knows: each from new state of
+        the optimizer and at the best of some learning rates."""
+
+        def tried() -> Effect:
+            reading_for(unwrapped_optimizer(self.run.optimizer))
+            networks = Network.copy_of(self.problem.model), CHANGES[change](self.problem)
+            losses = [Training(n, self.problem, self.run.optimizer).best(self.steps).loss for n in networks]
+            how = f"{self.steps} steps from new state of the optimizer, at the best of some learning rates"
+            before, after = (Estimate.exactly(loss, how) for loss in losses)
+            return Effect(f"loss after {self.steps} steps at the best learning rate", before, after)
+
+        return self._attempt(f"what “{change}” does to a copy of the run", 2 * self._cost(RATES_WITH_HALVES), tried)
+
+    def from_new_weights(self, change: str | Build) -> Effect | NoEffect:
+        """The loss after the steps from weights that the modules draw again, as `reset_parameters` does: what a
+        change of the network, one that `wellcond.what_if` knows by name or another, does to training from its start.
+
+        Each at the best of some learning rates around the given one, from new state of the optimizer; repeated with
+        other draws at that rate. There is none where most weights belong to modules that don't say how they are drawn.
+        """
+        if fresh_share(self.problem) < 0.5:
+            return NoEffect()
+        builders = _as_given, CHANGES[change] if isinstance(change, str) else change
+        missing = [build for build in builders if build not in self._from_new_weights]
+        steps = self.steps_from_new_weights
+
+        def tried() -> Effect:
+            for build in missing:
+                self._from_new_weights[build] = self._losses_from_new(build, steps)
+            how = f"{steps} steps from new weights on copies of the run, at the best of some learning rates"
+            before, after = (_estimate(self._from_new_weights[build][0], how, "draws") for build in builders)
+            return Effect(f"loss after {steps} steps from new weights, at the best learning rate", before, after)
+
+        cost = self._cost_from_new_weights(len(missing), steps)
+        return self._attempt("what a change does to training from new weights", cost, tried)
+
+    def best_rate(self, change: str) -> float:
         """The learning rate that was the best from new weights with a change that was tried, over the given one."""
-        return self._from_new_weights[change][1]
+        return self._from_new_weights[CHANGES[change]][1]
 
     def loss_of_new_weights(self) -> float | None:
-        """The loss over all data before any step, of the network as it is; None where weights can't be drawn anew."""
+        """The loss over all data before any step, of the network as it is; None where weights can't be drawn again."""
         if not self.possible or fresh_share(self.problem) < 0.5:
             return None
-        return self.failures.attempt(
-            "the loss of new weights", lambda: self._renewed(Network.copy_of(self.problem.model), self.seed).loss()
-        )
 
-    def _renewed(self, network: Network, seed: int) -> Problem:
+        def measured() -> float:
+            network = _as_given(self.problem)
+            self._renew(network, self.seed)
+            return network.problem(self.problem).loss()
+
+        return self.failures.attempt("the loss of new weights", measured)
+
+    @cached_property
+    def steps_from_new_weights(self) -> int:
+        """Steps of a trial from new weights: fewer where all would go beyond what is left of the budget at the first
+        one."""
+        fits = self.spent + self._cost_from_new_weights(2, self.steps) <= self.budget
+        return self.steps if fits else max(1, int(SHORTER * self.steps))
+
+    def refused(self, cost: float) -> NoEffect | None:
+        """Why a trial that costs so many gradients of the whole loss is not made; None where it is, and is paid for."""
+        if not self.possible:
+            return NoEffect()
+        if self.spent + cost > self.budget:
+            what = "what would have cost more was not tried"
+            return self._noted(f"Trials may cost {self.budget:g} gradients here; {what}.")
+        self.spent += cost
+        return None
+
+    def _attempt(self, what: str, cost: float, trial: Callable[[], Effect]) -> Effect | NoEffect:
+        """A change that has no place in the network is no failure, but a note."""
+        refused = self.refused(cost)
+        if refused is not None:
+            return refused
+        try:
+            effect = self.failures.attempt(what, trial, let=(NotApplicableError,))
+        except NotApplicableError as error:
+            return self._noted(f"Not looked for: {what}, since {str(error).rstrip('.')}.")
+        return effect or NoEffect("the remedy could not be tried", failed=True)
+
+    def _noted(self, note: str) -> NoEffect:
+        if note in self.notes:
+            return NoEffect()
+        self.notes.append(note)
+        return NoEffect(f"the remedy was not tried: {note.rstrip('.')}")
+
+    def _cost(self, runs: float) -> float:
+        """Of runs from where the run is, in gradients of the whole loss: their steps, and the loss at their end."""
+        return runs * (self.steps / len(self.problem.batches) + 0.5)
+
+    def _cost_from_new_weights(self, networks: int, steps: int) -> float:
+        return networks * (RATES + REPEATS - 1) * (STEP_COST * steps / len(self.problem.batches) + 0.5)
+
+    def _renew(self, network: Network, seed: int) -> None:
         own = {id(network.twins[id(p)]) for p in self.problem.parameters} | {id(p) for p in network.added()}
         with random_state(seed, self.problem.device):
             renew(network.model, own)
-        return network.problem(self.problem)
 
-    def _losses_from_new(self, build: Callable[[Problem], Network], steps: int) -> tuple[list[float], float]:
-        """Once a draw of the weights, at the rate that is the best for the first; and that rate over the given one."""
-        network, losses, factor = build(self.problem), [], math.nan
-        for k in range(REPEATS):
-            problem = self._renewed(network, self.seed + k)
-            runs = network.warm_up(problem, self.run.optimizer, network.twins, network.P)
-            if k:
-                best = runs.run(factor, steps)
-            else:
-                try:
-                    best = _at_its_best_rate(runs, steps)
-                except ValueError:  # finite at no rate
-                    return [math.inf], factor
-                factor = best.factor
-            losses.append(math.inf if best is None else best.loss)
-        return losses, factor
+    def _losses_from_new(self, build: Build, steps: int) -> tuple[list[float], float]:
+        """Once for each draw of the weights, at the rate that is the best for the first; and that rate over the given
+        one."""
+        network = build(self.problem)
+        training = Training(network, self.problem, self.run.optimizer)
+        self._renew(network, self.seed)
+        try:
+            best = training.best(steps, decades=1, further=steps >= QUICK, halves=False)
+        except ValueError:  # finite at no rate
+            return [math.inf], math.nan
+        losses = [best.loss]
+        for k in range(1, REPEATS):
+            self._renew(network, self.seed + k)
+            found = training.run(best.factor, steps)
+            losses.append(math.inf if found is None else found.loss)
+        return losses, best.factor
 
     @property
     def _repeats(self) -> int:
@@ -317,29 +286,20 @@ class Trials:
         return REPEATS if len(self.problem.batches) > 1 else 1
 
     def _figures(self, change: Change, read: Figure, batches_a_step: int) -> list[float]:
-        """After the steps, once an order of the batches."""
+        """After the steps, once for each order of the batches."""
         return [self._figure(change, read, batches_a_step, self.seed + k) for k in range(self._repeats)]
 
     def _figure(self, change: Change, read: Figure, batches_a_step: int, seed: int) -> float:
-        with self._alone(seed):
-            run = self.copy()
+        with alone(self.problem, seed):
+            run = copy_of(self.run, self.problem)
             run = change(run) or run
             batches, wanted = len(run.data), self.steps * batches_a_step
             order = [i for _ in range(-(-wanted // batches)) for i in torch.randperm(batches).tolist()]
             for k in range(0, wanted, batches_a_step):
                 chosen = [move(run.data[i], self.problem.device) for i in order[k : k + batches_a_step]]
-                if not step(run, *chosen):
+                if not math.isfinite(step(run, *chosen)):
                     return math.inf
             return read(run)
-
-    @contextlib.contextmanager
-    def _alone(self, seed: int) -> Iterator[None]:
-        """Inside, there is a random state, and stand-ins for the networks that the loss uses beside the copy."""
-        with random_state(seed, self.problem.device), contextlib.ExitStack() as stack:
-            if self._beside.modules:
-                stack.enter_context(self._beside.entered(self.problem.device))
-                self._beside.renew()
-            yield
 
     def _loss_over_all(self, run: TrainingRun) -> float:
         try:
@@ -349,30 +309,13 @@ class Trials:
         except LossNotFiniteError:
             return math.inf
 
-    def copy(self) -> TrainingRun:
-        """The run with a model, an optimizer and a loss module of its own; its data are the batches."""
-        optimizer = unwrapped_optimizer(self.run.optimizer)
-        shared: tuple[Any, ...] = (self.problem.model, optimizer)
-        if isinstance(self.run.loss_fn, nn.Module):
-            shared += (self.run.loss_fn,)
-        model, optimizer, *loss_fn = copy.deepcopy(shared)
-        model.train(self.problem.mode == "train")
-        return TrainingRun(
-            model, loss_fn[0] if loss_fn else self.run.loss_fn, self.problem.batches, optimizer, self.run.loss
-        )
 
-    def _estimate(self, losses: Sequence[float], how: str = "") -> Estimate:
-        several = "orders of its batches" if not how else "draws"
-        how = how or f"{self.steps} steps on a copy of the run"
-        if len(losses) > 1:
-            how += f", in {len(losses)} {several}"
-        return Estimate(sorted(losses)[len(losses) // 2], min(losses), max(losses), how)
+def _as_given(given: Problem) -> Network:
+    return Network.copy_of(given.model)
 
 
-def _at_its_best_rate(runs: WarmUp, steps: int) -> WarmedUp:
-    if steps >= QUICK:
-        return runs.best(steps, decades=1, halves=False)
-    tried = [found for f in (0.1, 1.0, 10.0) if (found := runs.run(f, steps))]
-    if not tried:
-        raise ValueError("the loss is finite at none of three learning rates")
-    return min(tried, key=lambda found: found.loss)
+def _estimate(figures: Sequence[float], how: str, repeated: str) -> Estimate:
+    """The middle one of several, and their range."""
+    if len(figures) > 1:
+        how += f", in {len(figures)} {repeated}"
+    return Estimate(sorted(figures)[len(figures) // 2], min(figures), max(figures), how)

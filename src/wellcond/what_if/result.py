@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import html
 from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
 
 from wellcond.conditioning import Conditioning
-from wellcond.display import axes
+from wellcond.display import Table, axes, number
 from wellcond.forecast import Curve
-from wellcond.linalg import Estimate, number
+from wellcond.linalg import Estimate
 
 
 @dataclass(frozen=True)
@@ -88,23 +87,10 @@ class WhatIf:
 
     def __str__(self) -> str:
         """A table, the variants in the order of their predicted losses."""
-        rows = [_HEADINGS, *self._rows()]
-        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-        lines = [
-            "  ".join(
-                c.rjust(w) if i else c.ljust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True))
-            ).rstrip()
-            for row in rows
-        ]
-        return "\n".join([*lines, self._verdict(), *self._notes()])
+        return self._table().text()
 
     def _repr_html_(self) -> str:
-        def row(cells: tuple[str, ...], tag: str) -> str:
-            return "<tr>" + "".join(f"<{tag}>{html.escape(c)}</{tag}>" for c in cells) + "</tr>"
-
-        body = "".join(row(cells, "td") for cells in self._rows())
-        words = "".join(f"<p>{html.escape(line)}</p>" for line in (self._verdict(), *self._notes()))
-        return f"<table><thead>{row(_HEADINGS, 'th')}</thead><tbody>{body}</tbody></table>{words}"
+        return self._table().html()
 
     def plot(self, ax: Any = None) -> Any:
         """Draw the predicted losses after the warm-up: solid while trusted, dotted beyond.
@@ -139,7 +125,7 @@ class WhatIf:
         ax.legend(frameon=False)
         return ax
 
-    def _rows(self) -> list[tuple[str, ...]]:
+    def _table(self) -> Table:
         rows = []
         for name in self.ranking:
             v = self[name]
@@ -148,7 +134,7 @@ class WhatIf:
             trusted = str(v.curve.trusted_steps) if v.curve else "–"
             losses = number(v.start_loss), number(v.loss), str(v.predicted), trusted
             rows.append((name, *losses, number(v.learning_rate), str(v.edge_ratio), *figures, mean))
-        return rows
+        return Table(_HEADINGS, rows, below=[self._verdict(), *self._notes()])
 
     def _verdict(self) -> str:
         if self.better is None:

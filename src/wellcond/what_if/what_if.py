@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any, TypeVar
 
 from wellcond.conditioning import Conditioning, Effort, conditioning
 from wellcond.curvature import Hessian
 from wellcond.forecast import Curve, forecast
 from wellcond.linalg import Estimate
-from wellcond.preconditioners import Preconditioner, Step, reading_for, unwrapped_optimizer
+from wellcond.preconditioners import Step, reading_for, unwrapped_optimizer
 from wellcond.problem import Problem, check_problem, optimized_parameters
 from wellcond.stability import TARGET
-from wellcond.trials import CHANGES, Network, changes_of
+from wellcond.trials import CHANGES, Network, Trained, Training, changes_of
 from wellcond.what_if.result import Variant, WhatIf
 
 T = TypeVar("T")
@@ -101,77 +102,72 @@ def what_if(
     if lacks := [name for name in problem.names if name in missing]:
         raise ValueError(f"the optimizer has not {lacks[0]}; give it all, or the Problem parameters= of those it has")
     networks = {AS_IT_IS: Network.copy_of(problem.model)} | {name: CHANGES[name](problem) for name in names}
+    measured = partial(
+        _variant, warm_up=warm_up, steps=steps, effort=(effort or EFFORT) if figures else None, seed=seed
+    )
     variants = {
-        name: _Measured(name, network, problem, optimizer).variant(warm_up, steps, effort or EFFORT, figures, seed)
-        for name, network in networks.items()
+        name: measured(name, network, Training(network, problem, optimizer)) for name, network in networks.items()
     }
     if any(v.curve is None for v in variants.values()):  # a forecast falls: who has none would look worse
         variants = {k: replace(v, predicted=_predicted(v.loss, None, v.warm_up)) for k, v in variants.items()}
     return WhatIf(variants, warm_up, steps)
 
 
-class _Measured:
-    """One variant being measured."""
+def _variant(
+    name: str, network: Network, training: Training, *, warm_up: int, steps: int, effort: Effort | None, seed: int
+) -> Variant:
+    notes = list(network.notes)
+    start_loss = network.problem(training.given).loss()
+    start = training.start()
+    hessian, preconditioned = (None, None) if effort is None else _figures(start, effort, seed, notes)
+    warmed = training.best(warm_up) if warm_up else start
 
-    def __init__(self, name: str, network: Network, given: Problem, optimizer: Any):
-        self.name, self.network, self.notes = name, network, list(network.notes)
-        self.problem = network.problem(given)
-        self.start_loss = self.problem.loss()
-        self.runs = network.warm_up(self.problem, optimizer, network.twins, network.P)
-        self.rate = float(self.runs.optimizer.param_groups[0]["lr"])
+    def forecasted() -> Curve:
+        return forecast(warmed.problem, {name: warmed.P()}, steps=steps, tolerance=TOLERANCE, seed=seed)[name]
 
-    def variant(self, warm_up: int, steps: int, effort: Effort, figures: bool, seed: int) -> Variant:
-        start = self.runs.best(0)
-        hessian, figured = self._figures(start.P, effort, seed) if figures else (None, None)
-        warmed = self.runs.best(warm_up) if warm_up else start
-        self.runs.move_to(warmed.parameters)
-        try:
-            curve = self._or_note("no forecast", lambda: self._curve(warmed.P(), steps, seed))
-        finally:
-            self.runs.move_to(self.runs.start)
-        rate = self.rate * (warmed.factor or 1.0)
-        edge, suggested = _edge(figured, rate, start.step, len(self.runs.optimizer.param_groups))
-        losses = tuple(warmed.losses) if warm_up else ()
-        return Variant(
-            name=self.name,
-            model=self.network.model,
-            start_loss=self.start_loss,
-            conditioning=figured,
-            hessian=hessian,
-            learning_rate=rate,
-            edge_ratio=edge,
-            suggested_learning_rate=suggested,
-            warm_up=losses,
-            loss=warmed.loss,
-            curve=curve,
-            predicted=_predicted(warmed.loss, curve, losses),
-            notes=tuple(self.notes),
-        )
+    curve = _or_note(notes, "no forecast", forecasted)
+    rate = float(training.optimizer.param_groups[0]["lr"]) * (warmed.factor or 1.0)
+    edge, suggested = _edge(preconditioned, rate, start.step, len(training.optimizer.param_groups))
+    losses = tuple(warmed.losses) if warm_up else ()
+    return Variant(
+        name=name,
+        model=network.model,
+        start_loss=start_loss,
+        conditioning=preconditioned,
+        hessian=hessian,
+        learning_rate=rate,
+        edge_ratio=edge,
+        suggested_learning_rate=suggested,
+        warm_up=losses,
+        loss=warmed.loss,
+        curve=curve,
+        predicted=_predicted(warmed.loss, curve, losses),
+        notes=tuple(notes),
+    )
 
-    def _figures(
-        self, read: Callable[[], Preconditioner | None], effort: Effort, seed: int
-    ) -> tuple[Conditioning | None, Conditioning | None]:
-        """Of H and of PᵀHP, which is H where P = I."""
-        H = Hessian(self.problem)
-        with self.problem:
-            plain = self._or_note("no κ of H", lambda: conditioning(H, effort=effort, seed=seed))
 
-            def preconditioned() -> Conditioning | None:
-                P = read()
-                return plain if P is None else conditioning(H.preconditioned(P), effort=effort, seed=seed)
+def _figures(
+    start: Trained, effort: Effort, seed: int, notes: list[str]
+) -> tuple[Conditioning | None, Conditioning | None]:
+    """Of H and of PᵀHP, which is H where P = I."""
+    H = Hessian(start.problem)
+    with start.problem:
+        plain = _or_note(notes, "no κ of H", lambda: conditioning(H, effort=effort, seed=seed))
 
-            return plain, self._or_note("no κ of PᵀHP", preconditioned)
+        def preconditioned() -> Conditioning | None:
+            P = start.P()
+            return plain if P is None else conditioning(H.preconditioned(P), effort=effort, seed=seed)
 
-    def _curve(self, P: Preconditioner | None, steps: int, seed: int) -> Curve:
-        return forecast(self.problem, {self.name: P}, steps=steps, tolerance=TOLERANCE, seed=seed)[self.name]
+        return plain, _or_note(notes, "no κ of PᵀHP", preconditioned)
 
-    def _or_note(self, what: str, measure: Callable[[], T]) -> T | None:
-        """What is measured; None with a note where the curvature gives no figure."""
-        try:
-            return measure()
-        except (ValueError, FloatingPointError) as error:
-            self.notes.append(f"{what}: {error}")
-            return None
+
+def _or_note(notes: list[str], what: str, measure: Callable[[], T]) -> T | None:
+    """What is measured; None with a note where the curvature gives no figure."""
+    try:
+        return measure()
+    except (ValueError, FloatingPointError) as error:
+        notes.append(f"{what}: {error}")
+        return None
 
 
 def _predicted(loss: float, curve: Curve | None, warm_up: Sequence[float]) -> Estimate:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import torch
+from torch import nn
 
 import wellcond as wc
 from wellcond.evidence.claim import Axes, Claim, Figures, Results, Runs
-from wellcond.evidence.normalized import with_batch_norm
 from wellcond.evidence.plots import row_a_case
 from wellcond.evidence.workloads import Workload, workload
 
@@ -27,13 +27,7 @@ class BNP(Claim):
     as low as batch norm at batches of 64, and lower where batches are of 1 to 4.
     """
 
-    name = "bnp"
     source = "theory 5.3; Lange, Helfrich and Ye, JMLR 23 (2022)"
-    rule = (
-        "training loss after 300 steps, each way with its best of learning rates half a decade apart, geometric mean "
-        "over seeds: BNP's is lower than plain SGD's; and than batch norm's, at batches of 64 up to 1.5 times as high; "
-        "batch norm is not defined in an MLP for batches of 1; ρ is 0.99, BNP's default, another one decides nothing"
-    )
     cases = tuple(f"{data}, batches of {batch}" for data, batches in BATCHES.items() for batch in batches)
     shown = {
         "over plain": "loss / plain SGD's",
@@ -42,6 +36,14 @@ class BNP(Claim):
         "BNP": "loss",
         "rate": "its best learning rate",
     }
+
+    def holds(self, runs: Runs) -> bool:
+        """Training loss after 300 steps, each way with its best of learning rates half a decade apart, geometric mean
+        over seeds: BNP's is lower than plain SGD's; and than batch norm's, at batches of 64 up to 1.5 times as high;
+        batch norm is not defined in an MLP for batches of 1; ρ is 0.99, BNP's default, another one decides nothing.
+        """
+        limit = 1.5 if runs.case.endswith("64") else 1.0
+        return runs.geometric_mean("over plain") < 1 and not runs.geometric_mean("over batch norm") >= limit
 
     def measure(self, case: str, seed: int, quick: bool) -> Figures:
         name, _, size = case.rpartition(", batches of ")
@@ -56,10 +58,6 @@ class BNP(Claim):
             "over batch norm": best["BNP"] / best.get("batch norm", torch.nan),
             "rate": rates[losses["BNP"].index(best["BNP"])],
         }
-
-    def holds(self, runs: Runs) -> bool:
-        limit = 1.5 if runs.case.endswith("64") else 1.0
-        return runs.geometric_mean("over plain") < 1 and not runs.geometric_mean("over batch norm") >= limit
 
     def plot(self, results: Results, ax: Axes) -> None:
         for i, way in enumerate(WAYS):
@@ -77,3 +75,16 @@ def trained(work: Workload, way: str, rate: float, batch: int, seed: int, steps:
         wc.precondition(optimizer, wc.BatchNormPreconditioner(model, momentum=0.9 if "ρ" in way else 0.99))
     work.descend(model, optimizer, steps, batch=batch, seed=seed)
     return work.value(model.eval())
+
+
+def with_batch_norm(model: nn.Module) -> nn.Sequential:
+    """The same layers with batch norm between each linear layer or convolution and its activation."""
+    layers: list[nn.Module] = []
+    *hidden, last = model.children()
+    for layer in hidden:
+        layers.append(layer)
+        if isinstance(layer, nn.Conv2d):
+            layers.append(nn.BatchNorm2d(layer.out_channels))
+        elif isinstance(layer, nn.Linear):
+            layers.append(nn.BatchNorm1d(layer.out_features))
+    return nn.Sequential(*layers, last).double()

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import itertools
 import math
-from collections.abc import Mapping, Sequence
 
 import numpy as np
 from torch import nn
+from torch.nn.utils import parameters_to_vector, vector_to_parameters
 from torch.optim import SGD, Adam, RMSprop
 
 import wellcond as wc
-from wellcond.evidence.claim import Axes, Claim, Figures, Results, Runs
-from wellcond.evidence.comparison import pairs_alike
-from wellcond.evidence.workloads import Workload, put_back, workload
+from wellcond.evidence.claim import Axes, Claim, Figures, Results, Runs, pairs_alike
+from wellcond.evidence.workloads import Workload, workload
 
 STEPS = 30
 WIDTHS = {"diabetes, MLP": 16, "breast cancer, MLP": 16, "digits, convolution": 8}
@@ -26,12 +24,7 @@ class Forecast(Claim):
     gradient descent with them do, and says for how many steps it may be trusted.
     """
 
-    name = "forecast"
     source = "theory 6"
-    rule = (
-        "over the seeds at least 75 % of the pairs of none, Adam's P, RMSProp's P, Jacobi and Hessian row norms, at "
-        "rate 1/λ_max(PᵀHP) each, are in the order of the losses after 30 steps (half-way between a coin and certainty)"
-    )
     cases = tuple(f"{name}: after {steps} steps of Adam" for name in WIDTHS for steps in (20, 200, 1000))
     shown = {
         "right": "pairs in the right order",
@@ -40,25 +33,29 @@ class Forecast(Claim):
         "trusted steps": "steps that a curve is trusted for, median of 30",
     }
 
+    def holds(self, runs: Runs) -> bool:
+        """Over the seeds at least 75 % of the pairs of none, Adam's P, RMSProp's P, Jacobi and Hessian row norms, at
+        rate 1/λ_max(PᵀHP) each, are in the order of the losses after 30 steps (half-way between a coin and certainty).
+        """
+        return bool(runs.mean("right") >= 0.75)
+
     def measure(self, case: str, seed: int, quick: bool) -> Figures:
         name, point = case.split(": ")
         work = workload(name, width=WIDTHS[name], examples=60 if quick else 400, seed=seed)
         model, P = point_of_training(work, seed, int(point.split()[1]))
         curves = wc.forecast(work.problem(model), P, steps=STEPS)
-        forecasts = {name: float(curves[name].losses[-1]) for name in P}
-        losses = {name: trained(work, model, P[name], curves[name].learning_rate) for name in P}
-        steps = {name: curves[name].trusted_steps or 0 for name in P}
-        sure = [name for name in P if steps[name] >= TRUSTED]
+        forecasts = [float(curves[name].losses[-1]) for name in P]
+        losses = [trained(work, model, P[name], curves[name].learning_rate) for name in P]
+        trusted = [curves[name].trusted_steps or 0 for name in P]
+        ends = list(zip(forecasts, losses, strict=True))
+        sure = [end for end, steps in zip(ends, trusted, strict=True) if steps >= TRUSTED]
         pairs = math.comb(len(P), 2)
         return {
-            "right": right(forecasts, losses, list(P)) / pairs,
+            "right": pairs_alike(ends)[0] / pairs,
             "trusted": math.comb(len(sure), 2) / pairs,
-            "trusted right": right(forecasts, losses, sure) / pairs,
-            "trusted steps": float(np.median(list(steps.values()))),
+            "trusted right": pairs_alike(sure)[0] / pairs,
+            "trusted steps": float(np.median(trusted)),
         }
-
-    def holds(self, runs: Runs) -> bool:
-        return bool(runs.mean("right") >= 0.75)
 
     def plot(self, results: Results, ax: Axes) -> None:
         means, spreads = ([100 * f(runs, "right") for runs in results] for f in (Runs.mean, Runs.spread))
@@ -69,21 +66,13 @@ class Forecast(Claim):
         ax.set(xlabel="pairs in the right order, %", xlim=(0, 100))
 
 
-def right(forecasts: Mapping[str, float], losses: Mapping[str, float], names: Sequence[str]) -> int:
-    """Pairs of some preconditioners that forecasts and losses put in the same order."""
-    return pairs_alike([forecasts[name] for name in names], [losses[name] for name in names])[0]
-
-
 def point_of_training(work: Workload, seed: int, steps: int) -> tuple[nn.Module, dict[str, wc.Preconditioner | None]]:
     """A network after some steps of Adam on batches, and preconditioners there."""
     model = work.model(seed)
     adam = Adam(model.parameters(), lr=0.001)
     rmsprop = RMSprop(model.parameters(), lr=0.0)  # moves nothing; its second moment is kept
-    for x, y in itertools.islice(work.batches(min(64, len(work.train[0])), seed), steps):
-        adam.zero_grad()
-        work.loss_fn(model(x), y).backward()
-        adam.step()
-        rmsprop.step()
+    adam.register_step_post_hook(lambda *_: rmsprop.step())
+    work.descend(model, adam, steps, batch=min(64, len(work.train[0])), seed=seed)
     problem = work.problem(model)
     return model, {
         "none": None,
@@ -96,9 +85,11 @@ def point_of_training(work: Workload, seed: int, steps: int) -> tuple[nn.Module,
 
 def trained(work: Workload, model: nn.Module, P: wc.Preconditioner | None, rate: float) -> float:
     """The loss after gradient descent on all data with P frozen; the model is put back."""
-    with put_back(model):
-        optimizer = SGD(model.parameters(), lr=rate)
-        if P is not None:
-            wc.precondition(optimizer, P)
-        work.descend(model, optimizer, STEPS)
-        return work.value(model)
+    start = parameters_to_vector(model.parameters()).detach()
+    optimizer = SGD(model.parameters(), lr=rate)
+    if P is not None:
+        wc.precondition(optimizer, P)
+    work.descend(model, optimizer, STEPS)
+    loss = work.value(model)
+    vector_to_parameters(start, model.parameters())
+    return loss

@@ -9,8 +9,7 @@ from functools import partial
 import torch
 
 import wellcond as wc
-from wellcond.evidence.claim import Axes, Claim, Figures, Results, Runs, crossed
-from wellcond.evidence.comparison import not_above_zero
+from wellcond.evidence.claim import Axes, Claim, Figures, Results, Runs, crossed, not_above_zero
 from wellcond.evidence.plots import row_a_case
 from wellcond.evidence.workloads import Build, Workload, workload
 
@@ -31,12 +30,7 @@ class L2Generalization(Claim):
     ones, each at its best strength.
     """
 
-    name = "l2-generalization"
     source = "theory 4.2; paper, on regularization"
-    rule = (
-        "ln of intrinsic / original test loss, each the least over its strengths with the same seed, has a mean over "
-        "seeds that is at most two standard errors above zero"
-    )
     cases = (
         *crossed(["Adam"], ["digits, MLP", "digits, convolution", "breast cancer, MLP", "diabetes, MLP"]),
         *crossed(["AdaGrad", "RMSProp"], ["digits, convolution", "breast cancer, MLP"]),
@@ -47,6 +41,12 @@ class L2Generalization(Claim):
         "original": "test loss, original",
         "none": "test loss without a penalty",
     }
+
+    def holds(self, runs: Runs) -> bool:
+        """ln of intrinsic / original test loss, each the least over its strengths with the same seed, has a mean over
+        seeds that is at most two standard errors above zero.
+        """
+        return not_above_zero(runs["advantage"])
 
     def measure(self, case: str, seed: int, quick: bool) -> Figures:
         name, data = case.split(": ")
@@ -61,9 +61,6 @@ class L2Generalization(Claim):
             "intrinsic losses": intrinsic,
             "original losses": original,
         }
-
-    def holds(self, runs: Runs) -> bool:
-        return not_above_zero(runs["advantage"])
 
     def plot(self, results: Results, ax: Axes) -> None:
         row_a_case(ax, results, "advantage", errors=2.0, fmt="o", label="intrinsic L2, ± 2 standard errors")

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.utils import parameters_to_vector
 
 import wellcond as wc
 from wellcond.evidence.claim import Axes, Claim, Figures, Results, Runs
 from wellcond.evidence.diagonal_scaling import condition
 from wellcond.evidence.plots import key
-from wellcond.evidence.tasks import penalized
-from wellcond.evidence.workloads import workload
+from wellcond.evidence.workloads import Workload, workload
 
 
 class L2Spectrum(Claim):
@@ -18,12 +18,7 @@ class L2Spectrum(Claim):
     τ·min P² and τ·max P², so that with the same mean lift the smallest eigenvalues get less and κ stays larger.
     """
 
-    name = "l2-spectrum"
     source = "theory 4.2; paper, on regularization"
-    rule = (
-        "for each seed every intrinsic lift is τ within 1e-6 of it, the original space's largest lift is at least "
-        "twice its smallest, and κ of the Gauss-Newton matrix with the penalty is larger in the original space"
-    )
     cases = ("digits, MLP", "breast cancer, MLP", "digits, convolution", "characters, transformer")
     shown = {
         "intrinsic": "intrinsic: largest |lift/τ − 1|",
@@ -31,6 +26,13 @@ class L2Spectrum(Claim):
         "largest": "original: largest lift/τ",
         "kappa": "κ(PᵀGP with the penalty), original / intrinsic",
     }
+
+    def holds(self, runs: Runs) -> bool:
+        """For each seed every intrinsic lift is τ within 1e-6 of it, the original space's largest lift is at least
+        twice its smallest, and κ of the Gauss-Newton matrix with the penalty is larger in the original space.
+        """
+        lifted = (runs["intrinsic"] <= 1e-6) & (runs["largest"] >= 2 * runs["smallest"])
+        return bool((lifted & (runs["kappa"] > 1)).all())
 
     def measure(self, case: str, seed: int, quick: bool) -> Figures:
         work = workload(case, width=4 if quick else 8, examples=100 if quick else 200, seed=seed)
@@ -56,10 +58,6 @@ class L2Spectrum(Claim):
             "original lifts": original[kept].tolist(),
         }
 
-    def holds(self, runs: Runs) -> bool:
-        lifted = (runs["intrinsic"] <= 1e-6) & (runs["largest"] >= 2 * runs["smallest"])
-        return bool((lifted & (runs["kappa"] > 1)).all())
-
     def plot(self, results: Results, ax: Axes) -> None:
         for i, runs in enumerate(results):
             ax.semilogy(runs["position"][0], runs["original lifts"][0], color=f"C{i}", label=f"{runs.case}: original")
@@ -72,3 +70,13 @@ class L2Spectrum(Claim):
 def lifts(plain: Tensor, problem: wc.Problem, P: wc.Preconditioner) -> Tensor:
     """By how much each eigenvalue of PᵀHP, in ascending order, is above those given, (n,)."""
     return torch.linalg.eigvalsh(wc.Hessian(problem).preconditioned(P).dense()) - plain
+
+
+def penalized(work: Workload, model: nn.Module, strength: float, squares: Tensor) -> wc.Problem:
+    """The training set's loss with strength/2 · Σ p²/squares, (n,): the L2 of z for P², of p for ones."""
+
+    def loss(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
+        penalty = (parameters_to_vector(model.parameters()).square() / squares).sum()
+        return work.loss_fn(model(batch[0]), batch[1]) + strength / 2 * penalty
+
+    return wc.Problem(model, loss=loss, data=[work.train])

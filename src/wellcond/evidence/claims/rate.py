@@ -17,15 +17,17 @@ class Rate(Claim):
     with its best step and momentum by (√κ−1)/(√κ+1); under a preconditioner κ is that of PᵀHP.
     """
 
-    name = "rate"
     source = "theory 2.1; paper, on preconditioned gradient descent"
-    rule = "measured and predicted logarithm of the contraction a step agree within 10 %, for each seed and method"
     cases = ("random, κ = 100", "random, κ = 100, under P", "diabetes, linear model")
     shown = {
         "descent": "gradient descent: ln of the contraction, measured / predicted",
         "heavy ball": "heavy ball: the same",
         "kappa": "κ(PᵀHP)",
     }
+
+    def holds(self, runs: Runs) -> bool:
+        """Measured and predicted logarithm of the contraction a step agree within 10 %, for each seed and method."""
+        return all(bool((abs(runs[name] - 1) <= 0.1).all()) for name in ("descent", "heavy ball"))
 
     def measure(self, case: str, seed: int, quick: bool) -> Figures:
         if case.startswith("random"):
@@ -48,9 +50,6 @@ class Rate(Claim):
             "descent errors": descent[:200],
             "heavy ball errors": heavy[:200],
         }
-
-    def holds(self, runs: Runs) -> bool:
-        return all(bool((abs(runs[name] - 1) <= 0.1).all()) for name in ("descent", "heavy ball"))
 
     def plot(self, results: Results, ax: Axes) -> None:
         for runs, color in zip(results, ("C0", "C1", "C2"), strict=True):

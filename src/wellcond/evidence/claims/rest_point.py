@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.optim import Adam, Optimizer
 
 import wellcond as wc
 from wellcond.evidence.claim import Axes, Claim, Figures, Results, Runs
-from wellcond.evidence.settling import PARTS, averages, settle
-from wellcond.evidence.tasks import one_layer
-from wellcond.evidence.workloads import workload
+from wellcond.evidence.workloads import Workload, one_layer, workload
+
+PARTS = 20
+"""Of a training, each at its learning rate."""
 
 
 class Setting(NamedTuple):
@@ -49,13 +52,7 @@ class RestPoint(Claim):
     settles at |p| = 1/τ wherever g ≠ 0.
     """
 
-    name = "rest-point"
     source = "theory 4.6"
-    rule = (
-        "for each seed what is measured (|E g| of weights that are not zero; AdamW: |p| of weights with |g| over a "
-        "hundredth of the largest) over what is predicted has a median within 10 % of 1, and for at least 95 % of the "
-        "weights at zero |E g| is at most 1.1 times the prediction"
-    )
     size = (6.4, 4.4)
     cases = tuple(CASES)
     shown = {
@@ -67,17 +64,24 @@ class RestPoint(Claim):
         "edge": "α·λ_max(H)/(38 τ²) at the end",
     }
 
+    def holds(self, runs: Runs) -> bool:
+        """For each seed what is measured (|E g| of weights that are not zero; AdamW: |p| of weights with |g| over a
+        hundredth of the largest) over what is predicted has a median within 10 % of 1, and for at least 95 % of the
+        weights at zero |E g| is at most 1.1 times the prediction.
+        """
+        return bool(((abs(runs["ratio"] - 1) <= 0.1) & (runs["kept"] >= 0.95)).all())
+
     def measure(self, case: str, seed: int, quick: bool) -> Figures:
         (how, task), setting = case.split(": "), CASES[case]
         decay = how.startswith("AdamW")
         work = one_layer(task, seed) if task.endswith("model") else workload(task, width=8, seed=seed)
         model = work.model(seed)
-        optimizer = torch.optim.Adam(model.parameters(), lr=setting.lr, betas=(0.9, setting.beta2), fused=True)
+        optimizer = Adam(model.parameters(), lr=setting.lr, betas=(0.9, setting.beta2), fused=True)
         penalty = wc.penalties.L2(setting.strength) if decay else wc.penalties.L1(setting.strength)
         weights = wc.regularize(optimizer, penalty, model=model).parameters()
         steps = setting.steps // (50 if quick else PARTS)
-        settle(work, model, optimizer, setting.last, setting.batch, seed, steps)
-        p, g, inverse = averages(work, model, optimizer, weights, setting.batch, seed, setting.averaged)
+        settle(work, model, optimizer, setting, seed, steps)
+        p, g, inverse = averages(work, model, optimizer, weights, setting, seed)
         top = float(wc.eigenvalues(wc.Hessian(work.problem(model))).values[0])
         ratios, zero = over_prediction(how, p, g, inverse, setting.strength), p == 0
         ratio, kept = ratios[g.abs() > 1e-2 * g.abs().max() if decay else ~zero], ratios[zero] <= 1.1
@@ -90,9 +94,6 @@ class RestPoint(Claim):
             "edge": setting.last * top / (38 * setting.strength**2),
             "quantiles": ratio.quantile(torch.linspace(0, 1, 101, dtype=ratio.dtype)).tolist(),
         }
-
-    def holds(self, runs: Runs) -> bool:
-        return bool(((abs(runs["ratio"] - 1) <= 0.1) & (runs["kept"] >= 0.95)).all())
 
     def plot(self, results: Results, ax: Axes) -> None:
         for runs in results:
@@ -107,3 +108,29 @@ def over_prediction(how: str, p: Tensor, g: Tensor, inverse: Tensor, strength: f
     if how.startswith("AdamW"):
         return p.abs() * strength
     return g.abs() / (strength**2 if how.endswith("small steps") else strength * inverse)
+
+
+def settle(work: Workload, model: nn.Module, optimizer: Optimizer, setting: Setting, seed: int, steps: int) -> None:
+    """Train in PARTS of some steps each, at learning rates that fall by the same factor each time, to the last."""
+    (group,) = optimizer.param_groups
+    for part in range(PARTS):
+        group["lr"] = setting.lr * (setting.last / setting.lr) ** (part / (PARTS - 1))
+        work.descend(model, optimizer, steps, batch=setting.batch, seed=seed + 100 * part)
+
+
+def averages(
+    work: Workload, model: nn.Module, optimizer: Optimizer, weights: Sequence[Tensor], setting: Setting, seed: int
+) -> list[Tensor]:
+    """Means over every second of some further steps, for the weights whose sign stays: p, the gradient of the whole
+    training set, 1/P, each (n,).
+    """
+    seen = []
+    for part in range(setting.averaged // 2):
+        P = wc.preconditioner_of(optimizer).over(weights, [""] * len(weights))
+        gradients = torch.autograd.grad(work.loss(model), weights)
+        p, g = (torch.cat([x.detach().flatten() for x in tensors]) for tensors in (weights, gradients))
+        seen.append((p, g, 1 / P.diagonal()))
+        work.descend(model, optimizer, 2, batch=setting.batch, seed=seed + 10_000 + part)
+    p, g, inverse = (torch.stack(x) for x in zip(*seen, strict=True))
+    stays = (p.sign() == p[0].sign()).all(0)
+    return [x.mean(0)[stays] for x in (p, g, inverse)]

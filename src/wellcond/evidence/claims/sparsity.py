@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
 import wellcond as wc
-from wellcond.evidence.claim import Axes, Claim, Figures, Results, Runs
-from wellcond.evidence.comparison import not_above_zero
+from wellcond.evidence.claim import Axes, Claim, Figures, Results, Runs, not_above_zero
 from wellcond.evidence.workloads import Workload, workload
 
 STRENGTHS = {
@@ -27,13 +27,7 @@ class SparsityOfL1(Claim):
     zeros at almost no loss of accuracy, and at least as many as in the euclidean and the original space.
     """
 
-    name = "sparsity"
     source = "theory 4.3 and 4.5; paper, on regularization"
-    rule = (
-        "no weight is zero with L1 in the loss, at any strength and seed; and the share of zeros that costs at most "
-        "one point of test accuracy (between strengths by straight lines) is at least 30 % in intrinsic space, with a "
-        "mean over seeds that is at most two standard errors below that of euclidean and of original space"
-    )
     size = (6.4, 4.4)
     cases = ("digits, MLP", "digits, convolution", "breast cancer, MLP")
     shown = {
@@ -43,6 +37,15 @@ class SparsityOfL1(Claim):
         "loss": "L1 in the loss, zeros at any strength",
         "accuracy": "accuracy without L1",
     }
+
+    def holds(self, runs: Runs) -> bool:
+        """No weight is zero with L1 in the loss, at any strength and seed; and the share of zeros that costs at most
+        one point of test accuracy (between strengths by straight lines) is at least 30 % in intrinsic space, with a
+        mean over seeds that is at most two standard errors below that of euclidean and of original space.
+        """
+        intrinsic = runs["intrinsic"]
+        fewer = [runs[space] - intrinsic for space in ("euclidean", "original")]
+        return not runs["loss"].any() and bool(intrinsic.mean() >= 0.3) and all(map(not_above_zero, fewer))
 
     def measure(self, case: str, seed: int, quick: bool) -> Figures:
         work, steps = workload(case, seed=seed), 200 if quick else 600
@@ -56,11 +59,6 @@ class SparsityOfL1(Claim):
             figures |= {f"{space} shares": shares, f"{space} accuracies": accuracies}
         return figures
 
-    def holds(self, runs: Runs) -> bool:
-        intrinsic = runs["intrinsic"]
-        fewer = [runs[space] - intrinsic for space in ("euclidean", "original")]
-        return not runs["loss"].any() and bool(intrinsic.mean() >= 0.3) and all(map(not_above_zero, fewer))
-
     def plot(self, results: Results, ax: Axes) -> None:
         for runs, style in zip(results, ("-o", "--s", ":^"), strict=True):
             for space, color in zip(STRENGTHS, ("gray", "C1", "C2", "C0"), strict=True):
@@ -72,17 +70,17 @@ class SparsityOfL1(Claim):
 
 def train(work: Workload, space: str, strength: float, steps: int, seed: int) -> tuple[float, float]:
     """Share of exact zeros among the weights, and test accuracy, after Adam in batches of 32 with L1 in a space."""
-    model = work.model(seed)
+    model, in_loss = work.model(seed), space == "loss"
     optimizer = torch.optim.Adam(model.parameters(), lr=5e-3, fused=True)
-    handle = wc.regularize(optimizer, wc.penalties.L1(strength), space=space if space != "loss" else "euclidean")
+    penalty = wc.penalties.L1(0.0 if in_loss else strength)
+    handle = wc.regularize(optimizer, penalty, space="euclidean" if in_loss else space)
     weights = handle.parameters()
 
-    def penalty() -> Tensor:
-        return strength * torch.stack([w.abs().sum() for w in weights]).sum()
+    def with_l1(output: Tensor, target: Tensor) -> Tensor:
+        return work.loss_fn(output, target) + strength * torch.stack([w.abs().sum() for w in weights]).sum()
 
-    if space == "loss":
-        handle.strength = 0.0
-    work.descend(model, optimizer, steps, batch=32, seed=seed, penalty=penalty if space == "loss" else None)
+    trained = replace(work, loss_fn=with_l1) if in_loss else work
+    trained.descend(model, optimizer, steps, batch=32, seed=seed)
     return handle.sparsity().fraction, work.accuracy(model)
 
 

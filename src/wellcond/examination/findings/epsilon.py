@@ -8,11 +8,10 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from wellcond.examination.finding import Finding, Severity
-from wellcond.examination.measurements import Measurements
+from wellcond.display import number
+from wellcond.examination.finding import Finding, Measurements, Severity, Subject
 from wellcond.examination.remedies import set_code, set_groups
-from wellcond.examination.subject import Subject
-from wellcond.linalg import Estimate, number
+from wellcond.linalg import Estimate
 from wellcond.preconditioners import steps_of
 from wellcond.problem import TrainingRun
 
@@ -34,7 +33,7 @@ def find(m: Measurements, subject: Subject) -> Finding | None:
         return None
     swallowed = float((roots < 1).double().mean())
     how = f"exact count over {len(roots):,} coordinates that have had a gradient"
-    evidence = {"swallowed": Estimate(swallowed, swallowed, swallowed, how)}
+    evidence = {"swallowed": Estimate.exactly(swallowed, how)}
     eps = float(optimizer.param_groups[0]["eps"])
     name = type(optimizer).__name__
     title = f"ε = {eps:g} of {name} is above √v for {swallowed:.1%} of the coordinates that have a gradient."
@@ -47,8 +46,8 @@ def find(m: Measurements, subject: Subject) -> Finding | None:
     )
     new = _smaller(optimizer, roots)
     found = subject.trials.best({c: partial(_set, eps=new, factor=c) for c in _factors(optimizer)})
-    if found is None:
-        return Finding("epsilon", Severity.NOTICE, title, text, evidence, set_code(optimizer, eps=new))
+    if not found:
+        return Finding("epsilon", Severity.NOTICE, title, text, evidence, set_code(optimizer, eps=new), found)
     factor, effect = found
     if not effect.saves():
         text += f" A trial with ε = {new:g} saves little, or ends higher: nothing is to be done."

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from torch.utils.data import DataLoader, default_collate
 
-from wellcond.examination.finding import Finding, Severity
-from wellcond.examination.measurements import Measurements
+from wellcond.display import number
+from wellcond.examination.finding import Finding, Measurements, Severity, Subject
 from wellcond.examination.noise import noise_scale
 from wellcond.examination.remedies import loss_code
-from wellcond.examination.subject import Subject
-from wellcond.linalg import number
 
 FAR_ABOVE = 10.0
 """Noise over signal, squared: a step follows the gradient to a third at most. Near a minimum that is always so."""
@@ -38,10 +36,10 @@ def find(m: Measurements, subject: Subject) -> Finding | None:
     if scale.ratio.low <= 1 or not (scale.ratio.unresolved or scale.ratio.value > FAR_ABOVE):
         return Finding("gradient_noise", Severity.GOOD, title, text, evidence)
     effect = subject.trials.effect(lambda run: run, batches_a_step=BATCHES)
-    if effect is None or not effect.saves(SAVES, now=m.loss):
+    if not effect or not effect.saves(SAVES, now=m.loss):
         text += (
             f" In a trial the loss rises with steps of {BATCHES} batches too: something else is to be mended first."
-            if effect is not None and effect.saves(SAVES)
+            if effect and effect.saves(SAVES)
             else f" Steps of {BATCHES} batches save little in a trial: near a minimum noise is always more than signal."
         )
         return Finding("gradient_noise", Severity.GOOD, title, text, evidence)

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
-from wellcond.examination.finding import Finding, Severity
-from wellcond.examination.measurements import Measurements
+from wellcond.display import listed, number
+from wellcond.examination.finding import Finding, Measurements, Severity, Subject
 from wellcond.examination.remedies import anew_code, what_if_code
-from wellcond.examination.subject import Subject
-from wellcond.linalg import Estimate, number
+from wellcond.linalg import Estimate
 from wellcond.normalization import LayerConditioning, Standardize, standardize
 from wellcond.problem import Problem
 from wellcond.trials import Network
@@ -24,7 +23,7 @@ SEVERE = 10.0
 """A factor of 100 there."""
 
 FAR = 3.0
-"""A feature whose mean is so many spreads from zero is named as off-center: its mean square is ten times its variance.
+"""A feature whose mean is `FAR` spreads from zero is named as off-center: its mean square is ten times its variance.
 One whose spread is as many times that of the middle one, or its inverse, is named as on a scale of its own."""
 
 FEW = 4
@@ -42,20 +41,14 @@ def find(m: Measurements, subject: Subject) -> Finding | None:
     evidence = {"kappa": layer.kappa, "centered": layer.centered, "standardized": layer.standardized}
     named = f"layer “{layer.name}”" if layer.name else "the model"
     if gain < WORTH_IT:
-        return Finding(
-            "inputs",
-            Severity.GOOD,
-            f"The inputs are well scaled: {figures}",
-            f"Standardizing would improve κ of what {named} sees by less than a factor of {WORTH_IT:g}.",
-            evidence,
-        )
+        text = f"Standardizing would improve κ of what {named} sees by less than a factor of {WORTH_IT:g}."
+        return Finding("inputs", Severity.GOOD, f"The inputs are well scaled: {figures}", text, evidence)
     front = _standardization(subject.problem, layer)
-    effect = subject.trials.from_new_weights("standardize inputs" if front is None else _in_front(front))
-    if effect is None:
-        effect = subject.trials.normalized("standardize inputs")
+    build = None if front is None else partial(_in_front, standardization=front[0])
+    effect = subject.trials.of_network("standardize inputs", build)
     by_figures = Severity.SEVERE if gain >= SEVERE else Severity.NOTICE
     severity = by_figures.after(effect)
-    if effect is None and features.in_unit_interval:
+    if not effect and features.in_unit_interval:
         severity = Severity.NOTICE
     evidence |= features.evidence
     text = (
@@ -64,21 +57,15 @@ def find(m: Measurements, subject: Subject) -> Finding | None:
         "guide to how many more steps gradient descent needs there."
     )
     if severity is not by_figures:
-        if effect is None:
+        if not effect:
             text += " The features are binary, or pixels between 0 and 1, which are often left as they are; not tried."
         elif effect.better is False:
             text += " But trained from new weights with standardized inputs the loss was higher: leave them."
         else:
             text += " But trained from new weights with standardized inputs the loss was hardly lower."
-    return Finding(
-        "inputs",
-        severity,
-        f"The inputs are {features.cause(layer)}: {figures}",
-        text,
-        evidence,
-        "" if effect is not None and effect.better is False else _remedy(front, features, subject),
-        effect,
-    )
+    title = f"The inputs are {features.cause(layer)}: {figures}"
+    remedy = "" if effect and effect.better is False else _remedy(front, features, subject)
+    return Finding("inputs", severity, title, text, evidence, remedy, effect)
 
 
 @dataclass(frozen=True)
@@ -116,7 +103,7 @@ class Features:
         found = {}
         for j in self.standing_out()[:FEW]:
             for what, x in (("mean", self.mean), ("spread", self.deviation)):
-                found[f"{what} of {self.unit} {j}"] = Estimate(float(x[j]), float(x[j]), float(x[j]), exact)
+                found[f"{what} of {self.unit} {j}"] = Estimate.exactly(float(x[j]), exact)
         return found
 
     def standing_out(self) -> list[int]:
@@ -132,7 +119,7 @@ class Features:
 
     def cause(self, layer: LayerConditioning) -> str:
         """In two words: their mean, their scales, or both, by what centering alone would do to κ."""
-        off_center = layer.mean_share > 0.5 and _low(layer.kappa) >= WORTH_IT * layer.centered.value
+        off_center = layer.mean_share > 0.5 and layer.kappa.certain >= WORTH_IT * layer.centered.value
         if off_center and layer.centered.value < WORTH_IT * layer.standardized.value:
             return "off-center"
         spread = self.deviation[self.deviation > 0]
@@ -146,12 +133,9 @@ class Features:
         text += f"off κ would be {layer.centered}."
         out, varies = self.standing_out(), self.deviation > 0
         if out:
-            listed = [
-                f"{self.unit} {j} ({number(float(self.mean[j]))} ± {number(float(self.deviation[j]))})"
-                for j in out[:FEW]
-            ]
-            more = f" and {len(out) - FEW} more" if len(out) > FEW else ""
-            text += f" Far from mean 0 and a common spread: {', '.join(listed)}{more}."
+            both = torch.stack([self.mean, self.deviation], 1).tolist()
+            named = [f"{self.unit} {j} ({number(both[j][0])} ± {number(both[j][1])})" for j in out]
+            text += f" Far from mean 0 and a common spread: {listed(named, FEW)}."
         if len(varies) > 1 and varies.any():
             least, most = (number(float(end)) for end in self.deviation[varies].aminmax())
             text += f" Spreads go from {least} to {most}." if least != most else f" All spreads are {most}."
@@ -160,13 +144,8 @@ class Features:
         return text
 
 
-def _low(kappa: Estimate) -> float:
-    """An unresolved κ is "at least" its lower end: judge by that."""
-    return kappa.low if kappa.unresolved else kappa.value
-
-
 def _gain(layer: LayerConditioning) -> float:
-    return _low(layer.kappa) / layer.standardized.value
+    return layer.kappa.certain / layer.standardized.value
 
 
 def _standardization(problem: Problem, layer: LayerConditioning) -> tuple[Standardize, str] | None:
@@ -185,13 +164,10 @@ def _standardization(problem: Problem, layer: LayerConditioning) -> tuple[Standa
         return None
 
 
-def _in_front(front: tuple[Standardize, str]) -> Callable[[Problem], Network]:
-    def build(given: Problem) -> Network:
-        network = Network.copy_of(given.model)
-        network.model = nn.Sequential(front[0].to(given.device), network.model)
-        return network
-
-    return build
+def _in_front(given: Problem, standardization: Standardize) -> Network:
+    network = Network.copy_of(given.model)
+    network.model = nn.Sequential(standardization.to(given.device), network.model)
+    return network
 
 
 def _remedy(front: tuple[Standardize, str] | None, features: Features, subject: Subject) -> str:

@@ -6,12 +6,11 @@ from functools import partial
 
 from torch import nn
 
-from wellcond.examination.finding import Finding, Severity
+from wellcond.display import listed, number
+from wellcond.examination.finding import Finding, Measurements, Severity, Subject
 from wellcond.examination.kinks import l1_strengths
-from wellcond.examination.measurements import Measurements
 from wellcond.examination.remedies import shown
-from wellcond.examination.subject import Subject
-from wellcond.linalg import Estimate, number
+from wellcond.linalg import Estimate
 from wellcond.penalties import L1
 from wellcond.problem import TrainingRun
 from wellcond.steps import regularize
@@ -30,11 +29,10 @@ def find(m: Measurements, subject: Subject) -> Finding | None:
         return None
     strengths = {name: float(f"{e.value:.3g}") for name, e in found.items()}
     zero, total = _zeros(subject.problem.model, strengths)
-    count = Estimate(float(zero), float(zero), float(zero), f"exact count of {total:,}")
-    evidence = {"exact_zeros": count} | {f"strength of {name}": e for name, e in list(found.items())[:8]}
-    some = ", ".join(list(found)[:6]) + (f" and {len(found) - 6} more" if len(found) > 6 else "")
+    evidence = {"exact_zeros": Estimate.exactly(zero, f"exact count of {total:,}")}
+    evidence |= {f"strength of {name}": e for name, e in list(found.items())[:8]}
     of = " to ".join(dict.fromkeys(number(t) for t in (min(strengths.values()), max(strengths.values()))))
-    name = type(subject.optimizer).__name__
+    name, some = type(subject.optimizer).__name__, listed(list(found))
     title = f"The loss holds an L1 penalty of strength {of} on {some}: {zero:,} of {total:,} weights are zero."
     text = (
         f"A gradient makes no zeros, and {name} divides this one by √v: the penalty is strong where gradients are "

@@ -5,13 +5,11 @@ from __future__ import annotations
 import math
 from functools import partial
 
-from wellcond.examination.finding import Finding, Severity
-from wellcond.examination.measurements import Measurements
+from wellcond.display import number
+from wellcond.examination.finding import Finding, Measurements, Severity, Subject
 from wellcond.examination.remedies import scale_rates, set_code
-from wellcond.examination.subject import Subject
-from wellcond.linalg import number
 from wellcond.stability import TARGET, EdgeRatio
-from wellcond.trials import Effect
+from wellcond.trials import Effect, NoEffect
 
 NEAR = 0.5
 """A curvature that doubles takes such a run over the edge."""
@@ -42,13 +40,8 @@ def find(m: Measurements, subject: Subject) -> Finding | None:
     evidence = {"edge_ratio": edge.ratio, "allowed_learning_rate": edge.allowed}
     lr, ratio = number(edge.learning_rate), edge.ratio
     if math.isinf(edge.allowed.value):
-        return Finding(
-            "learning_rate",
-            Severity.GOOD,
-            f"Nothing bounds the learning rate, which is {lr}, from above here.",
-            f"{edge.allowed.how.capitalize()}.",
-            evidence,
-        )
+        title = f"Nothing bounds the learning rate, which is {lr}, from above here."
+        return Finding("learning_rate", Severity.GOOD, title, f"{edge.allowed.how.capitalize()}.", evidence)
     at = f"at {number(ratio.value)} of" if ratio.value < 1 else f"{number(ratio.value)} times"
     title = f"The learning rate is {at} its stability bound: it is {lr}, and the bound is {edge.allowed}."
     if ratio.high > NEAR:
@@ -72,13 +65,13 @@ def find(m: Measurements, subject: Subject) -> Finding | None:
     return Finding("learning_rate", Severity.GOOD, title, "Stable, with room for a curvature that grows.", evidence)
 
 
-def _near_or_above(edge: EdgeRatio, subject: Subject) -> tuple[Severity, str, str, Effect | None]:
+def _near_or_above(edge: EdgeRatio, subject: Subject) -> tuple[Severity, str, str, Effect | NoEffect]:
     """Severity, text, remedy and effect of a rate of which more than `NEAR` of the bound can't be excluded."""
     assert subject.optimizer is not None
     ratio = edge.ratio
     factor = TARGET / ratio.value if ratio.value > TARGET else 0.5
     effect = subject.trials.effect(partial(scale_rates, factor=factor))
-    better = None if effect is None else effect.better
+    better = effect.better if effect else None
     if ratio.low > 1 and (better or (ratio.low > OVER and better is None)):
         text = (
             "The step is locally unstable: with curvature and preconditioner as they are, the steepest direction grows "
@@ -110,7 +103,7 @@ def _larger(m: Measurements, subject: Subject) -> tuple[float, Effect] | None:
         return None  # ten steps tell too little for what they cost
     factors = [factor for factor in LARGER if factor <= most][-2:]
     found = subject.trials.best({factor: partial(scale_rates, factor=factor) for factor in factors})
-    if found is None:
+    if not found:
         return None
     _, effect = found
     wins, won = m.loss - effect.with_remedy.high, max(0.0, m.loss - effect.without.low)

@@ -9,14 +9,13 @@ from typing import Any
 
 import torch
 
-from wellcond.examination.finding import Finding, Severity
-from wellcond.examination.measurements import Measurements
+from wellcond.display import number
+from wellcond.examination.finding import Finding, Measurements, Severity, Subject
 from wellcond.examination.remedies import set_code, set_groups
-from wellcond.examination.subject import Subject
-from wellcond.linalg import Estimate, number
+from wellcond.linalg import Estimate
 from wellcond.problem import TrainingRun
 from wellcond.stability import TARGET, EdgeRatio
-from wellcond.trials import Effect
+from wellcond.trials import Effect, NoEffect
 
 ILL_CONDITIONED = 100.0
 """From here on momentum needs a fifth of gradient descent's steps: √κ for κ, each with its constant."""
@@ -41,9 +40,7 @@ def find(m: Measurements, subject: Subject) -> Finding | None:
     if not kappa.defined or len(betas) != 1 or not m.edge.ratio.high > 0:
         return None
     beta = betas.pop()
-    # An unresolved κ is "at least" its lower end: judge by that.
-    certain = kappa.low if kappa.unresolved else kappa.value
-    suggested = suggested_momentum(certain)
+    suggested = suggested_momentum(kappa.certain)
     if beta == 0 and isinstance(optimizer, torch.optim.SGD) and kappa.low >= ILL_CONDITIONED:
         return _missing(m.edge, subject, kappa, min(suggested, MOST))
     # Unresolved, κ may well suggest such a momentum; then the trial alone says.
@@ -61,17 +58,17 @@ def _missing(edge: EdgeRatio, subject: Subject, kappa: Estimate, beta: float) ->
     # Heavy ball is stable up to (2 + 2β)/λ_max, gradient descent up to 2/λ_max (theory, section 2.3).
     half = TARGET / edge.ratio.high
     found = _tried(subject, {(beta, 1.0), (beta, half * (1 + beta))})
-    evidence = {"kappa_effective": kappa, "suggested_momentum": _exactly(beta, "from κ_eff")}
+    evidence = {"kappa_effective": kappa, "suggested_momentum": Estimate.exactly(beta, "from κ_eff")}
     title = f"There is no momentum, and κ_eff is {kappa}: it suggests {number(beta)}."
     text = (
         "Gradient descent needs steps in proportion to κ, heavy ball to its square root. The suggestion is that of a "
         "quadratic with this κ, the rate stays at most at half of its stability bound."
     )
-    if found is None:
-        return Finding("momentum", Severity.NOTICE, title, text, evidence, _code(subject, beta, 1.0))
+    if not found:
+        return Finding("momentum", Severity.NOTICE, title, text, evidence, _code(subject, beta, 1.0), found)
     (_, factor), effect = found
     control = subject.trials.effect(partial(_set, momentum=0.0, factor=half))
-    rate_alone = control is not None and not Effect("", control.with_remedy, effect.with_remedy).saves()
+    rate_alone = bool(control and not Effect("", control.with_remedy, effect.with_remedy).saves())
     if rate_alone or not effect.saves():
         other = "larger" if half > 1 else "smaller"
         why = f"what it wins in a trial a {other} rate wins too" if rate_alone else "a trial with it saves little"
@@ -85,10 +82,10 @@ def _high(edge: EdgeRatio, subject: Subject, kappa: Estimate, beta: float) -> Fi
     # Where momentum adds up, a rate that goes on as fast in the long run, at most half of its bound.
     as_fast = min((1 - lower) / (1 - beta), TARGET / edge.ratio.high * (1 + lower) / (1 + beta))
     found = _tried(subject, {(lower, 1.0)} if averaged else {(lower, 1.0), (lower, as_fast)})
-    if found is None or not found[1].saves():
+    if not found or not found[1].saves():
         return None
     (_, factor), effect = found
-    evidence = {"kappa_effective": kappa, "momentum": _exactly(beta, "the optimizer's setting")}
+    evidence = {"kappa_effective": kappa, "momentum": Estimate.exactly(beta, "the optimizer's setting")}
     suggested = "" if kappa.unresolved else f", and κ_eff = {kappa} suggests {number(suggested_momentum(kappa.value))}"
     title = f"The momentum is high: it is {beta:g}, an average over {number(1 / (1 - beta))} steps{suggested}."
     text = (
@@ -113,7 +110,7 @@ def _setting(group: Mapping[str, Any], momentum: float) -> dict[str, Any]:
     return {"momentum": momentum} if "momentum" in group else {"betas": (momentum, *group["betas"][1:])}
 
 
-def _tried(subject: Subject, settings: set[tuple[float, float]]) -> tuple[tuple[float, float], Effect] | None:
+def _tried(subject: Subject, settings: set[tuple[float, float]]) -> tuple[tuple[float, float], Effect] | NoEffect:
     """The best of some (β, factor of the rates)."""
     return subject.trials.best({(beta, c): partial(_set, momentum=beta, factor=c) for beta, c in sorted(settings)})
 
@@ -122,7 +119,3 @@ def _code(subject: Subject, momentum: float, factor: float) -> str:
     assert subject.optimizer is not None
     setting = _setting(subject.optimizer.param_groups[0], float(f"{momentum:.2g}"))
     return set_code(subject.optimizer, factor, **setting)
-
-
-def _exactly(value: float, how: str) -> Estimate:
-    return Estimate(value, value, value, how)

@@ -8,13 +8,11 @@ from torch import Tensor
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
 from wellcond.curvature import Hessian
-from wellcond.examination.finding import Finding, Severity
-from wellcond.examination.measurements import Measurements
+from wellcond.examination.finding import Finding, Measurements, Severity, Subject
 from wellcond.examination.remedies import examined_code
-from wellcond.examination.subject import Subject
 from wellcond.linalg import eigenvalues
 from wellcond.problem import LossNotFiniteError, TrainingRun
-from wellcond.trials import Effect, Network
+from wellcond.trials import Effect, NoEffect
 
 STRONG = 0.5
 """From half of λ_max on, a step as large as stability allows leaves along the negative direction about as fast as it
@@ -51,7 +49,7 @@ def find(m: Measurements, subject: Subject) -> Finding | None:
         )
         effect, remedy = _tried(subject), _code(subject)
         severity = Severity.NOTICE.after(effect)
-        if effect is not None and not effect.saves():
+        if effect and not effect.saves():
             remedy = ""
             text += " In a trial a jump along the most negative one saves little, or costs: nothing is to be done."
     elif low.low > 0:
@@ -63,29 +61,28 @@ def find(m: Measurements, subject: Subject) -> Finding | None:
     return Finding("negative_curvature", severity, title, text, evidence, remedy, effect)
 
 
-def _tried(subject: Subject) -> Effect | None:
+def _tried(subject: Subject) -> Effect | NoEffect:
     """A jump along the direction of the most negative curvature, to where the loss is lowest, and training on."""
     problem, trials = subject.problem, subject.trials
     products = min(PRODUCTS, problem.size)
     # A product of the Hessian takes some three gradients, a loss a third of one.
-    if not trials.possible or not trials.affords(3 * products + HALVINGS):
-        return None
+    refused = trials.refused(3 * products + HALVINGS)
+    if refused is not None:
+        return refused
     try:
         v = eigenvalues(
             Hessian(problem), which="smallest", verify=False, max_products=products, seed=problem.seed
         ).vectors[:, 0]
-        network = Network.copy_of(problem.model)
-        copied = network.problem(problem)
-        start = parameters_to_vector(copied.parameters).detach().clone()
+        start = parameters_to_vector(problem.parameters).detach()
 
         def loss_at(t: float) -> float:
-            vector_to_parameters(start + t * v.to(start), copied.parameters)
-            return copied.loss()
+            with problem.moved(t * v):
+                return problem.loss()
 
         size = max(1.0, float(start.norm()))
         t = min((sign * size / 2**k for sign in (-1, 1) for k in range(HALVINGS)), key=loss_at)
     except (FloatingPointError, LossNotFiniteError):  # too far
-        return None
+        return NoEffect()
     return trials.effect(partial(_move, names=problem.names, to=start + t * v.to(start)))
 
 

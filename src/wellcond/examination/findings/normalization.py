@@ -6,12 +6,11 @@ import math
 
 from torch import nn
 
-from wellcond.examination.finding import Finding, Severity
-from wellcond.examination.measurements import Measurements
+from wellcond.display import capitalized, number
+from wellcond.examination.finding import Finding, Measurements, Severity, Subject
 from wellcond.examination.remedies import anew_code, what_if_code
-from wellcond.examination.subject import Subject
 from wellcond.hooks import carried_by
-from wellcond.linalg import Estimate, number
+from wellcond.linalg import Estimate
 from wellcond.preconditioners import BatchNormPreconditioner, unwrapped_optimizer
 from wellcond.problem import parameter_kinds
 from wellcond.steps import GivenP
@@ -38,7 +37,7 @@ def find(m: Measurements, subject: Subject) -> Finding | None:
     start = trials.loss_of_new_weights()
     if start is None:
         return None
-    evidence = {"loss_of_new_weights": _exactly(start, "one draw of the weights, before any step")}
+    evidence = {"loss_of_new_weights": Estimate.exactly(start, "one draw of the weights, before any step")}
     # A loss that is not negative can fall by no more than all of it.
     if 0 <= m.loss <= (1 - 1 / PAYS) * start:
         won = (start - m.loss) / start
@@ -48,33 +47,27 @@ def find(m: Measurements, subject: Subject) -> Finding | None:
     found = _tried(subject)
     if found is None:
         return None
-    change, effect = found
+    (change, effect), steps = found, trials.steps_from_new_weights
     # The ends of the intervals that speak against the change.
     without, wins = max(0.0, start - effect.without.low), start - effect.with_remedy.high
     times = wins / without if without > 0 else math.inf
     evidence |= {"loss_without": effect.without, "loss_with": effect.with_remedy}
     if not effect.better or wins <= 0 or times < PAYS:
-        title = f"{change[0].upper()}{change[1:]} makes no large difference to training from new weights."
-        text = (
-            f"It wins less than {PAYS:g} times as much of the loss in {trials.steps_anew} steps, or that can't be told."
-        )
+        title = f"{capitalized(change)} makes no large difference to training from new weights."
+        text = f"It wins less than {PAYS:g} times as much of the loss in {steps} steps, or that can't be told."
         return Finding("normalization", Severity.GOOD, title, text, evidence)
     # Over few steps what starts slowly looks as if it did not train: 37 times for 5 with six layers of sigmoids.
-    severe = times >= HARDLY_TRAINS and trials.steps_anew == trials.steps
+    severe = times >= HARDLY_TRAINS and steps == trials.steps
     much = f"win at least {number(times)} times as much of the loss" if without else "win some of the loss, else none"
-    title = f"There is no normalization layer, and with {change} {trials.steps_anew} steps from new weights {much}."
-    return Finding(
-        "normalization",
-        Severity.SEVERE if severe else Severity.NOTICE,
-        title,
+    title = f"There is no normalization layer, and with {change} {steps} steps from new weights {much}."
+    text = (
         "Signals and gradients that shrink, grow or get a common mean from layer to layer leave the curvature of some "
         "layers far from that of others, and no one learning rate fits them. A normalization takes mean and scale away "
         f"in front of each activation. From {number(start)} the loss fell to {effect.without} without it and to "
-        f"{effect.with_remedy} with it, each at the best of some learning rates.",
-        evidence,
-        _code(subject, change),
-        effect,
+        f"{effect.with_remedy} with it, each at the best of some learning rates."
     )
+    severity = Severity.SEVERE if severe else Severity.NOTICE
+    return Finding("normalization", severity, title, text, evidence, _code(subject, change), effect)
 
 
 def _is_normalized(subject: Subject) -> bool:
@@ -90,7 +83,7 @@ def _tried(subject: Subject) -> tuple[str, Effect] | None:
     """The best of the changes that suit the batches, and its effect."""
     few = subject.problem.examples < FEWEST * len(subject.problem.batches)
     for changes in ([] if few or subject.problem.mode == "eval" else ["batch norm"], ["layer norm", "BNP"]):
-        effects = {change: e for change in changes if (e := subject.trials.from_new_weights(change)) is not None}
+        effects = {change: effect for change in changes if (effect := subject.trials.from_new_weights(change))}
         if effects:
             return min(effects.items(), key=lambda tried: tried[1].with_remedy.value)
     return None
@@ -123,7 +116,3 @@ def _written(norm: nn.Module) -> str:
         return f"nn.GroupNorm({norm.num_groups}, {norm.num_channels})"
     width = norm.normalized_shape[0] if isinstance(norm, nn.LayerNorm) else norm.num_features
     return f"nn.{type(norm).__name__}({width})"
-
-
-def _exactly(value: float, how: str) -> Estimate:
-    return Estimate(value, value, value, how)

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from wellcond.examination.finding import Finding, Severity
-from wellcond.examination.measurements import Measurements
-from wellcond.examination.subject import Subject
+from wellcond.display import capitalized
+from wellcond.examination.finding import Finding, Measurements, Severity, Subject
 
 
 def find(m: Measurements, subject: Subject) -> Finding | None:
@@ -14,12 +13,8 @@ def find(m: Measurements, subject: Subject) -> Finding | None:
         return None
     title = "; ".join(f"{_listed(parts)} could not be measured, because {why}" for (why, _), parts in causes.items())
     places = "; ".join(dict.fromkeys(place for _, place in causes))
-    return Finding(
-        "not_measured",
-        Severity.NOTICE,
-        f"{title[0].upper()}{title[1:]}.",
-        f"It happened in {places}. The other figures stand; what rests on those that are missing is missing too.",
-    )
+    text = f"It happened in {places}. The other figures stand; what rests on those that are missing is missing too."
+    return Finding("not_measured", Severity.NOTICE, f"{capitalized(title)}.", text)
 
 
 def _listed(parts: list[str]) -> str:

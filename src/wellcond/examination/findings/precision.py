@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from wellcond.examination.finding import Finding, Severity
-from wellcond.examination.measurements import Measurements
+from wellcond.examination.finding import Finding, Measurements, Severity, Subject
 from wellcond.examination.remedies import built_code, examined_code, loss_code
-from wellcond.examination.subject import Subject
 from wellcond.linalg import Estimate
 from wellcond.preconditioners import unwrapped_optimizer
 from wellcond.problem import TrainingRun, move
@@ -34,7 +32,7 @@ def _lost_steps(subject: Subject) -> Finding | None:
     halves = {
         n: p.dtype for n, p in zip(subject.problem.names, subject.problem.parameters, strict=True) if p.dtype in HALF
     }
-    steps = subject.trials.first_steps() if halves else []
+    steps = subject.trials.first_steps if halves else []
     shares = []
     for taken in steps:
         pulled = sum(t.pulled for t in taken if t.name in halves)
@@ -56,7 +54,7 @@ def _lost_steps(subject: Subject) -> Finding | None:
         return Finding("precision", Severity.GOOD, title, text, evidence)
     effect = subject.trials.effect(_in_float32)
     severity = Severity.SEVERE if share.low > LOST else Severity.NOTICE
-    if effect is not None and not effect.better:
+    if effect and not effect.better:
         severity = Severity.NOTICE
         text += " On copies of the run it makes no clear difference yet."
     return Finding("precision", severity, title, text, evidence, _code(subject, name), effect)
@@ -98,7 +96,7 @@ def _coarse_gradient(m: Measurements, subject: Subject) -> Finding | None:
         return None
     noise = float((subject.problem.batch_gradient(0).double() - exact).norm()) / size
     how = "gradient of the first batch in float32 and in float64"
-    evidence = {"gradient_rounding": Estimate(noise, noise, noise, how)}
+    evidence = {"gradient_rounding": Estimate.exactly(noise, how)}
     title = f"In float32 the gradient is off by {noise:.1%} of itself."
     if noise < NOISE:
         return None

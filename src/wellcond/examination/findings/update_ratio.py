@@ -6,11 +6,10 @@ import math
 import statistics
 from functools import partial
 
-from wellcond.examination.finding import Finding, Severity
-from wellcond.examination.measurements import Measurements
+from wellcond.display import begun, number
+from wellcond.examination.finding import Finding, Measurements, Severity, Subject
 from wellcond.examination.remedies import shown
-from wellcond.examination.subject import Subject
-from wellcond.linalg import Estimate, number
+from wellcond.linalg import Estimate
 from wellcond.preconditioners import unwrapped_optimizer
 from wellcond.problem import TrainingRun, parameter_kinds
 
@@ -36,16 +35,16 @@ def find(m: Measurements, subject: Subject) -> Finding | None:
     out = _standing_out(ratios)
     if not out:
         return None
-    some = list(out)[:6]
+    some = out[:6]
     typical = statistics.median(e.value for name, e in ratios.items() if name not in out)
-    told = ", ".join(f"{name} by {ratios[name]}" for name in some) + (" …" if len(out) > len(some) else "")
+    told = begun([f"{name} by {ratios[name]}" for name in out], len(some))
     title = f"A step moves {told} of its size, and the other weights by {number(typical)}."
     text = (
         "What moves far faster than the rest is as good as random for it, and what moves far slower is as good as "
         "frozen. Gradients of very different size, a learning rate of its own that is off, or an initial size that is."
     )
     evidence = {f"update ratio of {name}": ratios[name] for name in some}
-    evidence["others"] = Estimate(typical, typical, typical, "median of the other weights")
+    evidence["others"] = Estimate.exactly(typical, "median of the other weights")
     moving = [name for name in out if ratios[name].value > 0]
     if not moving:
         text += " Nothing reaches it: no learning rate mends that, and there is nothing to try."
@@ -55,8 +54,8 @@ def find(m: Measurements, subject: Subject) -> Finding | None:
     targets = [typical] + ([FAST / 10] if wild and typical < FAST / 10 else [])
     rates = {target: {name: target / ratios[name].value for name in moving} for target in targets}
     found = subject.trials.best({target: partial(_own_rates, factors=f) for target, f in rates.items()})
-    if found is None:
-        return Finding("update_ratio", Severity.NOTICE, title, text, evidence, _code(subject, rates[typical]))
+    if not found:
+        return Finding("update_ratio", Severity.NOTICE, title, text, evidence, _code(subject, rates[typical]), found)
     target, effect = found
     if effect.saves():
         return Finding("update_ratio", Severity.NOTICE, title, text, evidence, _code(subject, rates[target]), effect)
@@ -68,7 +67,7 @@ def find(m: Measurements, subject: Subject) -> Finding | None:
 def _ratios(subject: Subject) -> dict[str, Estimate]:
     """By name, over a few batches; without what started from zero, and without embeddings, of which a batch moves a few
     rows."""
-    problem, steps = subject.problem, subject.trials.first_steps()
+    problem, steps = subject.problem, subject.trials.first_steps
     left_out = {id(p) for p in parameter_kinds.embeddings(problem.model)}
     found: dict[str, list[float]] = {}
     shapes = {name: p.shape for name, p in zip(problem.names, problem.parameters, strict=True) if id(p) not in left_out}

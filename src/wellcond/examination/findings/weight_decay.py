@@ -6,11 +6,10 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from wellcond.examination.finding import Finding, Severity
-from wellcond.examination.measurements import Measurements
+from wellcond.display import number
+from wellcond.examination.finding import Finding, Measurements, Severity, Subject
 from wellcond.examination.remedies import built_code, shown
-from wellcond.examination.subject import Subject
-from wellcond.linalg import Estimate, number
+from wellcond.linalg import Estimate
 from wellcond.penalties import L2
 from wellcond.preconditioners import own_preconditioner_of, steps_of, unwrapped_optimizer
 from wellcond.problem import TrainingRun
@@ -34,7 +33,8 @@ def find(m: Measurements, subject: Subject) -> Finding | None:
         return None
     low, high = (float(rates[int(q * (len(rates) - 1))]) for q in (0.05, 0.95))
     spread, how = high / low, f"quantile over {len(rates):,} parameters with weight decay"
-    evidence = {"decay_5": _exactly(low, how), "decay_95": _exactly(high, how), "decoupled": _exactly(uniform, "lr·τ")}
+    evidence = {"decay_5": Estimate.exactly(low, how), "decay_95": Estimate.exactly(high, how)}
+    evidence["decoupled"] = Estimate.exactly(uniform, "lr·τ")
     name = type(optimizer).__name__
     title = (
         f"Weight decay goes through the preconditioner of {name}: a step takes {number(low)} (5 % quantile) to "
@@ -47,10 +47,10 @@ def find(m: Measurements, subject: Subject) -> Finding | None:
     if spread < UNEVEN or high < IDLE:
         return Finding("weight_decay", Severity.GOOD, title, text, evidence)
     trial = subject.trials.effect(_decouple)
-    if trial is not None:
+    if trial:
         evidence |= {"loss_as_it_is": trial.without, "loss_decoupled": trial.with_remedy}
     figure = "95 % over 5 % quantile of the decay"
-    effect = Effect(figure, _exactly(spread, how), _exactly(1.0, "the same for all"))
+    effect = Effect(figure, Estimate.exactly(spread, how), Estimate.exactly(1.0, "the same for all"))
     text += " The strength that is right then is another one: decay that parameters with small gradients got is gone."
     return Finding("weight_decay", Severity.NOTICE, title, text, evidence, _code(optimizer), effect)
 
@@ -95,7 +95,3 @@ def _code(optimizer: Optimizer) -> str:
                 f"wc.regularize(optimizer, wc.penalties.L2({shown(float(group['weight_decay']))}), params={which})"
             )
     return "\n".join(lines)
-
-
-def _exactly(value: float, how: str) -> Estimate:
-    return Estimate(value, value, value, how)

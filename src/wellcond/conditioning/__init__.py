@@ -1,0 +1,10 @@
+"""How well conditioned a curvature is: the figures of theory section 2.2, each with its interval and its origin.
+
+`conditioning` makes them from all eigenvalues (whole.py) where that is affordable, else from samples of the spectrum
+(sampled.py), and adds κ_eff, which needs the gradient (effective.py).
+"""
+
+from wellcond.conditioning.conditioning import conditioning as conditioning
+from wellcond.conditioning.figures import Conditioning as Conditioning
+from wellcond.conditioning.sampled import Effort as Effort
+from wellcond.linalg import DENSE_LIMIT as DENSE_LIMIT

@@ -1,0 +1,24 @@
+"""What a result needs of the rooms above it, without knowing them."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol, TypeVar
+
+R = TypeVar("R", contravariant=True)
+
+
+class Renderer(Protocol[R]):
+    """Shows results of one kind to people.
+
+    The class of such a result declares a `renderer`, its methods call it, and `wellcond/__init__.py` registers one: so
+    that pages and plots are functions of a result, which imports none of them.
+    """
+
+    def page(self, result: R, /) -> str:
+        """One HTML page that works offline."""
+
+    def notebook(self, result: R, /) -> str:
+        """A small table as HTML."""
+
+    def plot(self, result: R, which: str, ax: Any, /) -> Any:
+        """Draw one figure on matplotlib axes, new ones for None, and return them."""
