@@ -267,6 +267,14 @@ def name_of(p: Tensor, optimizer: Optimizer) -> str:
     return f"a parameter of shape {tuple(p.shape)}"
 
 
+def bare_step(kind: type[Optimizer]) -> Any:
+    """The `step` of a class without what torch puts around it: hooks, also those for all optimizers."""
+    step: Any = kind.step
+    while getattr(step, "hooked", False):
+        step = step.__wrapped__
+    return step
+
+
 def attachment_of(optimizer: Optimizer) -> Attachment | None:
     """What the optimizer carries, if anything."""
     return optimizer.__dict__.get(_KEY)

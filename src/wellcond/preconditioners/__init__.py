@@ -18,6 +18,7 @@ from wellcond.preconditioners.preconditioner import NotPreconditionedError as No
 from wellcond.preconditioners.preconditioner import Preconditioner as Preconditioner
 from wellcond.preconditioners.reading import NotReadableError as NotReadableError
 from wellcond.preconditioners.reading import Reading as Reading
+from wellcond.preconditioners.reading import known_reading as known_reading
 from wellcond.preconditioners.reading import reading_for as reading_for
 from wellcond.preconditioners.reading import reads as reads
 from wellcond.preconditioners.reading import step_number as step_number

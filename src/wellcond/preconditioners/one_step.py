@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from wellcond import hooks
 from wellcond.parameters import flatten, unflatten
 from wellcond.problem import Problem, random_state
 
@@ -50,9 +51,7 @@ def bare_step(optimizer: Optimizer, closure: Callable[[], Tensor]) -> None:
         optimizer: a copy.
         closure: evaluates the loss and puts its gradient in place, for an optimizer that asks for it.
     """
-    step: Any = type(optimizer).step
-    while getattr(step, "hooked", False):
-        step = step.__wrapped__
+    step = hooks.bare_step(type(optimizer))
     asked = inspect.signature(step).parameters.get("closure")
     if asked is not None and asked.default is inspect.Parameter.empty:
         step(optimizer, closure)
@@ -72,7 +71,7 @@ def next_step(problem: Problem, optimizer: Optimizer, gradient: Tensor) -> tuple
     Raises:
         ValueError: if the optimizer has none of the problem's parameters.
     """
-    held = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    held = set(map(id, hooks.parameters_of(optimizer)))
     if held.isdisjoint(map(id, problem.parameters)):
         raise ValueError("the optimizer has none of the problem's parameters; build it from this model's parameters()")
     twins: dict[int, Any] = {}

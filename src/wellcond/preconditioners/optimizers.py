@@ -145,8 +145,7 @@ class Step:
         parameter: which.
         learning_rate: lr of its group, as it stands.
         correction: α over lr in the last step.
-        bound: of α·λ_max(PᵀHP), theory section 2.3.
-        momentum: the recursion that the bound is that of.
+        momentum: what becomes of the gradient beside scaling it.
         coupled, decoupled: weight decay τ, in the gradient and beside it.
         root_v: √v, of the parameter's shape, float64; None where there is none (yet).
     """
@@ -154,11 +153,15 @@ class Step:
     parameter: Tensor
     learning_rate: float
     correction: float
-    bound: float
     momentum: Momentum
     coupled: float
     decoupled: float
     root_v: Tensor | None
+
+    @property
+    def bound(self) -> float:
+        """What α·λ_max(PᵀHP) must stay under for the iteration with P frozen to be stable (theory, section 2.3)."""
+        return self.momentum.bound
 
 
 def steps_of(optimizer: Any) -> list[Step]:
@@ -169,7 +172,6 @@ def steps_of(optimizer: Any) -> list[Step]:
             p,
             float(group["lr"]),
             float(reading.correction(group, step_number(state))) if state else 1.0,
-            float(reading.bound(state, group)),
             reading.momentum(state, group),
             *reading.decay(state, group),
             reading.root_v(state, group),

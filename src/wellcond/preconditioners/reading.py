@@ -81,10 +81,6 @@ class Reading:
         """α over the group's lr in the last step: the correction of early steps, or a decay."""
         return 1.0
 
-    def bound(self, state: State, group: Group) -> float:
-        """What α·λ_max(PᵀHP) must stay under for the iteration with P frozen to be stable (theory, section 2.3)."""
-        return self.momentum(state, group).bound
-
     def momentum(self, state: State, group: Group) -> Momentum:
         """What becomes of the gradient beside scaling it; in the limit of many steps where the state is empty."""
         return Momentum()
@@ -195,6 +191,11 @@ def reading_for(optimizer: Optimizer | type[Optimizer]) -> Reading:
         known = ", ".join(supported())
         raise NotReadableError(f"{kind.__name__} can't be read as a preconditioner: {why}; supported are {known}")
     return reading
+
+
+def known_reading(optimizer: Optimizer) -> Reading | None:
+    """How to read this optimizer, if that is known."""
+    return _READINGS.get(type(optimizer))
 
 
 def supported() -> list[str]:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from wellcond.one_pass import Passes, Scalar, Update
-from wellcond.preconditioners import Rule, reading_for
+from wellcond.preconditioners import Rule, known_reading
 
 # What a weight decay makes of a point and a gradient.
 Decay = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
@@ -53,7 +53,7 @@ class Inside:
 
 def can_step_by_rule(optimizer: Optimizer, parameters: Iterable[Tensor]) -> bool:
     """Whether they are plain dense tensors, and a rule is known that does all that the optimizer does to them."""
-    if not isinstance(reading_for(optimizer), Rule) or any(g.get("capturable") for g in optimizer.param_groups):
+    if not isinstance(known_reading(optimizer), Rule) or any(g.get("capturable") for g in optimizer.param_groups):
         return False
     scaled = any(getattr(optimizer, key, None) is not None for key in ("grad_scale", "found_inf"))  # by a GradScaler
     return not scaled and all(type(p) in (nn.Parameter, Tensor) and is_dense(p) for p in parameters)
@@ -81,31 +81,25 @@ def step_by_rule(
     """
     passes = Passes(compiled)
     for group in optimizer.param_groups:
-        lists = _initialized(optimizer, {**group, "params": [p for p in group["params"] if inside.takes(p)]})
-        if lists[0]:
-            _add(passes, optimizer, group, lists[0], lists[1], inside, prepare)
+        _add(passes, optimizer, group, inside, prepare)
     return passes.run()
 
 
-def _initialized(optimizer: Any, group: Mapping[str, Any]) -> list[list[Tensor]]:
-    """What torch's `_init_group` finds in a group, with a state where there was none: parameters that have a gradient,
-    the gradients, and more."""
+def _with_gradient(optimizer: Any, group: Mapping[str, Any]) -> tuple[list[Tensor], list[Tensor]]:
+    """The parameters of a group that have a gradient, and the gradients; torch gives them a state if there is none."""
     lists: list[list[Tensor]] = [[] for _ in list(inspect.signature(optimizer._init_group).parameters)[1:]]
     optimizer._init_group(group, *lists)
-    return lists
+    return lists[0], lists[1]
 
 
 def _add(
-    passes: Passes,
-    optimizer: Optimizer,
-    group: Mapping[str, Any],
-    params: Sequence[Tensor],
-    grads: Sequence[Tensor],
-    inside: Inside,
-    prepare: Callable[[Tensor], None],
+    passes: Passes, optimizer: Optimizer, group: Mapping[str, Any], inside: Inside, prepare: Callable[[Tensor], None]
 ) -> None:
-    """The step of some parameters of a group, to the passes; their steps are counted here."""
-    rule: Any = reading_for(optimizer)
+    """The step of a group's parameters, to the passes; their steps are counted here."""
+    params, grads = _with_gradient(optimizer, {**group, "params": list(filter(inside.takes, group["params"]))})
+    if not params:
+        return
+    rule: Any = known_reading(optimizer)
     numbers = {key: _number(value) for key, value in group.items() if key != "params"}
     names, flags = rule.states(numbers), rule.flags(numbers)
     states = [optimizer.state[p] if names else {} for p in params]

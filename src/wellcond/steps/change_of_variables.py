@@ -102,6 +102,17 @@ class GivenP(Attached):
         self._give_back_gradients()
         self._through = None
 
+    def add_to_gradient(self, optimizer: Optimizer) -> None:
+        parameters = self._with_gradient(optimizer)
+        if not self._take_over(optimizer, parameters):
+            self._change_gradients(optimizer, parameters)
+
+    def surface(self, optimizer: Optimizer) -> None:
+        self._give_back_gradients()
+
+    def show(self, optimizer: Optimizer) -> None:
+        self._change_gradients(optimizer, self._with_gradient(optimizer))
+
     def _take_over(self, optimizer: Optimizer, parameters: list[Tensor]) -> bool:
         """Whether the step is ours, taken in `leave`: the optimizer is shown no gradients, and so it takes none."""
         self._entries += sum(p.numel() for p in parameters)
@@ -190,17 +201,6 @@ class Precondition(GivenP):
     def order(self) -> tuple[int, str]:
         return 3, ""  # after all that is added to gradients
 
-    def add_to_gradient(self, optimizer: Optimizer) -> None:
-        parameters = self._with_gradient(optimizer)
-        if not self._take_over(optimizer, parameters):
-            self._change_gradients(optimizer, parameters)
-
-    def surface(self, optimizer: Optimizer) -> None:
-        self._give_back_gradients()
-
-    def show(self, optimizer: Optimizer) -> None:
-        self._change_gradients(optimizer, self._with_gradient(optimizer))
-
     def seen(self, optimizer: Optimizer, parameters: Sequence[Tensor], gradients: Sequence[Tensor]) -> Sequence[Tensor]:
         raise ValueError(
             "under precondition the steps minimize the loss and the penalty in metrics that differ, and rest where no "
@@ -237,12 +237,10 @@ class Reparameterize(GivenP):
         return -1, ""  # all the rest is in z
 
     def add_to_gradient(self, optimizer: Optimizer) -> None:
-        parameters = self._with_gradient(optimizer)
-        if self._inside is None and self._take_over(optimizer, parameters):
-            return
-        self._change_gradients(optimizer, parameters)
+        super().add_to_gradient(optimizer)
+        parameters = [p for p, _ in self._raw]
         if self._inside is None:
-            if parameters:
+            if parameters and not self._through:
                 P = self.restricted(optimizer, parameters)
                 decays = decays_of_translation(optimizer, parameters, P) if unobserved(optimizer, self) else None
                 self._inside = Coordinates(P, parameters, decays)
@@ -264,12 +262,12 @@ class Reparameterize(GivenP):
     def surface(self, optimizer: Optimizer) -> None:
         if not self.P.constant:
             raise RuntimeError(f"the step evaluates its closure several times, and P may not move meanwhile; {_FREEZE}")
-        self._give_back_gradients()
+        super().surface(optimizer)
         if self._inside:
             self._z = self._inside.surface()
 
     def show(self, optimizer: Optimizer) -> None:
-        self._change_gradients(optimizer, self._with_gradient(optimizer))
+        super().show(optimizer)
         covered = self.covered(optimizer)
         self._inside = Coordinates(self.restricted(optimizer, covered), covered)
 

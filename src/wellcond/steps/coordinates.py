@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from wellcond.preconditioners import Diagonal, NotReadableError, Preconditioner, reading_for
+from wellcond.preconditioners import Diagonal, Preconditioner, known_reading
 from wellcond.private_torch import foreach
 
 
@@ -109,10 +109,8 @@ def decays_of_translation(optimizer: Optimizer, parameters: Sequence[Tensor], P:
     In z the factor is the same (theory, section 4.2) where P is diagonal, or one factor is that of all. None for a step
     that is not known to be such a translation.
     """
-    try:
-        if not reading_for(optimizer).translates:
-            return None
-    except NotReadableError:
+    reading = known_reading(optimizer)
+    if reading is None or not reading.translates:
         return None
     factors: dict[int, float] = {}
     may_skip = getattr(optimizer, "found_inf", None) is not None  # what a fused step does where a GradScaler overflowed

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from wellcond.hooks import attachment_of, parameters_of
+from wellcond.hooks import attachment_of, bare_step, parameters_of
 from wellcond.penalties import Penalty
 from wellcond.private_torch import uncompiled
 from wellcond.steps.by_rule import Inside, can_step_by_rule, is_dense, step_by_rule
@@ -118,10 +118,7 @@ class OnePassOptimizer(Optimizer):
 
     def _torchs_step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Torch's own, bare of the step hooks that torch wraps around each class's `step`: ours has them already."""
-        step: Any = self._torch.step
-        while getattr(step, "hooked", False):
-            step = step.__wrapped__
-        return step(self, closure)
+        return bare_step(self._torch)(self, closure)
 
     @uncompiled
     def _own_step(self, application: Application | None) -> None:

@@ -28,8 +28,10 @@ def precondition(optimizer: Any, P: Preconditioner, *, compile: bool | None = No
     Args:
         optimizer: any torch optimizer but LBFGS (or a wrapper that keeps one as `.optimizer`).
         P: any preconditioner over some of its parameters, such as `BatchNormPreconditioner(model)`.
-        compile: whether steps of torch's SGD, Adam and AdamW on the CPU are compiled (C, a tenth of a second, once) and
-            then take one pass over memory; by default where they are on a hundred thousand entries or more.
+        compile: whether steps of torch's SGD, Adam, AdamW, RMSprop and Adagrad on the CPU, under a `Diagonal` with a
+            scale for each entry, are compiled (once, some 10 s) and then take one pass over memory; by default from
+            when the run is long enough for that, some 10¹⁰ entries times steps. Rounding changes with it: give True or
+            False where runs are to be compared bit for bit.
 
     Returns:
         A handle with `remove()`.

@@ -118,7 +118,7 @@ class Selection:
         chosen: list[Tensor] = []
         for item in given:
             if isinstance(item, str):
-                found = self._by_name(item, inside)
+                found = self._by_name(item)
             elif isinstance(item, tuple) and len(item) == 2 and isinstance(item[1], Tensor):
                 found = [item]  # from named_parameters()
             elif isinstance(item, Tensor):
@@ -131,12 +131,12 @@ class Selection:
             chosen += [p for _, p in found]
         return chosen
 
-    def _by_name(self, pattern: str, inside: set[int]) -> list[Named]:
-        """One parameter by its name, or by a pattern those of the optimizer."""
+    def _by_name(self, pattern: str) -> list[Named]:
+        """One parameter by its name, or those that fit a pattern."""
         if not self.named:
             raise ValueError(f"params has the name {pattern!r}; give model= too, names are looked up there")
         exact: list[Named] = [(name, p) for name, p in self.named if name == pattern]
-        found = exact or [(name, p) for name, p in self.named if id(p) in inside and fnmatch.fnmatchcase(name, pattern)]
+        found = exact or [(name, p) for name, p in self.named if fnmatch.fnmatchcase(name, pattern)]
         if not found:
             some = ", ".join(name for name, _ in self.named[:8])
             raise ValueError(
