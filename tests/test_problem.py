@@ -56,6 +56,20 @@ def test_eval_mode_on_request():
     assert Problem(case.model, case.loss_fn, case.data, mode="eval").loss() == pytest.approx(expected, rel=1e-12)
 
 
+def test_a_problem_like_another_differs_in_what_is_changed_alone():
+    case = make("dropout")
+    names = ["0.weight"]
+    given = Problem(case.model, case.loss_fn, case.data, mode="eval", parameters=names, seed=3, memory_limit=5)
+    same = given.like()
+    assert torch.equal(same.gradient(), given.gradient())
+    assert (same.names, same.seed, same.memory_limit, same.mode) == (names, 3, 5, "eval")
+    x, y = case.data
+    other = given.like(data=(x[:5], y[:5]), mode="train")
+    assert (other.examples, other.mode, other.names, other.seed) == (5, "train", names, 3)
+    loss = Problem(case.model, None, case.data, loss=lambda model, batch: case.loss_fn(model(batch[0]), batch[1]))
+    assert loss.like().loss() == loss.loss()
+
+
 def test_a_frozen_batch_norm_stays_frozen_and_a_model_in_eval_mode_is_trained():
     case = make("batch norm")
     norm = case.model[1]

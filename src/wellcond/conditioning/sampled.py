@@ -160,7 +160,7 @@ def _how(tails: DeflatedTails) -> str:
 
 def _negative_fraction(tails: DeflatedTails, top: Estimate, semidefinite: bool) -> Estimate:
     if semidefinite:
-        return Estimate(0.0, 0.0, 0.0, "positive semidefinite")
+        return Estimate.exactly(0.0, "positive semidefinite")
     if top.low <= 0 or math.isinf(top.high):
         return Estimate.undefined("no eigenvalue is known to be positive")
     edges = torch.tensor([-THETA * top.high, -THETA * top.low], dtype=torch.float64)

@@ -58,8 +58,7 @@ class WholeConditioning(Conditioning):
             kappa_star = ratio(known(top), known(float(values[values > cut][0])), HOW)
         negative = Estimate.undefined("the largest eigenvalue is not positive")
         if top > 0:
-            x = float((values < -theta * top).double().mean())
-            negative = Estimate(x, x, x, f"{HOW}; θ = {theta:.0e}")
+            negative = Estimate.exactly((values < -theta * top).double().mean(), f"{HOW}; θ = {theta:.0e}")
         return cls(
             size=n,
             largest=known(top),

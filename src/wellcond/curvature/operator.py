@@ -99,15 +99,7 @@ class CurvatureOperator(SymmetricOperator):
 
     def dense(self) -> Tensor:
         """The matrix itself, (n, n), by n products; inside `with problem:` they are made once."""
-
-        def formed() -> Tensor:
-            undamped = self.damped(-self.damping)
-            undamped.on_product = self.on_product
-            matrix = SymmetricOperator.dense(undamped)
-            self.products += undamped.products
-            return matrix
-
-        return self._with_damping(kept_matrix(self, formed))
+        return self._with_damping(kept_matrix(self, lambda: SymmetricOperator.dense(self.undamped())))
 
     @property
     def key(self) -> tuple[Any, ...]:
@@ -140,18 +132,12 @@ class CurvatureOperator(SymmetricOperator):
         if V.shape[1] < 3:
             return super()._columns(V)
         first = self._multiply(V[:, 0].contiguous())
-        self._count(1)
-        products = multiply_columns(self, V, first, self._count)
+        self.count()
+        products = multiply_columns(self, V, first, self.count)
         if products is not None:
             return torch.add(products, V, alpha=self.damping)
         damped = torch.add(first, V[:, 0], alpha=self.damping)
         return torch.cat([damped[:, None], super()._columns(V[:, 1:])], dim=1)
-
-    def _count(self, products: int) -> None:
-        for _ in range(products):
-            self.products += 1
-            if self.on_product is not None:
-                self.on_product()
 
 
 class Preconditioned(SymmetricOperator):

@@ -18,8 +18,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from wellcond.display import number, number_to_json
 from wellcond.evidence.claim import Claim, Runs
-from wellcond.linalg import number, number_to_json
 
 FORMAT = 1
 """Version of the JSON."""

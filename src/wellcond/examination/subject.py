@@ -116,7 +116,7 @@ class Subject:
 
     def over(self, batches: list[Any], note: str) -> Subject:
         """The same run over other batches, with a note more."""
-        problem = _like(self.problem, batches, self.problem.dtype)
+        problem = self.problem.like(data=batches)
         trials = Trials(self.run, problem, self.trials.steps, self.trials.seed, self.failures, self.trials.budget)
         return replace(self, problem=problem, trials=trials, notes=[*self.notes, note])
 
@@ -126,24 +126,11 @@ class Subject:
         if self.problem.closed:
             return None
         try:
-            problem = _like(self.problem, self.problem.batches[:1], torch.float64)
+            problem = self.problem.like(data=self.problem.batches[:1], dtype=torch.float64)
             problem.loss()
         except Exception:  # whatever their code raises about a dtype
             return None
         return problem if problem.loss_dtype == torch.float64 else None
-
-
-def _like(problem: Problem, batches: list[Any], dtype: torch.dtype) -> Problem:
-    return Problem(
-        problem.model,
-        problem.loss_fn,
-        batches,
-        loss=problem.whole_loss,
-        mode=problem.mode,
-        parameters=problem.parameters,
-        seed=problem.seed,
-        dtype=dtype,
-    )
 
 
 def _problem(run: TrainingRun, settings: Settings, chosen: Any, notes: list[str]) -> Problem:
@@ -161,7 +148,7 @@ def _problem(run: TrainingRun, settings: Settings, chosen: Any, notes: list[str]
         dtype=settings.dtype,
     )
     if settings.dtype is None and problem.size <= DENSE_LIMIT and problem.dtype == torch.float32:
-        double = _like(problem, problem.batches, torch.float64)
+        double = problem.like(dtype=torch.float64)
         try:
             double.gradient()
             if double.loss_dtype == torch.float64:

@@ -10,7 +10,8 @@ from typing import Any
 
 import torch
 
-from wellcond.linalg import Estimate, number
+from wellcond.display import number
+from wellcond.linalg import Estimate
 from wellcond.preconditioners import Diagonal, Momentum, Preconditioner, preconditioner_of, steps_of
 
 

@@ -1,4 +1,8 @@
-"""Predicted loss curves from one Lanczos run for each preconditioner."""
+"""Predicted loss curves from one Lanczos run for each preconditioner.
+
+Candidates (candidate.py) become runs, one for each rate and momentum; those that share a preconditioner share a
+`_Model`. Its nodes make the curve (curve.py), its basis the parameters at which a true loss says how far to trust it.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,11 @@
-"""Symmetric operators by their products with vectors, and what such products prove. Knows no networks."""
+"""Symmetric operators by their products with vectors, and what such products prove. Knows no networks.
+
+An operator (operator.py) multiplies; all else asks it for products. One `Lanczos` run (lanczos.py) gives Ritz pairs,
+and what it may have missed (missed.py): `eigenvalues` extends, restarts and locks it until its targets (targets.py) are
+met. A run from a random direction is a quadrature of the spectrum (quadrature.py); deflation.py takes the eigenvalues
+out that a run has isolated, samples the rest, and bounds how many lie above a threshold, of which `spectral_density`
+makes a curve (measures.py). Traces and diagonals (randomized.py) need no Lanczos run.
+"""
 
 from wellcond.linalg.deflation import DeflatedTails as DeflatedTails
 from wellcond.linalg.deflation import Isolated as Isolated
@@ -9,8 +16,6 @@ from wellcond.linalg.eigenvalues import eigenvalues as eigenvalues
 from wellcond.linalg.estimate import CONFIDENCE as CONFIDENCE
 from wellcond.linalg.estimate import Estimate as Estimate
 from wellcond.linalg.estimate import jackknife as jackknife
-from wellcond.linalg.estimate import number as number
-from wellcond.linalg.estimate import number_to_json as number_to_json
 from wellcond.linalg.estimate import student as student
 from wellcond.linalg.lanczos import Lanczos as Lanczos
 from wellcond.linalg.operator import DENSE_LIMIT as DENSE_LIMIT

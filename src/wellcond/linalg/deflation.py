@@ -100,13 +100,13 @@ class DeflatedTails:
         isolated: (k,), eigenvalues.
         slack: by which they and the rest's may be off.
         whole: of the first run, on all of the space.
-        rest: of the probes of what the isolated ones leave; None without such probes.
+        rest: of the probes of what the isolated ones leave.
     """
 
     isolated: Tensor
     slack: float
     whole: SpectralTails
-    rest: SpectralTails | None
+    rest: SpectralTails
 
     @classmethod
     def of(
@@ -122,19 +122,16 @@ class DeflatedTails:
         """
         n, part = known.run.operator.size, (1 + confidence) / 2
         whole = SpectralTails(n, [Quadrature.of(known.run)], known.theta, rounding, part)
-        rest = SpectralTails(known.remaining, probes, known.theta[~known.locked], rounding, part) if probes else None
+        rest = SpectralTails(known.remaining, probes, known.theta[~known.locked], rounding, part)
         return cls(known.values, known.slack + rounding, whole, rest)
 
     def count_above(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Bounds of the number of eigenvalues ≥ x, (g,) each, whole numbers: of those from the first run on the whole
         space and those from the probes of the rest the better ones."""
-        low, high = (self.size * bound for bound in self.whole.fraction_above(x))
-        if self.rest is not None or len(self.isolated) == self.size:
-            least, most = ((self.isolated >= (x + s * self.slack)[:, None]).double().sum(1) for s in (1, -1))
-            if self.rest is not None:
-                least = least + self.rest.size * self.rest.fraction_above(x + self.slack)[0]
-                most = most + self.rest.size * self.rest.fraction_above(x - self.slack)[1]
-            low, high = torch.maximum(low, least), torch.minimum(high, most)
+        low, high = self.whole.count_above(x)
+        least, most = ((self.isolated >= (x + s * self.slack)[:, None]).double().sum(1) for s in (1, -1))
+        low = torch.maximum(low, least + self.rest.count_above(x + self.slack)[0])
+        high = torch.minimum(high, most + self.rest.count_above(x - self.slack)[1])
         low = (low - 1e-6).ceil()
         return low, torch.maximum(low, (high + 1e-6).floor())
 
@@ -150,14 +147,14 @@ class DeflatedTails:
 
     def estimate_above(self, x: Tensor) -> Tensor:
         """The Gauss rules' own estimate of the fraction ≥ x, without error, (g,)."""
-        if self.rest is None:
+        if not self.rest.quadratures:
             return self.whole.estimate_above(x)
         known = (self.isolated >= x[:, None]).double().sum(1)
         return (known + self.rest.size * self.rest.estimate_above(x)) / self.size
 
     def estimate_magnitude(self) -> float:
         """The Gauss rules' estimate of the mean of |λ|, without error."""
-        if self.rest is None:
+        if not self.rest.quadratures:
             return self.whole.estimate_magnitude()
         return (float(self.isolated.abs().sum()) + self.rest.size * self.rest.estimate_magnitude()) / self.size
 
@@ -169,4 +166,4 @@ class DeflatedTails:
     @property
     def products(self) -> int:
         """Matrix-vector products behind the bounds."""
-        return self.whole.products + (0 if self.rest is None else self.rest.products)
+        return self.whole.products + self.rest.products

@@ -15,6 +15,7 @@ from wellcond.linalg.deflation import DeflatedTails, Isolated
 from wellcond.linalg.eigenvalues import eigenvalues
 from wellcond.linalg.estimate import CONFIDENCE, Estimate
 from wellcond.linalg.lanczos import Lanczos
+from wellcond.linalg.measures import Measure, continued, mixture
 from wellcond.linalg.operator import SymmetricOperator, check_operator
 from wellcond.linalg.quadrature import Quadrature
 
@@ -26,9 +27,6 @@ On Hessians of two networks the Wasserstein distance fell by 2 against a first r
 
 LEAST = 8
 """Steps of a further run."""
-
-TAIL = 150
-"""Rows by which a tridiagonal matrix is continued: so many more nodes to draw a density with."""
 
 
 @dataclass(frozen=True)
@@ -176,8 +174,8 @@ def spectral_density(
     eigen, share = known.values, known.remaining / n
     if operator.positive_semidefinite:
         eigen = eigen.clamp_min(0)
-        measures = [_Measure(m.points.clamp_min(0), m.below) for m in measures]
-    nodes, weights = _mixture(eigen, measures, n)
+        measures = [Measure(m.points.clamp_min(0), m.below) for m in measures]
+    nodes, weights = mixture(eigen, measures, n)
     resolution = _resolution(known, e.rounding) if scale == "log" else 0.0
     edges = _log_edges(nodes, resolution, points) if scale == "log" else _linear_edges(nodes, weights, points)
     below = torch.stack([m.at(edges) for m in measures]) if measures else edges.new_zeros(1, len(edges))
@@ -198,7 +196,7 @@ def spectral_density(
     else:
         drawn = torch.ones(len(mass), dtype=torch.bool)
         widths, grid = edges.diff(), (edges[1:] + edges[:-1]) / 2
-        rest = Estimate(0.0, 0.0, 0.0, "none in linear scale")
+        rest = Estimate.exactly(0.0, "none in linear scale")
     return SpectralDensity(
         size=n,
         scale=scale,
@@ -225,7 +223,7 @@ def spectral_density(
 
 def _sampled(
     operator: SymmetricOperator, run: Lanczos, probes: int, steps: int, seed: int
-) -> tuple[Isolated, list[Quadrature], list[_Measure]]:
+) -> tuple[Isolated, list[Quadrature], list[Measure]]:
     """What the first run isolates, and the quadratures and continued measures of what remains."""
     known, short = Isolated.of(run), steps // 8
     if run.steps == steps and probes >= 4 and int(known.locked.sum()) >= SEPARATED * steps:
@@ -235,15 +233,15 @@ def _sampled(
     quadratures = [p.quadrature for p in found]
     rules = [(*torch.linalg.eigh(q.T), q.residual) for q in quadratures]
     unlocked = torch.cat([known.theta[~known.locked], *(theta for theta, _, _ in rules)])
-    measures = [_continued(theta, S[0], residual * S[-1], unlocked) for theta, S, residual in rules]
+    measures = [continued(theta, S[0], residual * S[-1], unlocked) for theta, S, residual in rules]
     start = known.S[0, ~known.locked]
     # Where the run exhausted its Krylov space its start says nothing about what is left.
     if float(start.square().sum()) > 1e-6 * known.remaining / operator.size:
-        measures.append(_continued(known.theta[~known.locked], start, known.coupling[~known.locked], unlocked))
+        measures.append(continued(known.theta[~known.locked], start, known.coupling[~known.locked], unlocked))
     if known.remaining and not measures:
         # Nothing but the start says how often the eigenvalues found are repeated.
         known = replace(known, locked=torch.zeros_like(known.locked))
-        measures = [_continued(known.theta, known.S[0], torch.zeros_like(known.theta), known.theta)]
+        measures = [continued(known.theta, known.S[0], torch.zeros_like(known.theta), known.theta)]
     return known, quadratures, measures
 
 
@@ -254,75 +252,6 @@ def _check(probes: int, steps: int, scale: str, points: int, confidence: float) 
         raise ValueError(f'got scale={scale!r}; it is "linear" or "log"')
     if points < 4 or not 0 < confidence < 1:
         raise ValueError(f"got points={points}, confidence={confidence}; at least 4 points, a confidence in (0, 1)")
-
-
-@dataclass(frozen=True)
-class _Measure:
-    """A distribution whose cumulative is linear between points; a point that comes twice is a jump.
-
-    Attributes:
-        points: (q,), rising.
-        below: (q,), mass below each, from 0 to 1.
-    """
-
-    points: Tensor
-    below: Tensor
-
-    def at(self, x: Tensor) -> Tensor:
-        """The mass below x, (g,)."""
-        right = torch.searchsorted(self.points, x).clamp(1, len(self.points) - 1)
-        left = right - 1
-        a, b = self.points[left], self.points[right]
-        share = torch.where(a < b, ((x - a) / (b - a)).clamp(0, 1), (x > b).double())
-        return self.below[left] + share * (self.below[right] - self.below[left])
-
-
-def _continued(theta: Tensor, start: Tensor, coupling: Tensor, within: Tensor) -> _Measure:
-    """The measure of a Lanczos run that goes on for ever as in a continuous spectrum.
-
-    Beyond what the run saw, its coefficients are set to the limits that those of every continuous density on [a, b]
-    have, (a + b)/2 and (b − a)/4 (the square-root terminator of the recursion method). With runs of 20 products it
-    divided the Wasserstein distance of bare Gauss nodes by 3.4 and 3.7 on deflated Hessians of two networks, by 9.7
-    on a Marchenko-Pastur matrix.
-
-    Args:
-        theta: (m,), Ritz values.
-        start: (m,), components of the start vector along the Ritz vectors.
-        coupling: (m,), of the Ritz vectors to the next Lanczos vector; zero if the space is exhausted.
-        within: values between whose extremes the spectrum lies.
-    """
-    a, b = float(within.min()), float(within.max())
-    if float(coupling.abs().max()) == 0.0 or a == b:
-        weights = start.square() / start.square().sum()
-        after = weights.cumsum(0)
-        return _Measure(theta.repeat_interleave(2), torch.cat([after.new_zeros(1), after.repeat_interleave(2)[:-1]]))
-    m, size = len(theta), len(theta) + TAIL
-    E = torch.diag(torch.cat([theta, theta.new_full((TAIL,), (a + b) / 2)]))
-    E[m, :m] = E[:m, m] = coupling
-    tail = torch.arange(m, size - 1)
-    E[tail, tail + 1] = E[tail + 1, tail] = (b - a) / 4
-    nodes, V = torch.linalg.eigh(E)
-    weights = (start @ V[:m]).square()
-    weights = weights / weights.sum()
-    # Half of a node's mass lies below it: exact to the order of the spacing squared where the density is smooth.
-    middle = weights.cumsum(0) - weights / 2
-    ends = torch.tensor([0.0, 1.0], dtype=torch.float64)
-    below = torch.cat([ends[:1], middle, ends[1:]])
-    return _Measure(torch.cat([nodes[:1], nodes, nodes[-1:]]).clamp(a, b), below)
-
-
-def _mixture(eigen: Tensor, measures: list[_Measure], n: int) -> tuple[Tensor, Tensor]:
-    """Nodes and weights of all that is known: each stretch of a measure becomes four nodes."""
-    xs, ws = [eigen], [torch.full_like(eigen, 1 / n)]
-    inside = (torch.arange(4, dtype=torch.float64) + 0.5) / 4
-    for m in measures:
-        xs.append((m.points[:-1, None] + m.points.diff()[:, None] * inside).flatten())
-        mass = m.below.diff() * (n - len(eigen)) / (n * len(measures))
-        ws.append((mass[:, None] / 4).expand(-1, 4).flatten())
-    x, w = torch.cat(xs), torch.cat(ws)
-    order = x.argsort()
-    order = order[w[order] > 0]
-    return x[order], w[order]
 
 
 def _linear_edges(nodes: Tensor, weights: Tensor, points: int) -> Tensor:

@@ -131,7 +131,7 @@ def eigenvalues(
         min_products: take at least so many products before anything but plain Lanczos steps; they tighten `lower` and
             `upper`.
         max_products: stop after this many in any case; `converged` and `missed` say how far it came. By default
-            300, or 20 for each eigenvalue wanted.
+            300, or 20 for each eigenvalue targets.
         max_basis: the most vectors in the basis; at least 2·(number wanted) + 3. By default 40 and two for each
             wanted, or `min_products`, or as many as there are in a small space.
         seed: of the random directions.
@@ -150,8 +150,8 @@ def eigenvalues(
     [100.0, 99.0]
     """
     check_operator(operator)
-    wanted = Targets(which, k, operator.size)
-    n, count = operator.size, wanted.count
+    targets = Targets(which, k, operator.size)
+    n, count = operator.size, targets.count
     if not tol > 0 or not 0 < confidence < 1:
         raise ValueError(f"got tol={tol}, confidence={confidence}; both are above 0, a confidence below 1")
     if max_products is None:
@@ -172,14 +172,13 @@ def eigenvalues(
         while True:
             run.extend(min(max(min_products - run.steps, 1 + run.missed[-1].steps // 20), max_products - run.steps))
             theta, S, bounds = run.ritz()
-            chosen, scale = wanted.choose(theta), float(theta.abs().max())
-            margins = bounds[chosen].clamp_min(tol * scale + 1e-300)
+            chosen, scale = targets.choose(theta), float(theta.abs().max())
+            claims = targets.claims(theta[chosen], bounds[chosen].clamp_min(tol * scale + 1e-300))
             if run.finished or run.steps >= max_products:
                 break
             within = len(chosen) == count and float(bounds[chosen].max()) <= tol * scale
             if within and run.steps >= min_products:
-                claims = wanted.claims(theta[chosen], margins)
-                doubtful = next((c for c in wanted.hardest_first(claims) if _missed(run, c) > 1 - confidence), None)
+                doubtful = next((c for c in targets.hardest_first(claims) if _missed(run, c) > 1 - confidence), None)
                 if not verify or doubtful is None:
                     break
                 if any(run.missed[-1].failure(c) == math.inf for c in doubtful):
@@ -194,9 +193,8 @@ def eigenvalues(
             elif run.full:
                 new = int((S[: run.locked, chosen].square().sum(0) < 0.5).sum())
                 rows = run.dimension - run.locked
-                run.thick_restart(wanted, min(new + int(KEPT * (rows - new)), rows - 1))
+                run.thick_restart(targets, min(new + int(KEPT * (rows - new)), rows - 1))
 
-    claims = wanted.claims(theta[chosen], margins)
     rounding = run.rounding + EVALUATION * torch.finfo(operator.dtype).eps * scale
     lower, upper = float(theta[0]), float(theta[-1])
     exact = run.dimension == n

@@ -119,12 +119,12 @@ class Lanczos:
             self._step()
         return self
 
-    def thick_restart(self, wanted: Targets, count: int) -> None:
-        """Make room: of the latest process keep `count` Ritz vectors, those nearest to being wanted, and the
+    def thick_restart(self, targets: Targets, count: int) -> None:
+        """Make room: of the latest process keep `count` Ritz vectors, those nearest to being targets, and the
         direction that comes next."""
         first, m = self.locked, self.dimension
         theta, S = torch.linalg.eigh(self._T[first:m, first:m])
-        keep = wanted.nearest(theta, count)
+        keep = targets.nearest(theta, count)
         theta, S = theta[keep], S[:, keep]
         self._replace(first, theta, S)
         self._basis[self.dimension].copy_(self._basis[m])

@@ -90,11 +90,12 @@ class SymmetricOperator(ABC):
         self.count()
         return product
 
-    def count(self) -> None:
-        """One more product was computed."""
-        self.products += 1
-        if self.on_product is not None:
-            self.on_product()
+    def count(self, products: int = 1) -> None:
+        """So many more products were computed."""
+        for _ in range(products):
+            self.products += 1
+            if self.on_product is not None:
+                self.on_product()
 
     def matmat(self, V: Tensor) -> Tensor:
         """The product with each column of V, (n, k) → (n, k)."""

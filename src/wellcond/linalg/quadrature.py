@@ -144,7 +144,7 @@ class SpectralTails:
 
     Attributes:
         size: n.
-        quadratures: of independent uniform directions.
+        quadratures: of independent uniform directions; with none, the extremes alone say something.
         extremes: Ritz values of any one run; by Cauchy's interlacing at least as many eigenvalues as Ritz values lie
             beyond a threshold.
         rounding: of the Ritz values.
@@ -157,20 +157,22 @@ class SpectralTails:
     rounding: float
     confidence: float = CONFIDENCE
 
-    def fraction_above(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Bounds of the fraction of eigenvalues that are ≥ x, (g,) each.
+    def count_above(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Bounds of the number of eigenvalues that are ≥ x, (g,) each, as fractions of n give them: not whole numbers.
 
         The mean over directions of the Chebyshev-Markov-Stieltjes bounds, widened by what sampling can do. A set of
         k = fn eigenvectors gets a mean mass from m uniform directions whose tails are under the Chernoff bounds of
         f·χ²/(mk) with mk degrees of freedom: a beta variable is smaller than that gamma one in convex order.
         """
-        low = (self.extremes >= x[:, None] + self.rounding).double().sum(1) / self.size
-        high = 1 - (self.extremes < x[:, None] - self.rounding).double().sum(1) / self.size
-        bounds = [q.mass_above(x) for q in self.quadratures]
-        least, most = (torch.stack(ends).mean(0) for ends in zip(*bounds, strict=True))
-        low = torch.maximum(low, torch.maximum(self.limit(least, 0.0), 1 - self.limit(1 - least, 1.0)))
-        high = torch.minimum(high, torch.minimum(self.limit(most, 1.0), 1 - self.limit(1 - most, 0.0)))
-        return low.clamp(0, 1), torch.maximum(low, high).clamp(0, 1)
+        low = (self.extremes >= x[:, None] + self.rounding).double().sum(1)
+        high = self.size - (self.extremes < x[:, None] - self.rounding).double().sum(1)
+        if self.quadratures:
+            bounds = [q.mass_above(x) for q in self.quadratures]
+            least, most = (torch.stack(ends).mean(0) for ends in zip(*bounds, strict=True))
+            fewest = torch.maximum(self.limit(least, 0.0), 1 - self.limit(1 - least, 1.0))
+            greatest = torch.minimum(self.limit(most, 1.0), 1 - self.limit(1 - most, 0.0))
+            low, high = torch.maximum(low, self.size * fewest), torch.minimum(high, self.size * greatest)
+        return low.clamp(0, self.size), torch.maximum(low, high).clamp(0, self.size)
 
     def estimate_above(self, x: Tensor) -> Tensor:
         """The Gauss rules' own estimate of the fraction ≥ x, without error, (g,)."""

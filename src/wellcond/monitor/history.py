@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import math
-import os
 import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -190,9 +189,7 @@ class Writer:
             torn = False
             if path.exists() and path.stat().st_size:
                 _last_run(path)
-                with path.open("rb") as file:
-                    file.seek(-1, os.SEEK_END)
-                    torn = file.read(1) != b"\n"
+                torn = not path.read_bytes().endswith(b"\n")
             self._file = path.open("ab")
             if torn:
                 self._file.write(b"\n")

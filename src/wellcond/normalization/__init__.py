@@ -1,11 +1,11 @@
 """What normalization does to the conditioning of a layer."""
 
+from wellcond.normalization.features import FeatureMoments as FeatureMoments
+from wellcond.normalization.features import standardize as standardize
 from wellcond.normalization.layer_block import layer_block as layer_block
 from wellcond.normalization.layers import LayerConditioning as LayerConditioning
 from wellcond.normalization.layers import NoLayersError as NoLayersError
 from wellcond.normalization.layers import layer_conditioning as layer_conditioning
-from wellcond.normalization.standardize import FeatureMoments as FeatureMoments
 from wellcond.normalization.standardize import Standardize as Standardize
-from wellcond.normalization.standardize import standardize as standardize
 from wellcond.normalization.units import Units as Units
 from wellcond.normalization.units import units_of as units_of

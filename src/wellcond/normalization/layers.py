@@ -1,4 +1,9 @@
-"""Conditioning of what a layer sees: the extended hidden matrix of theory section 5.1, from one pass over the data."""
+"""Conditioning of what a layer sees: the extended hidden matrix of theory section 5.1, from one pass over the data.
+
+While the data pass, `RowsSeen` (collecting.py) makes rows of every call (rows.py) and gives them to a covariance
+(covariance.py, for wide ones sketch.py). Its moments (moments.py) make the figures (figures.py). Where a Gram matrix
+does not resolve them the data pass once more, for an R factor.
+"""
 
 from __future__ import annotations
 

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from wellcond.penalties.partition import Numbered, Partition, Slices
+from wellcond.penalties.partition import Numbered, Slices
 from wellcond.penalties.penalty import Penalty, soft, wide, widened
 from wellcond.penalties.separable import checked_ratio
 
@@ -36,7 +36,7 @@ class SparseGroupL1(Penalty):
     def __init__(self, strength: float, l1_ratio: float = 0.5, dim: int = 0, groups: Tensor | None = None):
         super().__init__(strength)
         self.l1_ratio = checked_ratio(l1_ratio)
-        self.partition: Partition = Slices(dim) if groups is None else Numbered(groups)
+        self.partition = Slices(dim) if groups is None else Numbered(groups)
 
     def value(self, x: Tensor) -> Tensor:
         x = wide(x)

@@ -3,37 +3,13 @@
 from __future__ import annotations
 
 import math
-from abc import ABC, abstractmethod
-from typing import Any
 
 import torch
 from torch import Tensor
 
 
-class Partition(ABC):
-    """A tensor's entries in groups; `name` is what the caller gave, for a repr."""
-
-    name: dict[str, Any]
-
-    @abstractmethod
-    def total(self, x: Tensor) -> Tensor:
-        """The sum of every group."""
-
-    @abstractmethod
-    def largest(self, x: Tensor) -> Tensor:
-        """The largest absolute value in every group; NaN where there is one."""
-
-    @abstractmethod
-    def spread(self, groups: Tensor, x: Tensor) -> Tensor:
-        """Every group's number at its entries, broadcasting against x."""
-
-    @abstractmethod
-    def root_size(self, x: Tensor) -> Any:
-        """The root of every group's number of entries."""
-
-
-class Slices(Partition):
-    """One group for every index along a dimension."""
+class Slices:
+    """One group for every index along a dimension; `name` is what the caller gave, for a repr."""
 
     def __init__(self, dim: int):
         if isinstance(dim, bool) or not isinstance(dim, int):
@@ -41,15 +17,19 @@ class Slices(Partition):
         self.dim, self.name = dim, {"dim": dim}
 
     def total(self, x: Tensor) -> Tensor:
+        """The sum of every group."""
         return x.unsqueeze(-1).sum(self._others(x), keepdim=True).squeeze(-1)
 
     def largest(self, x: Tensor) -> Tensor:
+        """The largest absolute value in every group; NaN where there is one."""
         return x.abs().unsqueeze(-1).amax(self._others(x), keepdim=True).squeeze(-1)
 
     def spread(self, groups: Tensor, x: Tensor) -> Tensor:
+        """Every group's number at its entries, broadcasting against x."""
         return groups
 
     def root_size(self, x: Tensor) -> float:
+        """The root of every group's number of entries."""
         return math.sqrt(math.prod(x.shape[d] for d in self._others(x)[:-1]))
 
     def _others(self, x: Tensor) -> list[int]:
@@ -61,8 +41,8 @@ class Slices(Partition):
         return [d for d in range(x.ndim + 1) if d != self.dim % x.ndim]
 
 
-class Numbered(Partition):
-    """Any partition, by the number of every entry's group."""
+class Numbered:
+    """Any partition, by the number of every entry's group; it answers what `Slices` does."""
 
     def __init__(self, groups: Tensor):
         if not isinstance(groups, Tensor):

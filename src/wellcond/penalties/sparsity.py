@@ -8,6 +8,8 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
+from wellcond.display import Table
+
 
 @dataclass(frozen=True)
 class LayerSparsity:
@@ -68,28 +70,27 @@ class Sparsity:
 
     def __repr__(self) -> str:
         """A table of the tensors of two or more dimensions, with the vectors in one line."""
-        weights = [layer for layer in self.layers if layer.rows]
-        vectors = [layer for layer in self.layers if not layer.rows]
-        cells = [("parameter", "shape", "zeros", "zero rows", "zero columns")]
-        cells += [
+        weights = Sparsity(tuple(layer for layer in self.layers if layer.rows))
+        vectors = Sparsity(tuple(layer for layer in self.layers if not layer.rows))
+        rows = [
             (
                 _short(layer.name),
                 "×".join(map(str, layer.shape)),
-                _share(layer.zeros, layer.entries),
+                _share(layer),
                 f"{layer.zero_rows} of {layer.rows}",
                 f"{layer.zero_columns} of {layer.columns}",
             )
-            for layer in weights
+            for layer in weights.layers
         ]
-        for what, some in (("all of these", weights), (f"{len(vectors)} vectors", vectors)):
-            if len(some) > (some is weights):
-                cells.append((what, "", _share(sum(x.zeros for x in some), sum(x.entries for x in some)), "", ""))
-        widths = [max(len(row[i]) for row in cells) for i in range(5)]
-        return "\n".join("  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in cells)
+        if len(rows) > 1:
+            rows.append(("all of these", "", _share(weights), "", ""))
+        if vectors.layers:
+            rows.append((f"{len(vectors.layers)} vectors", "", _share(vectors), "", ""))
+        return Table(["parameter", "shape", "zeros", "zero rows", "zero columns"], rows, words=range(5)).text()
 
 
-def _share(zeros: int, entries: int) -> str:
-    return f"{zeros:,} of {entries:,} ({zeros / max(entries, 1):.1%})"
+def _share(of: LayerSparsity | Sparsity) -> str:
+    return f"{of.zeros:,} of {of.entries:,} ({of.fraction:.1%})"
 
 
 def _short(name: str, most: int = 36) -> str:

@@ -126,6 +126,16 @@ class Problem:
         self.batch: Any = None
         self._input_storages: set[int] = set()
 
+    def like(self, **changes: Any) -> Problem:
+        """The same problem with other arguments, by their names; batches weigh as many examples as they have.
+
+        Args:
+            changes: arguments as when a problem is made.
+        """
+        kept = ("model", "loss_fn", "mode", "parameters", "seed", "dtype", "memory_limit", "compile")
+        given = {name: getattr(self, name) for name in kept} | {"data": self.batches, "loss": self.whole_loss}
+        return Problem(**given | changes)
+
     # -- the function and its first derivative ------------------------------------------------------------------
 
     def loss(self) -> float:

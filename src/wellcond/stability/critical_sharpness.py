@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from wellcond.linalg import CONFIDENCE, Estimate, inner, norm, number
+from wellcond.display import number
+from wellcond.linalg import CONFIDENCE, Estimate, inner, norm
 from wellcond.preconditioners import next_step, unwrapped_optimizer
 from wellcond.problem import LossNotFiniteError, Problem
+from wellcond.stability.edge import inverse
 
 PASSES = 10
 """Forward passes over the data: one at p, at most five that look for the critical rate, four for the curvature."""
@@ -204,7 +206,7 @@ def _twice_inverse(rate: Estimate) -> Estimate:
     """2/η."""
     if not rate.defined:
         return rate
-    high = 2 / rate.low if rate.low > 0 else math.inf
+    found = inverse(rate, 2.0)
     if rate.unresolved:
-        return Estimate(0.0, 0.0, high, f"{rate.how}; the loss fell as far as was looked", rate.confidence)
-    return Estimate(2 / rate.value, 2 / rate.high, high, rate.how, rate.confidence)
+        return replace(found, value=0.0, low=0.0, how=f"{rate.how}; the loss fell as far as was looked")
+    return found

@@ -10,7 +10,8 @@ from typing import Any
 from torch import Tensor
 
 from wellcond.curvature import CurvatureOperator, Hessian
-from wellcond.linalg import Estimate, SymmetricOperator, eigenvalues, number
+from wellcond.display import number
+from wellcond.linalg import Estimate, SymmetricOperator, eigenvalues
 from wellcond.parameters import flatten
 from wellcond.preconditioners import Diagonal, own_preconditioner_of, reading_of, steps_of, with_given
 from wellcond.problem import Problem
@@ -123,7 +124,7 @@ def edge_ratio(
     return EdgeRatio(
         ratio.scaled(first.learning_rate) if scales.one_rate else ratio,
         first.learning_rate,
-        _inverse(ratio, 1.0 if scales.one_rate else first.learning_rate),
+        inverse(ratio, 1.0 if scales.one_rate else first.learning_rate),
         first.bound,
         first.learning_rate * first.correction,
         len(optimizer.param_groups),
@@ -238,7 +239,7 @@ class _Shifted(SymmetricOperator):
         return self.share * self.A.matvec(v) + self.added * v
 
 
-def _inverse(x: Estimate, over: float) -> Estimate:
+def inverse(x: Estimate, over: float) -> Estimate:
     """over/x; infinite where x is not positive."""
     if x.value <= 0:
         low = over / x.high if x.high > 0 else math.inf

@@ -59,16 +59,5 @@ class Network:
     def problem(self, given: Problem) -> Problem:
         """The given problem with this network instead: the same data, loss, weights, mode and seed."""
         weights = iter(given.weights)
-        return Problem(
-            self.model,
-            given.loss_fn,
-            given.batches,
-            loss=given.whole_loss,
-            mode=given.mode,
-            weight=lambda _: next(weights),
-            parameters=[self.twins[id(p)] for p in given.parameters] + [q for q in self.added() if q.requires_grad],
-            seed=given.seed,
-            dtype=given.dtype,
-            memory_limit=given.memory_limit,
-            compile=given.compile,
-        )
+        parameters = [self.twins[id(p)] for p in given.parameters] + [q for q in self.added() if q.requires_grad]
+        return given.like(model=self.model, parameters=parameters, weight=lambda _: next(weights))

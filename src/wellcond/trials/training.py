@@ -143,7 +143,8 @@ class Training:
         for i, group in enumerate(given):
             parameters = [p for p in problem.parameters if home.get(id(p), 0) == i]
             decay = {"weight_decay": 0.0} if "weight_decay" in group and not factor else {}
-            made += [{**group, **decay, "params": parameters, "lr": float(group["lr"]) * factor}] if parameters else []
+            if parameters:
+                made.append({**group, **decay, "params": parameters, "lr": float(group["lr"]) * factor})
         accepted = inspect.signature(type(self.optimizer)).parameters
         defaults = {name: value for name, value in self.optimizer.defaults.items() if name in accepted}
         return type(self.optimizer)(made, **defaults)
