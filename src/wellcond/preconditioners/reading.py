@@ -48,7 +48,7 @@ class Reading:
         return ()
 
     def root(self, state: State, group: Group | Flags) -> Tensor | None:
-        """√v or what plays its part, of the parameter's shape; None for P = I."""
+        """√v or what plays its part, of the parameter's shape, in new memory; None for P = I."""
         return None
 
     def correct(self, group: Group, step: Scalar) -> tuple[Scalar, Scalar]:
@@ -67,7 +67,7 @@ class Reading:
     def squared(self, state: State, group: Group | Flags, factor: Scalar, eps: Scalar) -> Tensor | None:
         """The same, of what `correct` gave."""
         root = self.root(state, group)
-        return None if root is None else (root * factor + eps).reciprocal()
+        return None if root is None else root.mul_(factor).add_(eps).reciprocal_()
 
     def stepped(self, state: State) -> bool:
         """Whether P is there, after a step that may have been skipped. A count on a GPU is taken as positive: nothing

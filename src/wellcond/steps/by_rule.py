@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 from wellcond.one_pass import Passes, Scalar, Update
 from wellcond.preconditioners import Rule, known_reading
 
-# What a weight decay makes of a point and a gradient.
+# What a weight decay makes of a point, in place, and of a gradient.
 Decay = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 # How far a gradient moves a point, and the P² of that step; it brings the state up to date.
 Move = Callable[[Tensor], tuple[Tensor, Tensor | None]]
@@ -24,7 +24,7 @@ Around = Callable[[Tensor, Tensor, Sequence[Tensor], Sequence[Any], Decay, Move]
 def plain(p: Tensor, g: Tensor, tensors: Sequence[Tensor], s: Sequence[Any], decayed: Decay, move: Move) -> Tensor:
     """The step as it is."""
     p, g = decayed(p, g)
-    return p + move(g)[0]
+    return p.add_(move(g)[0])
 
 
 class Inside:
@@ -136,7 +136,7 @@ def _whole_step(
         state, decay, own = dict(zip(names, others, strict=False)), s[0], s[1 : 1 + numbers]
 
         def decayed(x: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:
-            return (x * decay, g) if decoupled else (x, g + decay * x)
+            return (x.mul_(decay), g) if decoupled else (x, g + decay * x)
 
         def move(g: Tensor) -> tuple[Tensor, Tensor | None]:
             return rule.move(g, state, own, flags)

@@ -47,17 +47,18 @@ def _around(
 ) -> Tensor:
     rate, strength, held = s
     R = penalty if penalty.strength is None else penalty.with_strength(strength)
-    by_gradient, before = via == "gradient", p
+    by_gradient = via == "gradient"
     late = by_gradient and space == "intrinsic" and not isinstance(R, L2)  # P is known only after the step
+    before = p.clone() if late else p
     if by_gradient and space == "original":
         g = where_positive(held, g + R.gradient(p), g)
     elif by_gradient and isinstance(R, L2):
-        p = p * (1 - rate * strength * held)
+        p = p.mul_(1 - rate * strength * held)
     elif by_gradient and not late:
         p = where_positive(held, p - rate * R.gradient(p), p)
     p, g = decayed(p, g)
     d, squared = move(g)
-    p = p + d
+    p = p.add_(d)
     if not by_gradient:
         return where_positive(held, spaces.prox(R, space, p, rate, squared), p)
     if late:

@@ -43,7 +43,7 @@ def _in_z(p: Tensor, g: Tensor, tensors: Sequence[Tensor], s: Sequence[Any], dec
     (scale,) = tensors
     _, of_z = decayed(p / scale, scale * g)
     kept, _ = decayed(p, g)  # a decoupled decay is the same in z
-    return kept + scale * move(of_z)[0]
+    return kept.add_(scale * move(of_z)[0])
 
 
 def _with_gram(p: Tensor, g: Tensor, tensors: Sequence[Tensor], s: Sequence[Any], decayed: Decay, move: Move) -> Tensor:

@@ -35,4 +35,4 @@ class Adagrad(Rule):
         rate, *numbers = s
         state["sum"].addcmul_(g, g)
         squared: Any = self.squared(state, flags, *numbers)
-        return -rate * g * squared, squared
+        return (-rate * g).mul_(squared), squared

@@ -71,7 +71,7 @@ class Adam(SecondMoment, Rule):
             largest = state["max_exp_avg_sq"]
             largest.copy_(torch.maximum(largest, square))
         squared: Any = self.squared(state, flags, *numbers)
-        return -rate * mean * squared, squared
+        return (-rate * mean).mul_(squared), squared
 
 
 @reads(torch.optim.SparseAdam)
@@ -138,7 +138,7 @@ class Adamax(AveragedMomentum):
         return ("exp_inf",)
 
     def root(self, state: State, group: Group | Flags) -> Tensor:
-        return state["exp_inf"]
+        return state["exp_inf"].clone()
 
     def correct(self, group: Group, step: Scalar) -> tuple[Scalar, Scalar]:
         return 1.0, 0.0
