@@ -6,5 +6,6 @@ from wellcond.monitor.monitor import Monitor as Monitor
 from wellcond.monitor.page import notebook as notebook
 from wellcond.monitor.page import page as page
 from wellcond.monitor.plot import plot as plot
+from wellcond.monitor.record import Change as Change
 from wellcond.monitor.record import Record as Record
 from wellcond.monitor.terminal import watch as watch
