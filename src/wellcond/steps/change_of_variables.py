@@ -11,9 +11,9 @@ from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 
 from wellcond.hooks import Attached, name_of, parameters_of, unobserved
-from wellcond.preconditioners import Composed, Diagonal, NotPreconditionedError, Preconditioner
-from wellcond.steps.by_rule import can_step_by_rule, step_by_rule
-from wellcond.steps.coordinates import Coordinates, decays_of_translation, fresh
+from wellcond.preconditioners import Composed, Diagonal, NotPreconditionedError, Preconditioner, known_reading
+from wellcond.steps.by_rule import can_step_by_rule, is_dense, step_by_rule
+from wellcond.steps.coordinates import Coordinates, Memory, decays_of_translation, fresh
 from wellcond.steps.through_p import ThroughP
 
 # Entries × steps after which compiling, some 10 s, has been worth it: it saves about a nanosecond per entry and step.
@@ -41,6 +41,7 @@ class GivenP(Attached):
         self.P, self._compiled = P, compiled
         self._entries = 0  # that steps were of so far
         self._through: ThroughP | None = None  # the step that is taken in the place of the optimizer's own
+        self._memory = Memory()
         self._raw: list[tuple[Tensor, Tensor]] = []  # parameters and their gradients as they were
         self._restricted: tuple[list[int], Preconditioner] | None = None  # P over the parameters of the last step
         self.check_parameters(optimizer)
@@ -132,9 +133,22 @@ class GivenP(Attached):
         """Put Pᵀg or PPᵀg in the place of gradients."""
         gradients = self._keep_gradients(parameters)
         if parameters:
-            changed = getattr(self.restricted(optimizer, parameters), self.how)(gradients)
-            for p, g in zip(parameters, fresh(parameters, gradients, changed), strict=True):
+            P = self.restricted(optimizer, parameters)
+            if isinstance(P, Diagonal) and self._keeps_nothing(optimizer) and all(map(is_dense, parameters)):
+                changed = self._memory.like("gradient", gradients)
+                for s, g, out in zip(P.scales, gradients, changed, strict=True):
+                    torch.mul(g, s, out=out)
+                    if self.how == "gram":
+                        out.mul_(s)
+            else:
+                changed = fresh(parameters, gradients, getattr(P, self.how)(gradients))
+            for p, g in zip(parameters, changed, strict=True):
                 p.grad = g
+
+    def _keeps_nothing(self, optimizer: Optimizer) -> bool:
+        """Whether nobody is left with what a step was given: no hook sees it, and torch's own steps keep nothing."""
+        reading = known_reading(optimizer)
+        return unobserved(optimizer, self) and reading is not None and reading.translates
 
     def _keep_gradients(self, parameters: Sequence[Tensor]) -> list[Tensor]:
         gradients = [p.grad for p in parameters if p.grad is not None]
@@ -180,7 +194,7 @@ class GivenP(Attached):
                     raise ValueError(f"P is not finite and invertible in {p.dtype} at {name_of(p, optimizer)}")
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_restricted": None, "_raw": [], "_through": None}
+        return {**self.__dict__, "_restricted": None, "_raw": [], "_through": None, "_memory": Memory()}
 
 
 class Precondition(GivenP):
@@ -242,8 +256,9 @@ class Reparameterize(GivenP):
         if self._inside is None:
             if parameters and not self._through:
                 P = self.restricted(optimizer, parameters)
-                decays = decays_of_translation(optimizer, parameters, P) if unobserved(optimizer, self) else None
-                self._inside = Coordinates(P, parameters, decays)
+                decays = decays_of_translation(optimizer, parameters, P) if self._keeps_nothing(optimizer) else None
+                memory = [] if decays is None else self._memory.like("z", parameters)
+                self._inside = Coordinates(P, parameters, decays, memory)
             return
         if list(map(id, parameters)) != list(map(id, self._inside.parameters)):
             raise RuntimeError(

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from wellcond.preconditioners import Diagonal, Preconditioner, known_reading
+from wellcond.preconditioners import Diagonal, Preconditioner
 from wellcond.private_torch import foreach
 
 
@@ -20,9 +20,16 @@ class Coordinates:
         parameters: which hold p, and z afterwards.
         decays: for a step that moves every z alike beside multiplying it by a number: these numbers, one a parameter.
             Parameters then start from zero in the place of z, which takes less memory and rounds less.
+        memory: for that.
     """
 
-    def __init__(self, P: Preconditioner, parameters: Sequence[Tensor], decays: Sequence[float] | None = None):
+    def __init__(
+        self,
+        P: Preconditioner,
+        parameters: Sequence[Tensor],
+        decays: Sequence[float] | None = None,
+        memory: Sequence[Tensor] = (),
+    ):
         self.P, self.parameters, self._decays = P, list(parameters), decays
         self._points = [p.detach() for p in parameters]
         self._start: list[Tensor] | None = None
@@ -31,7 +38,7 @@ class Coordinates:
             z = fresh(self._points, self._points, P.invert(self._points))
             self._start = [x.clone() for x in z]
         else:
-            z = [torch.full_like(p, -0.0) for p in self._points]  # which any ±0 leaves as it is
+            z = [x.fill_(-0.0) for x in memory]  # which any ±0 leaves as it is
         self.enter(z)
 
     def enter(self, z: Sequence[Tensor]) -> None:
@@ -90,6 +97,25 @@ class Coordinates:
             p.mul_(torch.ne(x, 0, out=back))  # a mask of floats: one of bools takes six times as long
 
 
+class Memory:
+    """Tensors that are kept from one step to the next: new pages take longer to get than to compute with."""
+
+    def __init__(self) -> None:
+        self._kept: dict[str, list[Tensor]] = {}
+
+    def like(self, use: str, tensors: Sequence[Tensor]) -> list[Tensor]:
+        """Tensors of the same shapes, types and layouts, with anything in them."""
+        kept = self._kept.get(use, [])
+        if list(map(_kind, kept)) != list(map(_kind, tensors)):
+            kept = [torch.empty_like(x) for x in tensors]
+            self._kept[use] = kept if all(x.is_cpu for x in kept) else []  # a GPU's allocator keeps pages itself
+        return kept
+
+
+def _kind(x: Tensor) -> object:
+    return x.shape, x.stride(), x.dtype, x.device
+
+
 def fresh(like: Sequence[Tensor], given: Sequence[Tensor], made: Sequence[Tensor]) -> list[Tensor]:
     """What P made of tensors that were given, in memory of its own, and of the dtype and layout of others.
 
@@ -107,11 +133,8 @@ def decays_of_translation(optimizer: Optimizer, parameters: Sequence[Tensor], P:
     """The factor 1 − lr·τ of each parameter, for a step that is p ← (1 − lr·τ)p + d with a d that p does not enter.
 
     In z the factor is the same (theory, section 4.2) where P is diagonal, or one factor is that of all. None for a step
-    that is not known to be such a translation.
+    that is no such translation.
     """
-    reading = known_reading(optimizer)
-    if reading is None or not reading.translates:
-        return None
     factors: dict[int, float] = {}
     may_skip = getattr(optimizer, "found_inf", None) is not None  # what a fused step does where a GradScaler overflowed
     for group in optimizer.param_groups:
