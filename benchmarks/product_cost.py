@@ -105,7 +105,7 @@ def ours(
 
 def main() -> None:
     parser = arguments(__doc__, quick="fewer rounds, nothing compiled", page=PAGE)
-    parser.add_argument("--threads", type=int, help="of torch; its own choice unless given")
+    parser.add_argument("--threads", type=int, help="of torch; default: its own choice")
     parser.add_argument("--device", default="cpu")
     chosen = parser.parse_args()
     if chosen.threads:

@@ -120,7 +120,7 @@ def duration(seconds: float | None) -> str | None:
 
 def main() -> None:
     parser = arguments(__doc__, quick="up to 1e6 parameters, fewer rounds", page=PAGE)
-    parser.add_argument("--threads", type=int, help="of torch; its own choice unless given")
+    parser.add_argument("--threads", type=int, help="of torch; default: its own choice")
     chosen = parser.parse_args()
     if chosen.threads:
         torch.set_num_threads(chosen.threads)

@@ -40,7 +40,7 @@ class GivenP(Attached):
             raise TypeError(f"P is a {what}; give a preconditioner, such as BatchNormPreconditioner(model)")
         self.P, self._compiled = P, compiled
         self._entries = 0  # that steps were of so far
-        self._through: ThroughP | None = None  # the step that is taken in the place of the optimizer's own
+        self._through: ThroughP | None = None  # the step taken instead of the optimizer's own
         self._memory = Memory()
         self._raw: list[tuple[Tensor, Tensor]] = []  # parameters and their gradients as they were
         self._restricted: tuple[list[int], Preconditioner] | None = None  # P over the parameters of the last step
@@ -130,7 +130,7 @@ class GivenP(Attached):
         return True
 
     def _change_gradients(self, optimizer: Optimizer, parameters: list[Tensor]) -> None:
-        """Put Pᵀg or PPᵀg in the place of gradients."""
+        """Replace gradients by Pᵀg or PPᵀg."""
         gradients = self._keep_gradients(parameters)
         if parameters:
             P = self.restricted(optimizer, parameters)

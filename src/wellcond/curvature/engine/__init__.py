@@ -1,4 +1,4 @@
-"""How a product is made: from what is kept, from a compiled program, or from the network anew."""
+"""How a product is made: from what is kept, from a compiled program, or by evaluating the network again."""
 
 from wellcond.curvature.engine.products import BatchMatrices as BatchMatrices
 from wellcond.curvature.engine.products import kept_matrix as kept_matrix

@@ -71,7 +71,7 @@ def agree(product: Tensor, expected: Tensor, tolerance: float | None = None) -> 
     Args:
         product: of one of them.
         expected: of the other, of the same shape.
-        tolerance: relative to the length; what rounding in another order may do, unless given.
+        tolerance: relative to the length; default: what rounding in another order may do.
     """
     tolerance = math.sqrt(torch.finfo(product.dtype).eps) if tolerance is None else tolerance
     return not math.isfinite(norm(expected)) or norm(product - expected) <= tolerance * norm(expected)

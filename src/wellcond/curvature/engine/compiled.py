@@ -19,7 +19,7 @@ from wellcond.problem import first_line
 
 OPTIONS = {"pattern_matcher": False, "layout_optimization": False}
 """Of the compiler, on a CPU. Without them it adds a bias or another product inside each matrix product, after a copy,
-and not in the loop that goes over the result anyway; and it turns the constants of convolutions to channels last anew
+and not in the loop that goes over the result anyway; and it turns the constants of convolutions to channels last again
 in every product: an MLP took 7.8 instead of 7.7 ms, two convolutions 25.8 instead of 21.4."""
 
 

@@ -47,7 +47,7 @@ class SecondMoment(AveragedMomentum):
 
 @reads(torch.optim.Adam, torch.optim.AdamW)
 class Adam(SecondMoment, Rule):
-    """With amsgrad, the largest v so far in the place of v."""
+    """With amsgrad, the largest v so far instead of v."""
 
     def states(self, group: Group) -> tuple[str, ...]:
         return ("exp_avg", "exp_avg_sq", "max_exp_avg_sq") if group["amsgrad"] else ("exp_avg", "exp_avg_sq")
