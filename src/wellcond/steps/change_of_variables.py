@@ -257,8 +257,12 @@ class Reparameterize(GivenP):
             if parameters and not self._through:
                 P = self.restricted(optimizer, parameters)
                 decays = decays_of_translation(optimizer, parameters, P) if self._keeps_nothing(optimizer) else None
-                memory = [] if decays is None else self._memory.like("z", parameters)
-                self._inside = Coordinates(P, parameters, decays, memory)
+                if decays is None:
+                    self._inside = Coordinates(P, parameters)
+                else:
+                    self._add_decays(P, parameters, [decay.coupled for decay in decays])
+                    z = self._memory.like("z", parameters)
+                    self._inside = Coordinates(P, parameters, [decay.factor for decay in decays], z)
             return
         if list(map(id, parameters)) != list(map(id, self._inside.parameters)):
             raise RuntimeError(
@@ -267,6 +271,14 @@ class Reparameterize(GivenP):
             )
         assert self._z is not None
         self._inside.enter(self._z)
+
+    @staticmethod
+    def _add_decays(P: Preconditioner, parameters: Sequence[Tensor], decays: Sequence[float]) -> None:
+        """To gradients in z, what the optimizer will not add, since it sees zero in the place of z."""
+        if isinstance(P, Diagonal):
+            for p, s, decay in zip(parameters, P.scales, decays, strict=True):
+                if decay and p.grad is not None and p.grad.layout == torch.strided:  # torch refuses a sparse one
+                    p.grad.addcdiv_(p, s, value=decay)
 
     def leave(self, optimizer: Optimizer) -> None:
         inside, self._inside, self._z = self._inside, None, None

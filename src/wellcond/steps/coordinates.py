@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -18,7 +19,7 @@ class Coordinates:
     Args:
         P: over exactly these parameters.
         parameters: which hold p, and z afterwards.
-        decays: for a step that moves every z alike beside multiplying it by a number: these numbers, one a parameter.
+        factors: for a step that moves every z alike beside multiplying it by a number: these numbers, one a parameter.
             Parameters then start from zero in the place of z, which takes less memory and rounds less.
         memory: for that.
     """
@@ -27,14 +28,14 @@ class Coordinates:
         self,
         P: Preconditioner,
         parameters: Sequence[Tensor],
-        decays: Sequence[float] | None = None,
+        factors: Sequence[float] | None = None,
         memory: Sequence[Tensor] = (),
     ):
-        self.P, self.parameters, self._decays = P, list(parameters), decays
+        self.P, self.parameters, self._factors = P, list(parameters), factors
         self._points = [p.detach() for p in parameters]
         self._start: list[Tensor] | None = None
         self._before: list[Tensor] | None = None  # p as the step began, where it has moved since
-        if decays is None:
+        if factors is None:
             z = fresh(self._points, self._points, P.invert(self._points))
             self._start = [x.clone() for x in z]
         else:
@@ -73,11 +74,11 @@ class Coordinates:
         self.enter(self._points)
 
     def _translate(self, moved: Sequence[Tensor]) -> None:
-        """p ← decay·p + P(moved)."""
-        assert self._decays is not None
-        for p, decay in zip(self._points, self._decays, strict=True):
-            if decay != 1:
-                p.mul_(decay)
+        """p ← factor·p + P(moved)."""
+        assert self._factors is not None
+        for p, factor in zip(self._points, self._factors, strict=True):
+            if factor != 1:
+                p.mul_(factor)
         if isinstance(self.P, Diagonal):
             for p, s, x in zip(self._points, self.P.scales, moved, strict=True):
                 p.addcmul_(x, s)
@@ -129,18 +130,32 @@ def fresh(like: Sequence[Tensor], given: Sequence[Tensor], made: Sequence[Tensor
     ]
 
 
-def decays_of_translation(optimizer: Optimizer, parameters: Sequence[Tensor], P: Preconditioner) -> list[float] | None:
-    """The factor 1 − lr·τ of each parameter, for a step that is p ← (1 − lr·τ)p + d with a d that p does not enter.
+class Decay(NamedTuple):
+    """What a weight decay does to a parameter in a step: multiplies it, and adds a multiple of it to the gradient."""
 
-    In z the factor is the same (theory, section 4.2) where P is diagonal, or one factor is that of all. None for a step
-    that is no such translation.
+    factor: float = 1.0
+    coupled: float = 0.0
+
+
+def decays_of_translation(optimizer: Optimizer, parameters: Sequence[Tensor], P: Preconditioner) -> list[Decay] | None:
+    """The decay of each parameter in z, for a step that is p ← factor·p + d, where p enters d by the gradient alone.
+
+    The factor 1 − lr·τ is the same in z (theory, section 4.2) where P is diagonal, or one factor is that of all. None
+    for a step that is no such translation.
     """
-    factors: dict[int, float] = {}
-    may_skip = getattr(optimizer, "found_inf", None) is not None  # what a fused step does where a GradScaler overflowed
+    decays: dict[int, Decay] = {}
+    scaled = getattr(optimizer, "found_inf", None) is not None  # by a GradScaler: a fused step may be skipped
     for group in optimizer.param_groups:
-        decay, rate = group.get("weight_decay", 0.0), group["lr"]
-        if decay and (isinstance(rate, Tensor) or not group.get("decoupled_weight_decay") or may_skip):
+        tau, rate, decay = group.get("weight_decay", 0.0), group["lr"], Decay()
+        if tau and scaled:
             return None
-        factors.update(dict.fromkeys(map(id, group["params"]), 1 - rate * decay if decay else 1.0))
-    chosen = [factors[id(p)] for p in parameters]
-    return chosen if isinstance(P, Diagonal) or len(set(chosen)) == 1 else None
+        if tau and not group.get("decoupled_weight_decay"):
+            decay = Decay(coupled=-tau if group.get("maximize") else tau)
+        elif tau:
+            if isinstance(rate, Tensor):
+                return None
+            decay = Decay(1 - rate * tau)
+        decays.update(dict.fromkeys(map(id, group["params"]), decay))
+    chosen = [decays[id(p)] for p in parameters]
+    alike = len(set(chosen)) == 1 and not chosen[0].coupled
+    return chosen if isinstance(P, Diagonal) or alike else None
