@@ -25,7 +25,9 @@ from tables import DOCS, Table, arguments, machine, write_section
 
 PAGE = DOCS / "preconditioning.md"
 BUILD: dict[str, Callable[[Sequence[nn.Parameter]], Optimizer]] = {
+    "SGD": lambda p: torch.optim.SGD(p, lr=1e-3),
     "SGD, momentum": lambda p: torch.optim.SGD(p, lr=1e-3, momentum=0.9),
+    "SGD, momentum, decay": lambda p: torch.optim.SGD(p, lr=1e-3, momentum=0.9, weight_decay=1e-4),
     "Adam": lambda p: torch.optim.Adam(p, lr=1e-5),
     "AdamW, fused": lambda p: torch.optim.AdamW(p, lr=1e-5, fused=True),
     "NAdam": lambda p: torch.optim.NAdam(p, lr=1e-5),

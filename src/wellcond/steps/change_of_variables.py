@@ -275,10 +275,16 @@ class Reparameterize(GivenP):
     @staticmethod
     def _add_decays(P: Preconditioner, parameters: Sequence[Tensor], decays: Sequence[float]) -> None:
         """To gradients in z, what the optimizer will not add, since it sees zero in the place of z."""
-        if isinstance(P, Diagonal):
-            for p, s, decay in zip(parameters, P.scales, decays, strict=True):
-                if decay and p.grad is not None and p.grad.layout == torch.strided:  # torch refuses a sparse one
-                    p.grad.addcdiv_(p, s, value=decay)
+        if not any(decays):
+            return
+        z = None if isinstance(P, Diagonal) else P.invert(parameters)
+        for i, (p, decay) in enumerate(zip(parameters, decays, strict=True)):
+            if not decay or p.grad is None or p.grad.layout != torch.strided:  # torch refuses decay of a sparse one
+                continue
+            if isinstance(P, Diagonal):
+                p.grad.addcdiv_(p, P.scales[i], value=decay)
+            elif z:
+                p.grad.add_(z[i], alpha=decay)
 
     def leave(self, optimizer: Optimizer) -> None:
         inside, self._inside, self._z = self._inside, None, None

@@ -157,5 +157,4 @@ def decays_of_translation(optimizer: Optimizer, parameters: Sequence[Tensor], P:
             decay = Decay(1 - rate * tau)
         decays.update(dict.fromkeys(map(id, group["params"]), decay))
     chosen = [decays[id(p)] for p in parameters]
-    alike = len(set(chosen)) == 1 and not chosen[0].coupled
-    return chosen if isinstance(P, Diagonal) or alike else None
+    return chosen if isinstance(P, Diagonal) or len({decay.factor for decay in chosen}) == 1 else None
