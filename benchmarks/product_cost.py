@@ -9,7 +9,9 @@ Products that are not the float64 one's are named.
 
 import argparse
 import contextlib
+import os
 import statistics
+import tempfile
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -110,6 +112,8 @@ def main() -> None:
     chosen = parser.parse_args()
     if chosen.threads:
         torch.set_num_threads(chosen.threads)
+    cache = tempfile.TemporaryDirectory()
+    os.environ["TORCHINDUCTOR_CACHE_DIR"] = cache.name  # what is compiled is compiled anew
     cost = Table("product, in gradients", "gradient", *COLUMNS)
     set_up, memory = Table("seconds to the first", *COLUMNS), Table("peak MiB of a product, + kept", *COLUMNS)
     remarks: list[str] = []
