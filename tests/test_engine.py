@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import gc
 import pickle
-import resource
 import warnings
 import weakref
 from concurrent.futures import ThreadPoolExecutor
@@ -19,7 +18,6 @@ from torch.utils.checkpoint import checkpoint
 
 from tests.problems import make
 from wellcond.curvature import EmpiricalFisher, GaussNewton, Hessian
-from wellcond.curvature.engine import heap
 from wellcond.curvature.engine.products import Kept, _engine_of
 from wellcond.parameters import flatten, unflatten
 from wellcond.problem import Problem
@@ -437,21 +435,3 @@ def test_a_gradient_taken_within_a_backward_pass_is_no_part_of_the_product():
     data = torch.randn(6, 3, dtype=torch.float64), torch.randn(6, 4, dtype=torch.float64)
     problem = Problem(Equilibrium().double(), nn.MSELoss(), data)
     agrees(problem)
-
-
-@pytest.mark.skipif(heap._mallopt() is None, reason="another allocator than glibc's")
-def test_freed_memory_stays_with_the_process_inside_the_block():
-    model = nn.Linear(2, 1)
-    problem = Problem(model, nn.MSELoss(), (torch.ones(3, 2), torch.ones(3, 1)))
-
-    def faults() -> int:
-        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-        for _ in range(10):
-            torch.ones(6 * 2**20), torch.ones(6 * 2**20), torch.ones(6 * 2**20), torch.ones(6 * 2**20)  # 24 MiB each
-        return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
-
-    with problem:
-        Hessian(problem) @ vector(problem)
-        with problem:
-            faults()
-        assert faults() < 1000  # given back and mapped anew they are 10 × 4 × 6,144

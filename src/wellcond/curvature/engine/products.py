@@ -25,7 +25,6 @@ from torch import Tensor
 
 from wellcond.curvature.engine.batch import BatchMatrices, agree, product_by, streamed
 from wellcond.curvature.engine.compiled import Program
-from wellcond.curvature.engine.heap import heap_kept
 from wellcond.curvature.engine.kept import Kept, KeptGraph, Watch, Way
 from wellcond.curvature.engine.sizes import Sizes, columns_at_once
 from wellcond.problem import Block, Problem, first_line, signature
@@ -110,8 +109,6 @@ class _Engine:
         if block not in self._blocks:
             self._blocks[block] = Kept()
             block.callback(lambda: self._blocks.pop(block).clear())
-            if problem.device.type == "cpu":
-                block.enter_context(heap_kept())
         return self._blocks[block]
 
     def way(self, operator: BatchMatrices, index: int) -> Way | None:
