@@ -11,7 +11,7 @@ class Renderer(Protocol[R]):
     """Shows results of one kind to people.
 
     The class of such a result declares a `renderer`, its methods call it, and `wellcond/__init__.py` registers one: so
-    that pages and plots are functions of a result, which imports none of them.
+    that pages are functions of a result, which imports none of them.
     """
 
     def page(self, result: R, /) -> str:
@@ -19,6 +19,10 @@ class Renderer(Protocol[R]):
 
     def notebook(self, result: R, /) -> str:
         """A small table as HTML."""
+
+
+class Plotter(Renderer[R], Protocol[R]):
+    """Draws results of one kind for papers too."""
 
     def plot(self, result: R, which: str, ax: Any, /) -> Any:
         """Draw one figure on matplotlib axes, new ones for None, and return them."""

@@ -5,8 +5,8 @@
 refused before minutes of work. Only then each of `FINDINGS` looks at the figures: a finding may try its remedy on a
 copy (`subject.trials`), which is what costs most, and none depends on another's. Every part runs inside
 `Failures.attempt`, since one that fails must cost no other, and inside `on_fewer` (memory.py), since out of memory it
-is made again on half the examples. Nothing here draws or prints: pages and plots are functions of the result, in rooms
-above, and reach it through `Examination.renderer`.
+is made again on half the examples. Nothing here draws or prints: pages are functions of the result, in rooms above,
+and reach it through `Examination.renderer`.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class Examination:
     """
 
     renderer: ClassVar[Renderer[Any]]
-    """Draws the page and the plots; registered by `wellcond/__init__.py`."""
+    """Draws the page; registered by `wellcond/__init__.py`."""
 
     measurements: Measurements
     findings: list[Finding]
@@ -59,23 +59,6 @@ class Examination:
         path = Path(path)
         path.write_text(self.renderer.page(self), encoding="utf-8")
         return path
-
-    def plot(self, which: str = "spectrum", ax: Any = None) -> Any:
-        """Draw one of the page's charts.
-
-        Args:
-            which: "spectrum" with the stability bound, "layers", "forecast", "rates" (effective learning rates),
-                "decay" (weight decay really received) or "row norms".
-            ax: matplotlib axes; default: new ones.
-
-        Returns:
-            The axes.
-
-        Raises:
-            ValueError: for another chart, or one that this examination has no data for.
-            ModuleNotFoundError: without matplotlib (`pip install wellcond[plot]`).
-        """
-        return self.renderer.plot(self, which, ax)
 
     def __repr__(self) -> str:
         """What was measured, and a line for each finding."""

@@ -1,4 +1,4 @@
-"""Figures of an examination as a reader sees them, for the page, the terminal and the plots."""
+"""Figures of an examination as a reader sees them, for the page and the terminal."""
 
 from __future__ import annotations
 
