@@ -2,10 +2,10 @@
 
 from wellcond.report.chart import BOUND as BOUND
 from wellcond.report.chart import FIRST as FIRST
+from wellcond.report.chart import LOG as LOG
 from wellcond.report.chart import SECOND as SECOND
 from wellcond.report.chart import Chart as Chart
 from wellcond.report.chart import new_figure as new_figure
-from wellcond.report.chart import ticks as ticks
 from wellcond.report.compare import Comparison as Comparison
 from wellcond.report.compare import compare as compare
 from wellcond.report.page import VERDICT as VERDICT

@@ -11,8 +11,8 @@ import torch
 from wellcond.conditioning import Conditioning
 from wellcond.display import number
 from wellcond.examination import Measurements
-from wellcond.report.chart import BOUND, FIRST, FOURTH, SECOND, THIRD, Chart, new_figure, ticks
-from wellcond.report.figures import candidates, counts, eigenvalue_bound, shown_spectra
+from wellcond.report.chart import BOUND, FIRST, FOURTH, LOG, SECOND, THIRD, Chart, new_figure
+from wellcond.report.figures import candidates, counts, shown_spectra
 from wellcond.report.layers import layers_chart
 from wellcond.report.rates import rate_charts
 
@@ -24,17 +24,16 @@ def charts(m: Measurements) -> list[Chart]:
 
 
 def _spectrum(m: Measurements) -> Chart | None:
-    spectra, bound = shown_spectra(m), eigenvalue_bound(m)
+    spectra = shown_spectra(m)
     if not spectra:
         return None
     figure = new_figure()
     for role, (label, c) in zip((FIRST, SECOND), spectra.items(), strict=False):
         _add_counts(figure, role, label, c)
-    seen = [x for c in spectra.values() for x in counts(c)[0][[0, -1]].tolist()]
     *_, sees = spectra
     text = ""
-    if bound is not None and m.edge is not None:
-        seen.append(bound)
+    if m.edge is not None and m.edge.rate > 0:
+        bound = m.edge.bound / m.edge.rate  # theory, section 2.3
         label = f"stability bound of {sees}"
         line = {"width": 2, "dash": "dash"}
         figure.add_scatter(x=[bound] * 2, y=[0.5, m.parameters], mode="lines", line=line, name=label, meta=BOUND)
@@ -46,10 +45,7 @@ def _spectrum(m: Measurements) -> Chart | None:
     whole = all(c.spectrum is not None for c in spectra.values())
     if not whole:
         text += " The truth lies in the band with probability 99.7 % at each point."
-    figure.update_layout(
-        xaxis={"type": "log", "title": "eigenvalue", **ticks(seen)},
-        yaxis={"type": "log", "title": "number of eigenvalues above", **ticks([0.5, m.parameters])},
-    )
+    figure.update_layout(xaxis={"title": "eigenvalue", **LOG}, yaxis={"title": "number of eigenvalues above", **LOG})
     table = [["fraction of the largest", *spectra]]
     for fraction in (0.1, 0.01, 1e-3, *((1e-4, 1e-6) if whole else ())):
         table.append([number(fraction), *(_count(c, fraction) for c in spectra.values())])
@@ -125,11 +121,7 @@ def _row_norms(m: Measurements) -> Chart | None:
         return None
     figure, marker = new_figure(), {"size": 5, "opacity": 0.45}
     figure.add_scatter(x=r.row_norm.tolist(), y=r.root_v.tolist(), mode="markers", marker=marker, meta=FIRST)
-    figure.update_layout(
-        xaxis={"type": "log", "title": "row norm of H", **ticks(r.row_norm.tolist())},
-        yaxis={"type": "log", "title": "√v", **ticks(r.root_v.tolist())},
-        showlegend=False,
-    )
+    figure.update_layout(xaxis={"title": "row norm of H", **LOG}, yaxis={"title": "√v", **LOG}, showlegend=False)
     table = [["row norms of H", "median √v"]]
     for norms, roots in zip(*(x[r.row_norm.argsort()].tensor_split(5) for x in (r.row_norm, r.root_v)), strict=True):
         if len(norms):

@@ -75,11 +75,6 @@ def shown_spectra(m: Measurements) -> dict[str, Conditioning]:
     return {label: c for label, c in found.items() if c.largest.value > 0}
 
 
-def eigenvalue_bound(m: Measurements) -> float | None:
-    """The eigenvalue of PᵀHP at which the step is unstable: bound over rate (theory, section 2.3)."""
-    return m.edge.bound / m.edge.rate if m.edge is not None and m.edge.rate > 0 else None
-
-
 def counts(c: Conditioning) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """(eigenvalues, fewest above each, most above each), down to what is known of a spectrum."""
     fractions = torch.logspace(-8 if c.spectrum is not None else -3, 0, 161, dtype=torch.float64)
