@@ -12,7 +12,7 @@ from wellcond.conditioning import Conditioning
 from wellcond.display import number
 from wellcond.examination import Measurements
 from wellcond.report.chart import BOUND, FIRST, FOURTH, LOG, SECOND, THIRD, Chart, new_figure
-from wellcond.report.figures import candidates, counts, shown_spectra
+from wellcond.report.figures import candidates, shown_spectra
 from wellcond.report.layers import layers_chart
 from wellcond.report.rates import rate_charts
 
@@ -61,8 +61,10 @@ def _spectrum(m: Measurements) -> Chart | None:
 
 
 def _add_counts(figure: Any, role: str, label: str, c: Conditioning) -> None:
-    at, low, high = counts(c)
-    x, low_y, high_y = at.tolist(), low.clamp_min(0.5).tolist(), high.clamp_min(0.5).tolist()
+    """Down to what is known of a spectrum."""
+    at = c.largest.value * torch.logspace(-8 if c.spectrum is not None else -3, 0, 161, dtype=torch.float64)
+    # The largest eigenvalue itself counts, whatever the rounding of the product fraction · λ_max.
+    x, (low_y, high_y) = at.tolist(), (n.clamp_min(0.5).tolist() for n in c.counts_above(at * (1 - 1e-12)))
     if c.spectrum is not None:
         line = {"shape": "hv", "width": 2.5}
         figure.add_scatter(x=x, y=low_y, mode="lines", line=line, name=label, meta=role)
@@ -86,7 +88,7 @@ def _forecast(m: Measurements) -> Chart | None:
     table = [["", "learning rate", "edge ratio", f"loss after {f.steps} steps", "trusted up to step"]]
     for role, (name, c) in zip((FIRST, SECOND, THIRD, FOURTH), f.curves.items(), strict=False):
         losses = c.losses.tolist()  # plotly leaves a gap where one is not finite
-        end = f.steps if c.trusted_steps is None else c.trusted_steps
+        end = c.trusted_steps
         line: dict[str, Any] = {"meta": role, "mode": "lines", "legendgroup": role, "name": html.escape(named[name])}
         figure.add_scatter(x=list(range(end + 1)), y=losses[: end + 1], line={"width": 2.5}, **line)
         dotted = {"width": 2, "dash": "dot"}
@@ -95,13 +97,12 @@ def _forecast(m: Measurements) -> Chart | None:
         line |= {"mode": "markers", "marker": {"size": 7, "symbol": "circle-open"}, "showlegend": False}
         figure.add_scatter(x=list(c.true_losses), y=list(c.true_losses.values()), **line)
         loss = "diverges" if c.diverges else number(float(c.losses[-1]))
-        trusted = "–" if c.trusted_steps is None else str(c.trusted_steps)
-        table.append([named[name], number(c.learning_rate), number(c.edge_ratio), loss, trusted])
+        table.append([named[name], number(c.learning_rate), number(c.edge_ratio), loss, str(end)])
     low, high = f.window()
     figure.update_layout(
         xaxis={"title": "step from here", "range": [0, 1.03 * f.steps]}, yaxis={"title": "loss", "range": [low, high]}
     )
-    best, trusted = f.best.name, f.ranking(max(1, min(c.trusted_steps or 0 for c in f.curves.values())))[0]
+    best, trusted = f.best.name, f.ranking(max(1, min(c.trusted_steps for c in f.curves.values())))[0]
     judged = f"Predicted to win: {named[best]}."
     if trusted != best:
         judged = f"Ahead while all may be trusted: {named[trusted]}; at the end: {named[best]}."

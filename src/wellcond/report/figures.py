@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import NamedTuple
 
-import torch
-
 from wellcond.conditioning import Conditioning
 from wellcond.examination import CURVATURES, SYMBOLS, Measurements, conditioning_figures
 from wellcond.linalg import Estimate
@@ -73,13 +71,6 @@ def shown_spectra(m: Measurements) -> dict[str, Conditioning]:
     kind = "hessian" if m.settings.curvature == "hessian" else "gauss_newton"
     found = {CURVATURES[name]: m.figures[name] for name in (kind, f"{kind}_preconditioned") if name in m.figures}
     return {label: c for label, c in found.items() if c.largest.value > 0}
-
-
-def counts(c: Conditioning) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """(eigenvalues, fewest above each, most above each), down to what is known of a spectrum."""
-    fractions = torch.logspace(-8 if c.spectrum is not None else -3, 0, 161, dtype=torch.float64)
-    # The largest eigenvalue itself counts, whatever the rounding of the product fraction · λ_max.
-    return fractions * c.largest.value, *c.counts_above(fractions * c.largest.value * (1 - 1e-12))
 
 
 def candidates(m: Measurements) -> dict[str, str]:

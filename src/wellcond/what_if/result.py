@@ -108,7 +108,7 @@ class WhatIf:
         for name, v in self.variants.items():
             (line,) = ax.plot(range(self.warm_up + 1), [*v.warm_up, v.loss], "--", linewidth=1.0, label=name)
             if v.curve is not None:
-                losses, held = v.curve.losses.tolist(), v.curve.trusted_steps or 0
+                losses, held = v.curve.losses.tolist(), v.curve.trusted_steps
                 after = range(self.warm_up, self.warm_up + len(losses))
                 ax.plot(after[: held + 1], losses[: held + 1], color=line.get_color(), linewidth=1.8)
                 ax.plot(after[held:], losses[held:], color=line.get_color(), linestyle=":", linewidth=1.4)

@@ -180,7 +180,7 @@ def _predicted(loss: float, curve: Curve | None, warm_up: Sequence[float]) -> Es
     error = STILL_FALLING * fell + SPREAD * abs(loss)
     if curve is None:
         return Estimate(loss, loss - error, loss + error, "the loss after the warm-up, without a forecast")
-    held = curve.trusted_steps or 0
+    held = curve.trusted_steps
     value = float(curve.losses[held])
     changes = (curve.losses - curve.losses[0]).abs()
     error += TOLERANCE * max(float(changes[: held + 1].max()), min(float(changes.max()), abs(loss)))
