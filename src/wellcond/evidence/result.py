@@ -15,11 +15,11 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
-from wellcond.display import number, number_to_json
+from wellcond.display import number
 from wellcond.evidence.claim import Claim, Runs
+from wellcond.examination import Severity, plain
 
 FORMAT = 1
 """Version of the JSON."""
@@ -32,6 +32,11 @@ class Verdict(StrEnum):
     MIXED = "mixed"
     NOT_SUPPORTED = "not supported"
     NOT_MEASURED = "not measured"
+
+    @property
+    def severity(self) -> Severity:
+        """That of a finding which says so, for colors."""
+        return {Verdict.SUPPORTED: Severity.GOOD, Verdict.MIXED: Severity.NOTICE}.get(self, Severity.SEVERE)
 
 
 @dataclass(frozen=True)
@@ -69,8 +74,7 @@ class Result:
     def cases_to_json(self) -> list[dict[str, Any]]:
         """Every run's figures, as plain data."""
         return [
-            {"case": runs.case, "holds": held}
-            | {"runs": [{name: _plain(figure) for name, figure in run.items()} for run in runs.figures]}
+            {"case": runs.case, "holds": held} | {"runs": plain(runs.figures)}
             for runs, held in zip(self.runs, self.held(), strict=True)
         ]
 
@@ -152,9 +156,3 @@ def plus_minus(runs: Runs, name: str) -> str:
     if not math.isfinite(mean) or spread == 0:
         return number(mean)
     return f"{number(mean)} ± {number(float(f'{spread:.1g}'))}"
-
-
-def _plain(figure: float | Sequence[float]) -> Any:
-    """A number or a curve as JSON has it, where infinity is "inf" and what is not defined is null."""
-    values = np.array(figure, dtype=float)
-    return [number_to_json(x) for x in values.tolist()] if values.ndim else number_to_json(float(values))

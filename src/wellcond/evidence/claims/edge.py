@@ -67,7 +67,7 @@ class Edge(Claim):
         key(ax, colors | {data: f"k{style}" for data, style in styles.items()})
         ax.axhline(1.0, color="gray", linewidth=0.8)
         ax.set(xlabel="step", ylabel="edge ratio, median of seeds", ylim=(1e-2, 3))
-        ax.legend(fontsize=6, loc="lower left")
+        ax.legend(loc="lower left")
 
 
 def late_mean(ratios: list[float]) -> float:
