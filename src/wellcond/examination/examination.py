@@ -164,12 +164,10 @@ def _found(find: Find, m: Measurements, subject: Subject) -> Finding | None:
     found = find(m, subject)
     if found is None or found.effect:
         return found
-    reason = ""
-    if found.remedy and subject.run.optimizer is None:
+    reason = found.effect.why if isinstance(found.effect, NoEffect) else ""
+    if subject.run.optimizer is None:
         reason = "without an optimizer the remedy was not tried"
-    elif found.remedy and subject.failures.interrupted:
+    elif subject.failures.interrupted:
         reason = "the remedy was not tried before the interruption"
-    elif found.remedy and isinstance(found.effect, NoEffect):
-        reason = found.effect.why
-    text = f"{found.text} {capitalized(reason)}." if reason else found.text
+    text = f"{found.text} {capitalized(reason)}." if found.remedy and reason else found.text
     return replace(found, text=text, effect=None)

@@ -173,18 +173,10 @@ def _measure_curvature(
             m.edge = attempt("the edge ratio", partial(edge, max_products=effort.extremes, seed=seed))
     plain = m.figures.get(name)
     if hessian and m.preconditioned and plain is not None:
-        m.row_norms = attempt("the correlation of √v with row norms", partial(_row_norms, plain, subject, settings))
+        correlation = partial(row_norm_correlation, plain.squared_row_norms(), _root_v(problem, subject.optimizer))
+        rows = partial(correlation, rounding=plain.rounding, seed=settings.seed)
+        m.row_norms = attempt("the correlation of √v with row norms", rows)
     m.products += operator.products
-
-
-def _row_norms(plain: Conditioning, subject: Subject, settings: Settings) -> RowNormCorrelation:
-    return row_norm_correlation(
-        plain.squared_row_norms(),
-        _root_v(subject.problem, subject.optimizer),
-        exact=plain.spectrum is not None,
-        rounding=plain.rounding,
-        seed=settings.seed,
-    )
 
 
 def _look_ahead(m: Measurements, subject: Subject, course: Course) -> None:
@@ -266,8 +258,7 @@ def _plan(m: Measurements, efforts: list[tuple[type[CurvatureOperator], Effort]]
         if optimizer is not None and "edge ratio" not in planned:
             planned["edge ratio"] = extremes if takes_products(optimizer) else 0
     if not m.settings.quick:
-        more = products_planned(n, m.preconditioned, optimizer is not None)
-        planned["scaled rows"], planned["forecast"] = more
+        planned |= products_planned(n, m.preconditioned, optimizer is not None)
     return planned
 
 

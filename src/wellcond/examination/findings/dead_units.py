@@ -48,11 +48,8 @@ def find(m: Measurements, subject: Subject) -> Finding | None:
         return Finding("dead_units", Severity.GOOD, title, text, evidence)
     kinds = {"dead": dead, "duplicates": spare - dead}
     title = " and ".join(f"{n} of {count} units of layer “{worst.layer}” are {kind}" for kind, n in kinds.items() if n)
-    severity, effect, remedy = (
-        Severity.SEVERE if _share(worst) >= MOST else Severity.NOTICE,
-        None,
-        _remedy(subject, worst),
-    )
+    most = _share(worst) >= MOST
+    severity, effect, remedy = Severity.SEVERE if most else Severity.NOTICE, None, _remedy(subject, worst)
     words = [*_words(worst), *(f"Layer “{u.layer}” has {len(u.spare)} of {u.count} more." for u in others)]
     if _can_be_redrawn(subject, worst):
         effect = subject.trials.effect(lambda run: redraw(run, worst))
@@ -61,7 +58,7 @@ def find(m: Measurements, subject: Subject) -> Finding | None:
             f"What “{worst.seen_by}” makes of them can't be kept as it is, so drawing them anew was not tried."
         )
     if effect and not effect.saves():
-        severity = max(severity.after(effect), Severity.NOTICE if _share(worst) >= MOST else Severity.GOOD)
+        severity = max(severity.after(effect), Severity.NOTICE if most else Severity.GOOD)
         words.append(
             f"Drawing them anew {'did harm' if effect.better is False else 'hardly helped'} in the trial: here and now "
             "the network does without them, and a narrower layer would do the same."
