@@ -7,7 +7,7 @@ from typing import Any, Protocol, TypeVar
 R = TypeVar("R", contravariant=True)
 
 
-class Renderer(Protocol[R]):
+class Pages(Protocol[R]):
     """Shows results of one kind to people.
 
     The class of such a result declares a `renderer`, its methods call it, and `wellcond/__init__.py` registers one: so
@@ -21,8 +21,8 @@ class Renderer(Protocol[R]):
         """A small table as HTML."""
 
 
-class Plotter(Renderer[R], Protocol[R]):
-    """Draws results of one kind for papers too."""
+class Renderer(Pages[R], Protocol[R]):
+    """Draws figures of them for papers too."""
 
     def plot(self, result: R, which: str, ax: Any, /) -> Any:
         """Draw one figure on matplotlib axes, new ones for None, and return them."""

@@ -19,7 +19,7 @@ from typing import Any, ClassVar
 import torch
 from torch import nn
 
-from wellcond.display import Renderer, capitalized
+from wellcond.display import Pages, capitalized
 from wellcond.examination.figures import headline, interruption
 from wellcond.examination.finding import Find, Finding, Severity
 from wellcond.examination.findings import FINDINGS
@@ -42,7 +42,7 @@ class Examination:
         interrupted: the part that Ctrl-C ended, in an examination that is partial; else empty.
     """
 
-    renderer: ClassVar[Renderer[Any]]
+    renderer: ClassVar[Pages[Any]]
     """Draws the page; registered by `wellcond/__init__.py`."""
 
     measurements: Measurements

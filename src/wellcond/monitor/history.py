@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any, ClassVar
 
-from wellcond.display import Plotter
+from wellcond.display import Renderer
 from wellcond.examination import Severity, check_schema
 from wellcond.monitor.record import LABELS, Record
 
@@ -28,7 +28,7 @@ class History:
         finished: whether the monitor was removed; a run that was killed never is.
     """
 
-    renderer: ClassVar[Plotter[Any]]
+    renderer: ClassVar[Renderer[Any]]
     """Draws the page and the plots; registered by `wellcond/__init__.py`."""
 
     run: dict[str, Any]
