@@ -71,12 +71,14 @@ class Result:
         """Mean ± spread over seeds of every shown figure."""
         return [plus_minus(runs, name) for name in self.claim.shown]
 
-    def cases_to_json(self) -> list[dict[str, Any]]:
-        """Every run's figures, as plain data."""
-        return [
-            {"case": runs.case, "holds": held} | {"runs": plain(runs.figures)}
+    def to_json(self) -> dict[str, Any]:
+        """The claim with every run's figures, as plain data."""
+        told = {key: getattr(self.claim, key) for key in ("name", "hypothesis", "source", "rule")}
+        cases = [
+            {"case": runs.case, "holds": held, "runs": plain(runs.figures)}
             for runs, held in zip(self.runs, self.held(), strict=True)
         ]
+        return {**told, "verdict": str(self.verdict), "failures": list(self.failures), "cases": cases}
 
 
 @dataclass(frozen=True)
@@ -110,11 +112,7 @@ class Evidence:
 
     def to_json(self) -> dict[str, Any]:
         """The claims with every run's figures, as plain data."""
-        claims = [
-            {"name": r.claim.name, "hypothesis": r.claim.hypothesis, "source": r.claim.source, "rule": r.claim.rule}
-            | {"verdict": str(r.verdict), "failures": list(r.failures), "cases": r.cases_to_json()}
-            for r in self.results
-        ]
+        claims = [r.to_json() for r in self.results]
         return {"format": FORMAT, "quick": self.quick, "about": self.about, "claims": claims}
 
 

@@ -53,11 +53,8 @@ def find(m: Measurements, subject: Subject) -> Finding | None:
     # To the pace of the others; or, where that is slow, to a hundredth.
     targets = [typical] + ([FAST / 10] if wild and typical < FAST / 10 else [])
     rates = {target: {name: target / ratios[name].value for name in moving} for target in targets}
-    found = subject.trials.best({target: partial(_own_rates, factors=f) for target, f in rates.items()})
-    if not found:
-        return Finding("update_ratio", Severity.NOTICE, title, text, evidence, _code(subject, rates[typical]), found)
-    target, effect = found
-    if effect.saves():
+    target, effect = subject.trials.best({target: partial(_own_rates, factors=f) for target, f in rates.items()})
+    if not effect or effect.saves():
         return Finding("update_ratio", Severity.NOTICE, title, text, evidence, _code(subject, rates[target]), effect)
     text += " In a trial a rate of its own saves little, or costs: "
     text += "what is wrong is not that alone." if wild else "leave it as it is."
