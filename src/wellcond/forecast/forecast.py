@@ -74,8 +74,8 @@ def forecast(
         raise ValueError(f"got steps={steps}, max_products={max_products}, tolerance={tolerance}; all are positive")
     runs = runs_of(candidates)
     with problem:
-        start, gradient = problem.loss(), problem.gradient()
-        if not norm(gradient) > 0:
+        start = problem.loss()
+        if not norm(problem.gradient()) > 0:
             raise ValueError(
                 "the gradient is zero: nothing is predicted to move; measure before the minimum is reached"
             )
@@ -89,7 +89,7 @@ def forecast(
             if top is None:
                 edge = eigenvalues(H if P is None else H.preconditioned(P), seed=seed)
                 top, products = edge.largest(), products + edge.products
-            model = _Model(operator, gradient, top, min(steps, max_products))
+            model = _Model(operator, top, min(steps, max_products))
             products += model.run.steps
             for name, candidate in under.items():
                 found[name] = _curve(name, candidate, model, problem, start, steps, tolerance)
@@ -135,7 +135,6 @@ class _Model:
 
     Args:
         operator: PᵀCP.
-        gradient: ∇L.
         top: λ_max(PᵀHP), known or from a random start. It decides stability, and neither the gradient's own run nor a
             Gauss-Newton matrix need show it: 20 steps after the start of training, under Jacobi, G's was 27 times less.
         steps: of the Lanczos run from Pᵀ∇L.
@@ -144,19 +143,14 @@ class _Model:
         run: that run.
         nodes, vectors: of its T.
         length: ‖Pᵀ∇L‖.
+        weights: (m,), they sum to its square.
     """
 
-    def __init__(self, operator: CurvatureOperator | Preconditioned, gradient: Tensor, top: Estimate, steps: int):
-        self.operator, self.top = operator, top
-        if isinstance(operator, Preconditioned):
-            gradient = flatten(operator.P.adjoint(unflatten(gradient, operator.P.parameters)))
+    def __init__(self, operator: CurvatureOperator | Preconditioned, top: Estimate, steps: int):
+        self.operator, self.top, gradient = operator, top, operator.gradient()
         self.run, self.length = Lanczos(operator, gradient).extend(steps), norm(gradient)
         self.nodes, self.vectors = torch.linalg.eigh(self.run.tridiagonal())
-
-    @property
-    def weights(self) -> Tensor:
-        """(m,), they sum to ‖Pᵀ∇L‖²."""
-        return (self.vectors[0] * self.length).square()
+        self.weights = (self.vectors[0] * self.length).square()
 
     def displacement(self, f: Tensor) -> Tensor:
         """P z for z = −f(C)∇L, (n,), f given on the nodes."""
