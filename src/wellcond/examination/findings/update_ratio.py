@@ -98,9 +98,8 @@ def _standing_out(ratios: dict[str, Estimate]) -> list[str]:
 def _own_rates(run: TrainingRun, factors: dict[str, float]) -> None:
     """Each of these parameters in a group of its own, with its rate multiplied."""
     optimizer = unwrapped_optimizer(run.optimizer)
-    parameters = dict(run.model.named_parameters())
     for name, factor in factors.items():
-        p = parameters[name]
+        p = run.model.get_parameter(name)
         group = next(g for g in optimizer.param_groups if any(q is p for q in g["params"]))
         group["params"] = [q for q in group["params"] if q is not p]
         own = {key: value for key, value in group.items() if key not in ("params", "param_names")}
@@ -110,9 +109,8 @@ def _own_rates(run: TrainingRun, factors: dict[str, float]) -> None:
 
 def _code(subject: Subject, factors: dict[str, float]) -> str:
     assert subject.optimizer is not None
-    by_name = dict(zip(subject.problem.names, subject.problem.parameters, strict=True))
     rate_of = {id(p): float(g["lr"]) for g in subject.optimizer.param_groups for p in g["params"]}
-    now = {name: rate_of[id(by_name[name])] for name in factors}
+    now = {name: rate_of[id(subject.problem.model.get_parameter(name))] for name in factors}
     own = ", ".join(f"{name!r}: {now[name] * factor:.2g}" for name, factor in factors.items())
     return (
         f"own = {{{own}}}  # now {', '.join(dict.fromkeys(map(shown, now.values())))}\n"
