@@ -66,7 +66,7 @@ def test_names_and_sentences():
 @pytest.mark.parametrize("result", [wc.Examination, wc.History])
 def test_a_result_draws_with_what_the_package_registered(result):
     renderer: Pages = result.renderer
-    assert all(callable(getattr(renderer, face)) for face in ("page", "notebook"))
+    assert callable(renderer.page)
 
 
 def test_importing_the_package_loads_nothing_heavy():

@@ -8,7 +8,7 @@ R = TypeVar("R", contravariant=True)
 
 
 class Pages(Protocol[R]):
-    """Shows results of one kind to people.
+    """Writes results of one kind as pages.
 
     The class of such a result declares a `renderer`, its methods call it, and `wellcond/__init__.py` registers one: so
     that pages are functions of a result, which imports none of them.
@@ -17,12 +17,12 @@ class Pages(Protocol[R]):
     def page(self, result: R, /) -> str:
         """One HTML page that works offline."""
 
-    def notebook(self, result: R, /) -> str:
-        """A small table as HTML."""
-
 
 class Renderer(Pages[R], Protocol[R]):
-    """Draws figures of them for papers too."""
+    """Shows them to people in notebooks and papers too."""
+
+    def notebook(self, result: R, /) -> str:
+        """A small table as HTML."""
 
     def plot(self, result: R, which: str, ax: Any, /) -> Any:
         """Draw one figure on matplotlib axes, new ones for None, and return them."""

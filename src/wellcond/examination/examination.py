@@ -19,7 +19,7 @@ from typing import Any, ClassVar
 import torch
 from torch import nn
 
-from wellcond.display import Pages, capitalized
+from wellcond.display import Pages, Table, capitalized
 from wellcond.examination.figures import headline, interruption
 from wellcond.examination.finding import Find, Finding, Severity
 from wellcond.examination.findings import FINDINGS
@@ -71,7 +71,8 @@ class Examination:
         return " ".join([headline(self.measurements), interruption(self.interrupted)]).strip()
 
     def _repr_html_(self) -> str:
-        return self.renderer.notebook(self)
+        rows = [(f.severity.word, f.title, str(f.effect or "")) for f in self.findings]
+        return Table(["severity", "finding", "its remedy, tried"], rows, self.title).html()
 
     def to_json(self) -> dict[str, Any]:
         """Every figure with its interval and origin, ready for `json.dump`; the schema is in docs/json.md."""

@@ -9,7 +9,6 @@ from wellcond.report.chart import new_figure as new_figure
 from wellcond.report.compare import Comparison as Comparison
 from wellcond.report.compare import compare as compare
 from wellcond.report.page import VERDICT as VERDICT
-from wellcond.report.page import notebook as notebook
 from wellcond.report.page import page as page
 from wellcond.report.template import render as render
 from wellcond.report.terminal import STYLES as STYLES

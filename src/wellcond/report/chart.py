@@ -48,7 +48,7 @@ def new_figure() -> Any:
 
 
 def _plain(figure: Any) -> dict[str, Any]:
-    """A figure as dictionaries, with the page's margins and legend; its `meta` may have another "narrow" layout."""
+    """A figure as dictionaries, with the page's margins and legend."""
     figure.update_layout(
         template="none",
         height=figure.layout.height or 400,

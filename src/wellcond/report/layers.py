@@ -68,7 +68,6 @@ def layers_chart(m: Measurements) -> Chart | None:
 
 
 def _panel(layers: Sequence[LayerConditioning], most: float) -> Any:
-    names = [layer.label for layer in layers]
     decades = range(0, math.ceil(most) + 1, max(1, math.ceil(most / 4)))
     cells = [[(html.escape(layer.label), str(e)) for e in layer.kappas.values()] for layer in layers]
     figure = new_figure()
@@ -91,7 +90,6 @@ def _panel(layers: Sequence[LayerConditioning], most: float) -> Any:
             "y": 0,
             "yanchor": "top",
             "ypad": 8,
-            "tickangle": 0,
             "tickvals": list(decades),
             "ticktext": [f"κ = {number(10.0**d)}" if d == 0 else number(10.0**d) for d in decades],
         },
@@ -100,26 +98,16 @@ def _panel(layers: Sequence[LayerConditioning], most: float) -> Any:
         xaxis={
             "side": "top",
             "showgrid": False,
-            "tickmode": "array",
             "tickvals": COLUMNS,
             "ticktext": [column.replace(" n", "<br>n") for column in COLUMNS],
-            "tickangle": 0,
             "tickfont": {"size": 10},
         },
         yaxis={
-            "tickmode": "array",
             "tickvals": list(range(len(layers))),
-            "ticktext": [html.escape(short(name)) for name in names],
+            "ticktext": [html.escape(short(layer.label, 20)) for layer in layers],
             "tickfont": {"size": 11 if len(layers) > 20 else 13},
             "autorange": "reversed",
             "showgrid": False,
-        },
-        meta={
-            "narrow": {
-                "margin": {"t": 74},
-                "xaxis": {"tickangle": -60, "ticktext": [column.replace("normalized", "norm.") for column in COLUMNS]},
-                "yaxis": {"ticktext": [html.escape(short(name, 14)) for name in names]},
-            }
         },
         height=130 + len(layers) * (34 if len(layers) <= 20 else 17),
     )

@@ -94,7 +94,7 @@ def _profile(rates: Sequence[Distribution]) -> Chart:
     axis: dict[str, Any] = {"title": "parameter, in the order of the network", "range": [-0.5, len(rates) - 0.5]}
     if len(rates) <= 16:
         labels = [html.escape(short(d.parameter, 16)) for d in rates]
-        axis |= {"title": "parameter", "tickmode": "array", "tickvals": x, "ticktext": labels}
+        axis |= {"title": "parameter", "tickvals": x, "ticktext": labels}
     figure.update_layout(xaxis=axis, yaxis={"title": "learning rate αP²", **LOG})
     fastest, slowest = max(rates, key=lambda d: d.median), min(rates, key=lambda d: d.median)
     table = [["parameter", "5 %", "median", "95 %"], *([d.parameter, *_spread(d)] for d in rates)]
