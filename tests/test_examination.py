@@ -292,6 +292,17 @@ def test_progress_knows_its_end_and_is_told_of_every_product_and_batch(width, ba
     assert done[-1] == products
 
 
+def test_an_optimizer_of_named_parameters_is_examined():
+    model, X, Y = nn.Linear(3, 1), torch.randn(9, 3), torch.randn(9, 1)
+    optimizer = torch.optim.Adam(model.named_parameters(), lr=1e-2)
+    nn.functional.mse_loss(model(X), Y).backward()
+    optimizer.step()
+    examination = wc.examine(model, nn.MSELoss(), (X, Y), optimizer, quick=True)
+    (group,) = examination.measurements.optimizer.groups
+    assert group["betas"] == [0.9, 0.999]
+    assert "param_names" not in group
+
+
 def test_progress_reaches_its_end_where_stages_take_fewer_products_or_fail():
     """A Krylov space of two dimensions is exhausted at once; the output is not one tensor."""
     torch.manual_seed(0)

@@ -269,7 +269,7 @@ def _facts(optimizer: Any) -> OptimizerFacts:
         for key, value in group.items():
             if isinstance(value, torch.Tensor):
                 facts[key] = float(value)
-            elif isinstance(value, tuple | list) and key != "params":
+            elif isinstance(value, tuple | list) and key not in ("params", "param_names"):
                 facts[key] = [float(x) for x in value]
             elif isinstance(value, bool | int | float | str):
                 facts[key] = value

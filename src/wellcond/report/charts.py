@@ -84,17 +84,15 @@ def _forecast(m: Measurements) -> Chart | None:
     f = m.forecast
     if f is None:
         return None
-    figure, named = new_figure(), candidates(m)
+    figure, named, steps = new_figure(), candidates(m), list(range(f.steps + 1))
     table = [["", "learning rate", "edge ratio", f"loss after {f.steps} steps", "trusted up to step"]]
     for role, (name, c) in zip((FIRST, SECOND, THIRD, FOURTH), f.curves.items(), strict=False):
-        losses = c.losses.tolist()  # plotly leaves a gap where one is not finite
-        end = c.trusted_steps
+        losses, end = c.losses.tolist(), c.trusted_steps  # plotly leaves a gap where a loss is not finite
         line: dict[str, Any] = {"meta": role, "mode": "lines", "legendgroup": role, "name": html.escape(named[name])}
-        figure.add_scatter(x=list(range(end + 1)), y=losses[: end + 1], line={"width": 2.5}, **line)
-        dotted = {"width": 2, "dash": "dot"}
-        after = list(range(end, f.steps + 1))
-        figure.add_scatter(x=after, y=losses[end:], line=dotted, showlegend=False, **line)
-        line |= {"mode": "markers", "marker": {"size": 7, "symbol": "circle-open"}, "showlegend": False}
+        figure.add_scatter(x=steps[: end + 1], y=losses[: end + 1], line={"width": 2.5}, **line)
+        line |= {"showlegend": False}
+        figure.add_scatter(x=steps[end:], y=losses[end:], line={"width": 2, "dash": "dot"}, **line)
+        line |= {"mode": "markers", "marker": {"size": 7, "symbol": "circle-open"}}
         figure.add_scatter(x=list(c.true_losses), y=list(c.true_losses.values()), **line)
         loss = "diverges" if c.diverges else number(float(c.losses[-1]))
         table.append([named[name], number(c.learning_rate), number(c.edge_ratio), loss, str(end)])
