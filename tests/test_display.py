@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.text import Text
 
 import wellcond as wc
-from wellcond.display import Pages, Table, begun, capitalized, listed, number
+from wellcond.display import Renderer, Table, begun, capitalized, listed, number
 
 HOSTILE = "<b>x</b> [bold red]y[/]"
 
@@ -63,10 +63,10 @@ def test_names_and_sentences():
     assert number(float("inf")) == "inf"
 
 
-@pytest.mark.parametrize("result", [wc.Examination, wc.History])
-def test_a_result_draws_with_what_the_package_registered(result):
-    renderer: Pages = result.renderer
-    assert callable(renderer.page)
+def test_a_result_draws_with_what_the_package_registered():
+    renderer: Renderer = wc.History.renderer
+    assert all(callable(getattr(renderer, face)) for face in ("page", "notebook", "plot"))
+    assert callable(wc.Examination.page)
 
 
 def test_importing_the_package_loads_nothing_heavy():

@@ -4,7 +4,6 @@ from wellcond.display.axes import axes as axes
 from wellcond.display.density_plot import plot as plot
 from wellcond.display.numbers import number as number
 from wellcond.display.numbers import number_to_json as number_to_json
-from wellcond.display.renderer import Pages as Pages
 from wellcond.display.renderer import Renderer as Renderer
 from wellcond.display.table import Table as Table
 from wellcond.display.table import paragraphs as paragraphs

@@ -7,19 +7,15 @@ from typing import Any, Protocol, TypeVar
 R = TypeVar("R", contravariant=True)
 
 
-class Pages(Protocol[R]):
-    """Writes results of one kind as pages.
+class Renderer(Protocol[R]):
+    """Shows results of one kind to people.
 
     The class of such a result declares a `renderer`, its methods call it, and `wellcond/__init__.py` registers one: so
-    that pages are functions of a result, which imports none of them.
+    that pages and plots are functions of a result, which imports none of them.
     """
 
     def page(self, result: R, /) -> str:
         """One HTML page that works offline."""
-
-
-class Renderer(Pages[R], Protocol[R]):
-    """Shows them to people in notebooks and papers too."""
 
     def notebook(self, result: R, /) -> str:
         """A small table as HTML."""

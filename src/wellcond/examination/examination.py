@@ -6,12 +6,13 @@ refused before minutes of work. Only then each of `FINDINGS` looks at the figure
 copy (`subject.trials`), which is what costs most, and none depends on another's. Every part runs inside
 `Failures.attempt`, since one that fails must cost no other, and inside `on_fewer` (memory.py), since out of memory it
 is made again on half the examples. Nothing here draws or prints: pages are functions of the result, in rooms above,
-and reach it through `Examination.renderer`.
+and reach it through `Examination.page`.
 """
 
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -19,7 +20,7 @@ from typing import Any, ClassVar
 import torch
 from torch import nn
 
-from wellcond.display import Pages, Table, capitalized
+from wellcond.display import Table, capitalized
 from wellcond.examination.figures import headline, interruption
 from wellcond.examination.finding import Find, Finding, Severity
 from wellcond.examination.findings import FINDINGS
@@ -42,8 +43,8 @@ class Examination:
         interrupted: the part that Ctrl-C ended, in an examination that is partial; else empty.
     """
 
-    renderer: ClassVar[Pages[Any]]
-    """Draws the page; registered by `wellcond/__init__.py`."""
+    page: ClassVar[Callable[[Examination], str]]
+    """The page as HTML, in one file that works offline; registered by `wellcond/__init__.py`."""
 
     measurements: Measurements
     findings: list[Finding]
@@ -57,7 +58,7 @@ class Examination:
     def save(self, path: str | Path = "report.html") -> Path:
         """Write the page: one file that works offline."""
         path = Path(path)
-        path.write_text(self.renderer.page(self), encoding="utf-8")
+        path.write_text(self.page(), encoding="utf-8")
         return path
 
     def __repr__(self) -> str:
