@@ -6,7 +6,6 @@ import io
 import subprocess
 import sys
 
-import pytest
 from rich.console import Console
 from rich.text import Text
 

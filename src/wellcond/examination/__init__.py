@@ -5,8 +5,6 @@ from wellcond.examination.examination import examine as examine
 from wellcond.examination.figures import CURVATURES as CURVATURES
 from wellcond.examination.figures import KAPPAS as KAPPAS
 from wellcond.examination.figures import OF_THETA as OF_THETA
-from wellcond.examination.figures import SYMBOLS as SYMBOLS
-from wellcond.examination.figures import conditioning_figures as conditioning_figures
 from wellcond.examination.figures import headline as headline
 from wellcond.examination.figures import interruption as interruption
 from wellcond.examination.finding import Find as Find

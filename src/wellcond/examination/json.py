@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from wellcond.display import number_to_json
-from wellcond.examination.figures import KAPPAS, conditioning_figures
+from wellcond.examination.figures import KAPPAS
 from wellcond.examination.finding import Finding, Severity
 from wellcond.examination.measurements import Measurements
 from wellcond.examination.step_sizes import QUANTILES
@@ -39,7 +39,7 @@ def to_json(m: Measurements, findings: Sequence[Finding], interrupted: str) -> d
                 name: {
                     "theta": c.theta,
                     "whole_spectrum": c.spectrum is not None,
-                    **conditioning_figures(c),
+                    **c.by_name(),
                     "eigenvalues": {"largest": c.top, "smallest": c.bottom},
                     "products": c.products,
                 }

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from wellcond.examination.figures import CURVATURES, KAPPAS, SYMBOLS
+from wellcond.conditioning import SYMBOLS
+from wellcond.examination.figures import CURVATURES, KAPPAS
 from wellcond.examination.finding import Finding, Severity
 from wellcond.examination.json import SCHEMA
 from wellcond.linalg import Estimate

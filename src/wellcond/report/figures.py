@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from wellcond.conditioning import Conditioning
-from wellcond.examination import CURVATURES, SYMBOLS, Measurements, conditioning_figures
-from wellcond.linalg import Estimate
+from wellcond.conditioning import SYMBOLS, Conditioning, shown
+from wellcond.examination import CURVATURES, Measurements
 
 _MEANINGS = {
     "largest": "largest eigenvalue",
@@ -36,7 +35,7 @@ class Row(NamedTuple):
 
     symbol: str
     meaning: str
-    cells: tuple[str, str]
+    cells: list[str]
     how: str
 
 
@@ -48,7 +47,7 @@ def rows(m: Measurements) -> Iterator[Row]:
         plan = [("gauss_newton", "G", others | _OF_GAUSS_NEWTON)]
     for curvature, matrix, meanings in plan:
         both = [m.figures.get(name) for name in (curvature, f"{curvature}_preconditioned")]
-        before, after = (conditioning_figures(c) if c is not None else {} for c in both)
+        before, after = (c.by_name() if c is not None else {} for c in both)
         for key, meaning in meanings.items():
             plain, own = before.get(key), after.get(key)
             given = [e for e in (plain, own) if e is not None]
@@ -56,14 +55,8 @@ def rows(m: Measurements) -> Iterator[Row]:
             # A gradient without a flat share is what one expects, and the rounding of its zero tells nobody anything.
             if known and (key != "outside_range" or any(e.value > 1e-4 for e in known)):
                 symbol = "negative" if key == "negative_fraction" else SYMBOLS[key]
-                cells = _cell(key, plain), _cell(key, own)
+                cells = ["–" if e is None else shown(key, e) for e in (plain, own)]
                 yield Row(f"{symbol} of {matrix}", meaning, cells, given[-1].how)
-
-
-def _cell(key: str, e: Estimate | None) -> str:
-    if e is None:
-        return "–"
-    return e.with_error() if key in ("largest", "smallest") else str(e)
 
 
 def shown_spectra(m: Measurements) -> dict[str, Conditioning]:
