@@ -43,8 +43,7 @@ def rows(m: Measurements) -> Iterator[Row]:
     """The table of conditioning figures, in reading order, without lines that have no figure at all."""
     plan = [("hessian", "H", _MEANINGS), ("gauss_newton", "G", _OF_GAUSS_NEWTON)]
     if m.settings.curvature == "gauss-newton":
-        others = {key: meaning for key, meaning in _MEANINGS.items() if key != "kappa_mean"}
-        plan = [("gauss_newton", "G", others | _OF_GAUSS_NEWTON)]
+        plan = [("gauss_newton", "G", _MEANINGS | _OF_GAUSS_NEWTON)]
     for curvature, matrix, meanings in plan:
         both = [m.figures.get(name) for name in (curvature, f"{curvature}_preconditioned")]
         before, after = (c.by_name() if c is not None else {} for c in both)

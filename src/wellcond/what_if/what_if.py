@@ -116,11 +116,8 @@ def _variant(
     start = training.start()
     hessian, preconditioned = _figures(start, seed, notes) if figures else (None, None)
     warmed = training.best(warm_up) if warm_up else start
-
-    def forecasted() -> Curve:
-        return forecast(warmed.problem, {name: warmed.P()}, steps=steps, tolerance=TOLERANCE, seed=seed)[name]
-
-    curve = _or_note(notes, "no forecast", forecasted)
+    ahead = partial(forecast, warmed.problem, steps=steps, tolerance=TOLERANCE, seed=seed)
+    curve = _or_note(notes, "no forecast", lambda: ahead({name: warmed.P()})[name])
     rate = float(training.optimizer.param_groups[0]["lr"]) * (warmed.factor or 1.0)
     edge, suggested = _edge(preconditioned, rate, start.step, len(training.optimizer.param_groups))
     losses = tuple(warmed.losses) if warm_up else ()
