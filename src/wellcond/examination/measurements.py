@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from functools import partial
+from timeit import timeit
 from typing import Any
 
 import torch
@@ -116,7 +117,8 @@ def measure(subject: Subject, settings: Settings, progress: Progress | None = No
     course.finish()
     attempt("effective learning rates", partial(_step_sizes, m, subject))
     m.layers = attempt("the conditioning of layers", partial(_layers, problem)) or []
-    m.gradient_seconds = attempt("the time of a gradient", partial(_seconds, problem.gradient)) or m.gradient_seconds
+    again = attempt("the time of a gradient", partial(timeit, problem.gradient, number=1))
+    m.gradient_seconds = again or m.gradient_seconds
     m.seconds = time.perf_counter() - started
     return m
 
@@ -220,12 +222,6 @@ def _layers(problem: Problem) -> list[LayerConditioning]:
         return layer_conditioning(problem)
     except NoLayersError:
         return []
-
-
-def _seconds(call: Callable[[], Any]) -> float:
-    before = time.perf_counter()
-    call()
-    return time.perf_counter() - before
 
 
 def _root_v(problem: Problem, optimizer: Any) -> torch.Tensor:

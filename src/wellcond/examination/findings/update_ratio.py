@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import statistics
 from functools import partial
@@ -66,16 +67,13 @@ def _ratios(subject: Subject) -> dict[str, Estimate]:
     rows."""
     problem, steps = subject.problem, subject.trials.first_steps
     left_out = {id(p) for p in parameter_kinds.embeddings(problem.model)}
+    named = zip(problem.names, problem.parameters, strict=True)
+    outputs = {name: len(p) for name, p in named if p.ndim > 1 and id(p) not in left_out}
     found: dict[str, list[float]] = {}
-    shapes = {name: p.shape for name, p in zip(problem.names, problem.parameters, strict=True) if id(p) not in left_out}
-    for taken in steps:
-        for tensor in taken:
-            shape = shapes.get(tensor.name, ())
-            if len(shape) < 2:
-                continue
-            # rms·√inputs = ‖p‖/√outputs
-            if tensor.norm > SMALL * math.sqrt(shape[0]):
-                found.setdefault(tensor.name, []).append(tensor.moved / tensor.norm)
+    for tensor in itertools.chain(*steps):
+        # rms·√inputs = ‖p‖/√outputs
+        if tensor.name in outputs and tensor.norm > SMALL * math.sqrt(outputs[tensor.name]):
+            found.setdefault(tensor.name, []).append(tensor.moved / tensor.norm)
     how = f"one step of a copy on each of {len(steps)} batches"
     return {name: Estimate(statistics.median(x), min(x), max(x), how) for name, x in found.items()}
 
