@@ -299,7 +299,7 @@ def test_an_optimizer_of_named_parameters_is_examined():
     optimizer.step()
     examination = wc.examine(model, nn.MSELoss(), (X, Y), optimizer, quick=True)
     (group,) = examination.measurements.optimizer.groups
-    assert group["betas"] == [0.9, 0.999]
+    assert group["betas"] == (0.9, 0.999)
     assert "param_names" not in group
 
 

@@ -264,10 +264,8 @@ def _facts(optimizer: Any) -> OptimizerFacts:
         facts: dict[str, Any] = {"parameters": sum(p.numel() for p in group["params"])}
         for key, value in group.items():
             if isinstance(value, torch.Tensor):
-                facts[key] = float(value)
-            elif isinstance(value, tuple | list) and key not in ("params", "param_names"):
-                facts[key] = [float(x) for x in value]
-            elif isinstance(value, bool | int | float | str):
+                facts[key] = value.tolist()
+            elif isinstance(value, tuple | list | bool | int | float | str) and key not in ("params", "param_names"):
                 facts[key] = value
         groups.append(facts)
     return OptimizerFacts(type(optimizer).__name__, groups)

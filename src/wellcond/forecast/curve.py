@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -130,8 +129,8 @@ class Forecast:
             label = f"{name} (diverges)" if c.diverges else name
             (line,) = ax.plot(steps[: end + 1], losses[: end + 1], label=label, linewidth=1.8)
             ax.plot(steps[end:], losses[end:], color=line.get_color(), linestyle=":", linewidth=1.4)
-            seen = {n: x for n, x in c.true_losses.items() if math.isfinite(x)}
-            ax.plot(list(seen), list(seen.values()), "o", color=line.get_color(), fillstyle="none", markersize=5)
+            seen, true = list(c.true_losses), list(c.true_losses.values())
+            ax.plot(seen, true, "o", color=line.get_color(), fillstyle="none", markersize=5)
         ax.set(xlabel="step", ylabel="loss", xlim=(0, 1.01 * self.steps), ylim=self.window())
         ax.set_title("Predicted loss (dotted: beyond what may be trusted; ○: true loss there)", fontsize="medium")
         ax.legend(frameon=False)
