@@ -61,7 +61,8 @@ def _estimated(x: Tensor, squared_rows: Tensor) -> Estimate:
     if float(x.std()) == 0:
         return Estimate.undefined("√v is the same for every parameter")
     if samples == 1:
-        value = _correlation(x, _log_norms(squared_rows))
+        y = _log_norms(squared_rows)
+        value = _covariance(x, y) / math.sqrt(_covariance(x, x) * max(_covariance(y, y), 1e-300))
         return Estimate(value, value - ROUNDING, value + ROUNDING, "exact row norms")
     if samples < 4:
         return Estimate.undefined(f"{samples} random products are too few to tell")
@@ -94,7 +95,3 @@ def _log_norms(squared_rows: Tensor) -> Tensor:
 
 def _covariance(x: Tensor, y: Tensor) -> float:
     return float(((x - x.mean()) * (y - y.mean())).mean())
-
-
-def _correlation(x: Tensor, y: Tensor) -> float:
-    return _covariance(x, y) / math.sqrt(_covariance(x, x) * max(_covariance(y, y), 1e-300))
