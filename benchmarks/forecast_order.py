@@ -106,7 +106,7 @@ def trained(problem: wc.Problem, P: wc.Preconditioner | None, rate: float) -> fl
 def measured(where: tuple[str, str], seed: int, problem: wc.Problem, P: dict[str, wc.Preconditioner | None]) -> Case:
     f = wc.forecast(problem, P, steps=STEPS)
     rates = {name: wc.Candidate(p, f[name].learning_rate) for name, p in P.items()}
-    with_hessian = wc.forecast(problem, rates, steps=STEPS, curvature=wc.Hessian(problem), check=False)
+    with_hessian = wc.forecast(problem, rates, steps=STEPS, curvature=wc.Hessian(problem))
     with problem:
         G = wc.GaussNewton(problem)
         figures = {name: wc.conditioning(G if p is None else G.preconditioned(p)) for name, p in P.items()}
@@ -117,7 +117,7 @@ def measured(where: tuple[str, str], seed: int, problem: wc.Problem, P: dict[str
         "κ_eff": {name: c.kappa_effective.value for name, c in figures.items()},
         "κ̄": {name: c.kappa_mean.value for name, c in figures.items()},
     }
-    trusted = {name: c.trusted_steps or 0 for name, c in f.curves.items()}
+    trusted = {name: c.trusted_steps for name, c in f.curves.items()}
     true = {name: trained(problem, P[name], c.learning_rate) for name, c in f.curves.items()}
     return Case(where, seed, predicted, trusted, true)
 

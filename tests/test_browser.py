@@ -135,8 +135,8 @@ def test_a_hostile_name_stays_text_wherever_it_is_shown(tmp_path):
     optimizer = wc.examination.measurements.OptimizerFacts(INJECTION, [])
     planted = examined().measurements
     planted.layers, planted.optimizer = m.layers, optimizer
-    planted.step_sizes.rates[0] = wc.examination.step_sizes.Distribution(
-        INJECTION, *list(vars(planted.step_sizes.rates[0]).values())[1:]
+    planted.step_sizes.learning_rate.parameters[0] = wc.examination.step_sizes.Distribution(
+        INJECTION, *list(vars(planted.step_sizes.learning_rate.parameters[0]).values())[1:]
     )
     planted.notes, planted.model, planted.unreached = [INJECTION], INJECTION, [INJECTION]
     figure = m.figures["hessian"].largest

@@ -95,9 +95,6 @@ class TestL2Spectrum:
 
 
 class TestGeneralization:
-    def test_advantage(self) -> None:
-        assert math.isclose(l2_generalization.advantage([3.0, 1.0], [9.0, 2.0]), -math.log(2))
-
     @pytest.mark.parametrize(
         ("advantages", "expected"),
         [([-0.1, -0.2], True), ([0.1, 0.2], False), ([0.1, 0.3, -0.2], True), ([0.1, 0.1, 0.101], False)],

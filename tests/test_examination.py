@@ -108,7 +108,7 @@ def test_above_the_dense_limit_the_intervals_contain_the_dense_answers(quick):
                     assert c.kappa_effective.low <= dense.kappa_effective.value <= c.kappa_effective.high
                 if key == "hessian" and not suffix:
                     root_v = flatten([optimizer.state[p]["exp_avg_sq"].sqrt() for p in model.parameters()])
-                    exact = row_norm_correlation(dense.squared_row_norms(), root_v, exact=True)
+                    exact = row_norm_correlation(dense.squared_row_norms(), root_v)
                     assert exact.correlation.value in m.row_norms.correlation
 
 
@@ -292,6 +292,17 @@ def test_progress_knows_its_end_and_is_told_of_every_product_and_batch(width, ba
     assert done[-1] == products
 
 
+def test_an_optimizer_of_named_parameters_is_examined():
+    model, X, Y = nn.Linear(3, 1), torch.randn(9, 3), torch.randn(9, 1)
+    optimizer = torch.optim.Adam(model.named_parameters(), lr=1e-2)
+    nn.functional.mse_loss(model(X), Y).backward()
+    optimizer.step()
+    examination = wc.examine(model, nn.MSELoss(), (X, Y), optimizer, quick=True)
+    (group,) = examination.measurements.optimizer.groups
+    assert group["betas"] == (0.9, 0.999)
+    assert "param_names" not in group
+
+
 def test_progress_reaches_its_end_where_stages_take_fewer_products_or_fail():
     """A Krylov space of two dimensions is exhausted at once; the output is not one tensor."""
     torch.manual_seed(0)
@@ -319,10 +330,10 @@ def test_the_correlation_from_samples_contains_the_exact_one(samples, rank):
         factors = torch.randn(n, rank, dtype=torch.float64, generator=generator) * scale[:, None]
         H = factors @ factors.T
         root_v = H.norm(dim=1) * torch.exp(0.5 * torch.randn(n, dtype=torch.float64, generator=generator))
-        exact = row_norm_correlation(H.square().sum(1)[None], root_v, exact=True).correlation.value
+        exact = row_norm_correlation(H.square().sum(1)[None], root_v).correlation.value
         directions = torch.randn(n, samples, dtype=torch.float64, generator=generator)
         directions /= directions.norm(dim=0)
-        estimate = row_norm_correlation(n * (H @ directions).square().T, root_v, exact=False).correlation
+        estimate = row_norm_correlation(n * (H @ directions).square().T, root_v).correlation
         failures += exact not in estimate
         widths.append(estimate.high - estimate.low)
     assert failures <= 1
@@ -331,11 +342,11 @@ def test_the_correlation_from_samples_contains_the_exact_one(samples, rank):
 
 def test_the_correlation_is_undefined_where_there_is_nothing_to_correlate():
     rows, root_v = torch.rand(5, 6) + 0.1, torch.rand(6) + 0.1
-    assert row_norm_correlation(rows, root_v, exact=False).correlation.defined
-    assert not row_norm_correlation(rows, torch.ones(6), exact=False).correlation.defined
-    assert not row_norm_correlation(rows, torch.full((6,), torch.nan), exact=False).correlation.defined
-    assert not row_norm_correlation(torch.zeros(5, 6), root_v, exact=False).correlation.defined
-    assert not row_norm_correlation(rows[:3], root_v, exact=False).correlation.defined
+    assert row_norm_correlation(rows, root_v).correlation.defined
+    assert not row_norm_correlation(rows, torch.ones(6)).correlation.defined
+    assert not row_norm_correlation(rows, torch.full((6,), torch.nan)).correlation.defined
+    assert not row_norm_correlation(torch.zeros(5, 6), root_v).correlation.defined
+    assert not row_norm_correlation(rows[:3], root_v).correlation.defined
 
 
 @pytest.mark.parametrize("name", ["dropout", "convolution", "attention", "LSTM", "tied weights", "batch norm"])

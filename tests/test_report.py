@@ -148,3 +148,19 @@ def test_the_spectrum_chart_counts_eigenvalues(examination):
     for x, y in list(zip(trace["x"], trace["y"], strict=True))[::20]:
         expected = int((values >= x * (1 - 1e-12)).sum())
         assert y == pytest.approx(max(0.5, expected))
+
+
+def test_at_the_bound_of_the_spectrum_chart_the_edge_ratio_is_one(examination):
+    m = examination.measurements
+    spectrum = next(c for c in charts(m) if c.key == "spectrum")
+    bound = spectrum.figures[0]["data"][-1]["x"][0]
+    assert m.figures["hessian_preconditioned"].largest.value / bound == pytest.approx(m.edge.ratio.value)
+
+
+def test_the_layers_chart_and_the_rates_hold_the_figures(examination):
+    m = examination.measurements
+    drawn = {chart.key: chart.figures[0]["data"][0] for chart in charts(m)}
+    assert 10 ** drawn["layers"]["z"][0][0] == pytest.approx(m.layers[0].kappa.value)
+    assert 10 ** drawn["layers"]["z"][1][3] == pytest.approx(m.layers[1].standardized.value)
+    rates = next(chart for chart in charts(m) if chart.key == "rates")
+    assert sum(sum(bars["y"]) for bars in rates.figures[0]["data"]) == m.parameters

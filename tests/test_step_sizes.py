@@ -28,23 +28,23 @@ def linear() -> nn.Linear:
 def test_rates_are_those_of_adams_formula():
     model = linear()
     optimizer = torch.optim.Adam(model.parameters(), lr=0.02, eps=1e-6)
-    found = sizes(optimizer, model).rates
-    assert [(d.name, d.kind, d.size) for d in found] == [("weight", "weight", 12), ("bias", "bias", 4)]
+    found = sizes(optimizer, model).learning_rate.parameters
+    assert [(d.parameter, d.kind, d.entries) for d in found] == [("weight", "weight", 12), ("bias", "bias", 4)]
     for d, p in zip(found, model.parameters(), strict=True):
         v = optimizer.state[p]["exp_avg_sq"] / (1 - 0.999**3)
         rates = (0.02 / (v.sqrt() + 1e-6)).flatten()
         expected = rates.quantile(torch.tensor(QUANTILES, dtype=torch.float64), interpolation="nearest")
         torch.testing.assert_close(torch.tensor(d.quantiles, dtype=torch.float64), expected)
-        assert sum(d.counts) == d.size
+        assert sum(d.counts) == d.entries
 
 
 def test_rates_that_are_all_the_same_are_one_bin():
     model = linear()
     found = sizes(torch.optim.SGD(model.parameters(), lr=0.1), model)
-    assert len(found.rate_edges) == 2
-    assert [d.counts for d in found.rates] == [(12,), (4,)]
-    assert found.decay_edges == ()
-    assert all(d.quantiles == (0.0,) * len(QUANTILES) and d.counts == () for d in found.decays)
+    assert len(found.learning_rate.edges) == 2
+    assert [d.counts for d in found.learning_rate.parameters] == [(12,), (4,)]
+    assert found.decay.edges == ()
+    assert all(d.quantiles == (0.0,) * len(QUANTILES) and d.counts == () for d in found.decay.parameters)
 
 
 @pytest.mark.parametrize(
@@ -67,7 +67,7 @@ def test_decay_is_what_a_parameter_loses_in_a_step_without_a_gradient(make_optim
             p.grad = torch.zeros_like(p)
         optimizer.step()
     problem = wc.Problem(model, nn.MSELoss(), (torch.randn(5, 3).double(), torch.zeros(5, 4).double()))
-    decays = step_sizes(problem, optimizer).decays
+    decays = step_sizes(problem, optimizer).decay.parameters
     for d, p, old in zip(decays, model.parameters(), before, strict=True):
         lost = float((1 - p.detach() / old).median())
         # Momentum sums decays of a parameter that was a little larger: a relative difference of about decay·β/(1−β).
@@ -77,7 +77,7 @@ def test_decay_is_what_a_parameter_loses_in_a_step_without_a_gradient(make_optim
 def test_coupled_decay_goes_through_the_preconditioner():
     model = linear()
     found = sizes(torch.optim.Adam(model.parameters(), lr=0.02, weight_decay=0.3), model)
-    for rate, decay in zip(found.rates, found.decays, strict=True):
+    for rate, decay in zip(found.learning_rate.parameters, found.decay.parameters, strict=True):
         assert decay.quantiles == pytest.approx([0.3 * q for q in rate.quantiles])
 
 

@@ -151,7 +151,7 @@ def test_a_run_that_cannot_be_copied_gives_no_effect_and_says_why():
     run.model.not_a_leaf = torch.ones(3, requires_grad=True) * 2
     trials = trials_of(run)
     assert trials.effect(times_ten) == NoEffect("the remedy could not be tried", failed=True)
-    assert not trials.best({1: times_ten})
+    assert trials.best({1: times_ten}) == (1, NoEffect("the remedy could not be tried", failed=True))
     ((why, where), parts), *others = trials.failures.causes().items()
     assert not others
     assert parts == ["what a remedy does to a copy of the run"]

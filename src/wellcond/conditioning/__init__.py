@@ -5,6 +5,8 @@
 """
 
 from wellcond.conditioning.conditioning import conditioning as conditioning
+from wellcond.conditioning.figures import SYMBOLS as SYMBOLS
 from wellcond.conditioning.figures import Conditioning as Conditioning
+from wellcond.conditioning.figures import shown as shown
 from wellcond.conditioning.sampled import Effort as Effort
 from wellcond.linalg import DENSE_LIMIT as DENSE_LIMIT

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 import math
 from dataclasses import dataclass
 
@@ -15,6 +16,9 @@ from wellcond.linalg import Estimate, Lanczos, Quadrature, SymmetricOperator, ei
 
 REMAINING = 0.01
 """ε of κ_eff: the fraction of the reducible loss that gradient descent is to leave."""
+
+MOST = 2**60
+"""Steps after which gradient descent counts as never there."""
 
 
 def effective(
@@ -159,13 +163,5 @@ def _steps_to(values: Tensor, weights: Tensor, reducible: float, top: float) -> 
         return float((weights * gain).sum())
 
     target = (1 - REMAINING) * reducible * (1 - 1e-12)
-    high = 1
-    while won(high) < target:
-        high *= 2
-        if high > 2**60:
-            return math.inf
-    low = high // 2
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (low, middle) if won(middle) >= target else (middle, high)
-    return high
+    steps = bisect.bisect_left(range(MOST + 1), target, lo=1, key=won)
+    return steps if steps <= MOST else math.inf

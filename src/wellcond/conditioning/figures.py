@@ -15,6 +15,19 @@ SYMMETRIC = {torch.float64: 1e-3, torch.float32: 2e-2}
 """Products that are less symmetric than this, relative to the largest eigenvalue, are wrong and not just rounded: the
 double backward of weight_norm, which is wrong, comes to 0.3, float32 on inputs far off center to 2e-3."""
 
+SYMBOLS = {
+    "largest": "λ_max",
+    "smallest": "λ_min",
+    "kappa_mean": "κ̄",
+    "kappa_star": "κ*",
+    "kappa_50": "κ(0.5)",
+    "kappa_90": "κ(0.9)",
+    "kappa_effective": "κ_eff",
+    "outside_range": "flat share",
+    "negative_fraction": "negative fraction",
+}
+"""Of the figures of a curvature, by their names in an examination's JSON."""
+
 NOT_MEASURED = "only the ends of the spectrum were measured"
 UNKNOWN = Estimate.undefined(NOT_MEASURED)
 
@@ -90,18 +103,20 @@ class Conditioning:
             raise ValueError(f"{NOT_MEASURED}; there are no row norms")
         return self.squared_rows
 
+    def by_name(self) -> dict[str, Estimate]:
+        """All figures, those of `SYMBOLS`."""
+        kappas = {"kappa_50": self.kappa(0.5), "kappa_90": self.kappa(0.9)}
+        return {name: kappas[name] if name in kappas else getattr(self, name) for name in SYMBOLS}
+
     def _repr_html_(self) -> str:
-        rows = [
-            ("λ_max", self.largest, self.largest.with_error()),
-            ("λ_min", self.smallest, self.smallest.with_error()),
-            ("negative fraction", self.negative_fraction, str(self.negative_fraction)),
-            *((f"κ({fraction:g})", e := self.kappa(fraction), str(e)) for fraction in (0.5, 0.9)),
-            ("κ̄", self.kappa_mean, str(self.kappa_mean)),
-            ("κ*", self.kappa_star, str(self.kappa_star)),
-            ("κ_eff", self.kappa_effective, str(self.kappa_effective)),
-        ]
         size = f"{self.size:,} eigenvalues, {self.products:,} products, θ = {self.theta:.0e}"
-        return Table(["", "figure", "how"], [(name, shown, e.how) for name, e, shown in rows], size).html()
+        rows = [(SYMBOLS[name], shown(name, e), e.how) for name, e in self.by_name().items()]
+        return Table(["", "figure", "how"], rows, size).html()
+
+
+def shown(name: str, e: Estimate) -> str:
+    """A figure as a reader sees it: eigenvalues with their error bound, the rest with their interval."""
+    return e.with_error() if name in ("largest", "smallest") else str(e)
 
 
 def check_symmetric(asymmetry: float, scale: float, dtype: torch.dtype) -> None:

@@ -9,9 +9,8 @@ from torch import Tensor
 
 
 class Best(NamedTuple):
-    """The best diagonal scaling that was found: D, (n,); κ(DHD); a lower bound of κ(DHD) over all D."""
+    """The best diagonal scaling that was found: its κ(DHD), and a lower bound of κ(DHD) over all D."""
 
-    scale: Tensor
     kappa: float
     bound: float
 
@@ -30,7 +29,7 @@ def best_scaling(H: Tensor) -> Best:
     Those of the smooth minimum, made equal by scaling X, certify it.
     """
     d = (-0.5 * H.diagonal().log()).requires_grad_()
-    best, bound = Best(d.detach().exp(), condition(H, d.detach().exp()), 1.0), 1.0
+    kappa, bound = condition(H, d.detach().exp()), 1.0
     for q in (4.0, 16.0, 64.0, 256.0, 1024.0):
         optimizer = torch.optim.LBFGS([d], max_iter=200, history_size=50, line_search_fn="strong_wolfe")
 
@@ -43,11 +42,10 @@ def best_scaling(H: Tensor) -> Best:
 
         optimizer.step(smooth)
         D = d.detach().exp()
-        if condition(H, D) < best.kappa:
-            best = Best(D, condition(H, D), 1.0)
+        kappa = min(kappa, condition(H, D))
         values, U = torch.linalg.eigh(D[:, None] * H * D)
         high, low = ((sign * q * values.log()).softmax(0) for sign in (1, -1))
         Y, X = (D[:, None] * (U * weights @ U.T) * D for weights in (high, low))
         equal = (Y.diagonal() / X.diagonal()).sqrt()
         bound = max(bound, float((Y * H).sum() / (equal[:, None] * X * equal * H).sum()))
-    return best._replace(bound=min(bound, best.kappa))  # above it by rounding alone
+    return Best(kappa, min(bound, kappa))  # above it by rounding alone

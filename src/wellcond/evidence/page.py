@@ -3,16 +3,8 @@
 from __future__ import annotations
 
 from wellcond.evidence.plots import svg
-from wellcond.evidence.result import Evidence, Verdict
+from wellcond.evidence.result import Evidence
 from wellcond.report import render
-
-MARKS = {
-    Verdict.SUPPORTED: "good",
-    Verdict.MIXED: "notice",
-    Verdict.NOT_SUPPORTED: "severe",
-    Verdict.NOT_MEASURED: "severe",
-}
-"""The theme's color of each verdict."""
 
 
 def pages(evidence: Evidence) -> dict[str, str]:
@@ -32,7 +24,6 @@ def pages(evidence: Evidence) -> dict[str, str]:
         headline="; ".join([*evidence.about.values(), *(["a quick run"] if evidence.quick else [])]),
         facts=list(evidence.counts().items()),
         evidence=evidence,
-        marks=MARKS,
         pictures={r.claim.name: svg(r.claim, r.runs, themed=True) for r in drawn},
     )
     return {"evidence.html": page} | {f"{r.claim.name}.svg": svg(r.claim, r.runs, themed=False) for r in drawn}

@@ -31,12 +31,14 @@ def svg(claim: Claim, results: Results, *, themed: bool) -> str:
     except ImportError as error:
         raise ModuleNotFoundError("the evidence's plots need matplotlib: pip install 'wellcond[evidence]'") from error
     # Text stays text: small files, and a reader can search it. A salt makes the same file of the same runs.
-    style: Any = {"svg.fonttype": "none", "svg.hashsalt": claim.name, "font.size": 9, "path.simplify": True}
+    style: Any = {"svg.fonttype": "none", "svg.hashsalt": claim.name, "font.size": 9, "legend.fontsize": 6}
     style["axes.prop_cycle"] = cycler(linestyle=["-", "--"]) * cycler(color=COLORS)
     with rc_context(style):
         figure = Figure(figsize=claim.size, layout="constrained")
         ax = figure.add_subplot()
         claim.plot(results, ax)
+        if ax.get_legend_handles_labels()[1] and ax.get_legend() is None:
+            ax.legend()
         written = io.StringIO()
         figure.savefig(written, format="svg", transparent=themed, metadata={"Date": None, "Creator": None})
     text = written.getvalue()

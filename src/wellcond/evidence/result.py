@@ -15,11 +15,11 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
-from wellcond.display import number, number_to_json
+from wellcond.display import number
 from wellcond.evidence.claim import Claim, Runs
+from wellcond.examination import Severity, plain
 
 FORMAT = 1
 """Version of the JSON."""
@@ -32,6 +32,11 @@ class Verdict(StrEnum):
     MIXED = "mixed"
     NOT_SUPPORTED = "not supported"
     NOT_MEASURED = "not measured"
+
+    @property
+    def severity(self) -> Severity:
+        """That of a finding which says so, for colors."""
+        return {Verdict.SUPPORTED: Severity.GOOD, Verdict.MIXED: Severity.NOTICE}.get(self, Severity.SEVERE)
 
 
 @dataclass(frozen=True)
@@ -66,13 +71,14 @@ class Result:
         """Mean ± spread over seeds of every shown figure."""
         return [plus_minus(runs, name) for name in self.claim.shown]
 
-    def cases_to_json(self) -> list[dict[str, Any]]:
-        """Every run's figures, as plain data."""
-        return [
-            {"case": runs.case, "holds": held}
-            | {"runs": [{name: _plain(figure) for name, figure in run.items()} for run in runs.figures]}
+    def to_json(self) -> dict[str, Any]:
+        """The claim with every run's figures, as plain data."""
+        told = {key: getattr(self.claim, key) for key in ("name", "hypothesis", "source", "rule")}
+        cases = [
+            {"case": runs.case, "holds": held, "runs": plain(runs.figures)}
             for runs, held in zip(self.runs, self.held(), strict=True)
         ]
+        return {**told, "verdict": str(self.verdict), "failures": list(self.failures), "cases": cases}
 
 
 @dataclass(frozen=True)
@@ -106,11 +112,7 @@ class Evidence:
 
     def to_json(self) -> dict[str, Any]:
         """The claims with every run's figures, as plain data."""
-        claims = [
-            {"name": r.claim.name, "hypothesis": r.claim.hypothesis, "source": r.claim.source, "rule": r.claim.rule}
-            | {"verdict": str(r.verdict), "failures": list(r.failures), "cases": r.cases_to_json()}
-            for r in self.results
-        ]
+        claims = [r.to_json() for r in self.results]
         return {"format": FORMAT, "quick": self.quick, "about": self.about, "claims": claims}
 
 
@@ -152,9 +154,3 @@ def plus_minus(runs: Runs, name: str) -> str:
     if not math.isfinite(mean) or spread == 0:
         return number(mean)
     return f"{number(mean)} ± {number(float(f'{spread:.1g}'))}"
-
-
-def _plain(figure: float | Sequence[float]) -> Any:
-    """A number or a curve as JSON has it, where infinity is "inf" and what is not defined is null."""
-    values = np.array(figure, dtype=float)
-    return [number_to_json(x) for x in values.tolist()] if values.ndim else number_to_json(float(values))

@@ -9,22 +9,16 @@ from rich.text import Text
 
 from wellcond.display import Table
 from wellcond.evidence.claim import Claim
-from wellcond.evidence.result import Evidence, Verdict
-
-_STYLES = {
-    Verdict.SUPPORTED: "green",
-    Verdict.MIXED: "yellow",
-    Verdict.NOT_SUPPORTED: "red",
-    Verdict.NOT_MEASURED: "red bold",
-}
+from wellcond.evidence.result import Evidence
+from wellcond.report import STYLES
 
 
 def print_table(evidence: Evidence, console: Console) -> None:
     """One line per case: claim and section, what was measured, its first figure ± spread over seeds, the verdict."""
     rows: list[list[str | Text]] = []
     for r in evidence.results:
-        first = next(iter(r.claim.shown.values()))
-        rows.append([Text(r.claim.name, "bold"), r.claim.source, first, "", Text(r.verdict, _STYLES[r.verdict])])
+        first, (_, style) = next(iter(r.claim.shown.values())), STYLES[r.verdict.severity]
+        rows.append([Text(r.claim.name, "bold"), r.claim.source, first, "", Text(r.verdict, style)])
         for runs, held in zip(r.runs, r.held(), strict=True):
             rows.append(["", "", f"  {runs.case}", r.cells(runs)[0], "holds" if held else "does not hold"])
         rows += [["", "", Text(f"  {failure}", "red"), "", ""] for failure in r.failures]

@@ -209,8 +209,7 @@ def _characters() -> tuple[Tensor, Tensor]:
     """Letters and spaces of Python's own help texts: each CONTEXT of them, and the next one."""
     from pydoc_data.topics import topics
 
-    words = re.findall("[a-z]+", " ".join(topics[name] for name in sorted(topics)).lower())
-    text = " ".join(words)
+    text = " ".join(re.findall("[a-z]+", " ".join(topics[name] for name in sorted(topics)).lower()))
     codes = torch.tensor([0 if c == " " else ord(c) - ord("a") + 1 for c in text])
     windows = codes.unfold(0, CONTEXT + 1, 1)
     return windows[:, :-1].contiguous(), windows[:, -1].contiguous()

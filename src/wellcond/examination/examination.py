@@ -5,13 +5,14 @@
 refused before minutes of work. Only then each of `FINDINGS` looks at the figures: a finding may try its remedy on a
 copy (`subject.trials`), which is what costs most, and none depends on another's. Every part runs inside
 `Failures.attempt`, since one that fails must cost no other, and inside `on_fewer` (memory.py), since out of memory it
-is made again on half the examples. Nothing here draws or prints: pages and plots are functions of the result, in rooms
-above, and reach it through `Examination.renderer`.
+is made again on half the examples. Nothing here draws or prints: pages are functions of the result, in rooms above,
+and reach it through `Examination.page`.
 """
 
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -19,7 +20,7 @@ from typing import Any, ClassVar
 import torch
 from torch import nn
 
-from wellcond.display import Renderer, capitalized
+from wellcond.display import Table, capitalized
 from wellcond.examination.figures import headline, interruption
 from wellcond.examination.finding import Find, Finding, Severity
 from wellcond.examination.findings import FINDINGS
@@ -42,8 +43,8 @@ class Examination:
         interrupted: the part that Ctrl-C ended, in an examination that is partial; else empty.
     """
 
-    renderer: ClassVar[Renderer[Any]]
-    """Draws the page and the plots; registered by `wellcond/__init__.py`."""
+    page: ClassVar[Callable[[Examination], str]]
+    """The page as HTML, in one file that works offline; registered by `wellcond/__init__.py`."""
 
     measurements: Measurements
     findings: list[Finding]
@@ -57,25 +58,8 @@ class Examination:
     def save(self, path: str | Path = "report.html") -> Path:
         """Write the page: one file that works offline."""
         path = Path(path)
-        path.write_text(self.renderer.page(self), encoding="utf-8")
+        path.write_text(self.page(), encoding="utf-8")
         return path
-
-    def plot(self, which: str = "spectrum", ax: Any = None) -> Any:
-        """Draw one of the page's charts.
-
-        Args:
-            which: "spectrum" with the stability bound, "layers", "forecast", "rates" (effective learning rates),
-                "decay" (weight decay really received) or "row norms".
-            ax: matplotlib axes; default: new ones.
-
-        Returns:
-            The axes.
-
-        Raises:
-            ValueError: for another chart, or one that this examination has no data for.
-            ModuleNotFoundError: without matplotlib (`pip install wellcond[plot]`).
-        """
-        return self.renderer.plot(self, which, ax)
 
     def __repr__(self) -> str:
         """What was measured, and a line for each finding."""
@@ -88,7 +72,8 @@ class Examination:
         return " ".join([headline(self.measurements), interruption(self.interrupted)]).strip()
 
     def _repr_html_(self) -> str:
-        return self.renderer.notebook(self)
+        rows = [(f.severity.word, f.title, str(f.effect or "")) for f in self.findings]
+        return Table(["severity", "finding", "its remedy, tried"], rows, self.title).html()
 
     def to_json(self) -> dict[str, Any]:
         """Every figure with its interval and origin, ready for `json.dump`; the schema is in docs/json.md."""
@@ -181,12 +166,10 @@ def _found(find: Find, m: Measurements, subject: Subject) -> Finding | None:
     found = find(m, subject)
     if found is None or found.effect:
         return found
-    reason = ""
-    if found.remedy and subject.run.optimizer is None:
+    reason = found.effect.why if isinstance(found.effect, NoEffect) else ""
+    if subject.run.optimizer is None:
         reason = "without an optimizer the remedy was not tried"
-    elif found.remedy and subject.failures.interrupted:
+    elif subject.failures.interrupted:
         reason = "the remedy was not tried before the interruption"
-    elif found.remedy and isinstance(found.effect, NoEffect):
-        reason = found.effect.why
-    text = f"{found.text} {capitalized(reason)}." if reason else found.text
+    text = f"{found.text} {capitalized(reason)}." if found.remedy and reason else found.text
     return replace(found, text=text, effect=None)

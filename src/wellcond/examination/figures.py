@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from wellcond.conditioning import Conditioning
 from wellcond.examination.measurements import Measurements
-from wellcond.linalg import Estimate
 
 CURVATURES = {
     "hessian": "Hessian H",
@@ -12,20 +10,6 @@ CURVATURES = {
     "gauss_newton": "Gauss-Newton G",
     "gauss_newton_preconditioned": "PᵀGP",
 }
-
-
-SYMBOLS = {
-    "largest": "λ_max",
-    "smallest": "λ_min",
-    "kappa_mean": "κ̄",
-    "kappa_star": "κ*",
-    "kappa_50": "κ(0.5)",
-    "kappa_90": "κ(0.9)",
-    "kappa_effective": "κ_eff",
-    "outside_range": "flat share",
-    "negative_fraction": "negative fraction",
-}
-"""Of the figures of a curvature, by their names in the JSON schema."""
 
 OF_THETA = ("κ(0.5)", "κ(0.9)", "negative fraction")
 """Those that belong to a θ and can't be compared with others'."""
@@ -38,12 +22,6 @@ KAPPAS = {
     "kappa_row_normalized": "rows normalized",
 }
 """The κ of what a layer sees, by their names in the JSON schema."""
-
-
-def conditioning_figures(c: Conditioning) -> dict[str, Estimate]:
-    """All figures of one curvature under the names of the JSON schema."""
-    kappas = {"kappa_50": c.kappa(0.5), "kappa_90": c.kappa(0.9)}
-    return {key: kappas[key] if key in kappas else getattr(c, key) for key in SYMBOLS}
 
 
 def interruption(part: str) -> str:

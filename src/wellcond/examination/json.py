@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from typing import Any
@@ -9,13 +10,12 @@ from typing import Any
 import torch
 
 from wellcond.display import number_to_json
-from wellcond.examination.figures import KAPPAS, conditioning_figures
+from wellcond.examination.figures import KAPPAS
 from wellcond.examination.finding import Finding, Severity
 from wellcond.examination.measurements import Measurements
-from wellcond.examination.step_sizes import QUANTILES, Distribution, StepSizes
+from wellcond.examination.step_sizes import QUANTILES
 from wellcond.forecast import Forecast
 from wellcond.linalg import Estimate
-from wellcond.trials import Effect
 
 SCHEMA = "wellcond.examination/1"
 
@@ -29,7 +29,7 @@ def to_json(m: Measurements, findings: Sequence[Finding], interrupted: str) -> d
             "run": {
                 **_named(m, "model", "parameters", "examples", "batches", "loss", "gradient_norm", "dtype"),
                 **_named(m.settings, "mode", "seed", "curvature"),
-                "optimizer": m.optimizer and vars(m.optimizer),
+                "optimizer": m.optimizer,
                 "unreached": m.unreached,
             },
             "interrupted": interrupted or None,
@@ -39,7 +39,7 @@ def to_json(m: Measurements, findings: Sequence[Finding], interrupted: str) -> d
                 name: {
                     "theta": c.theta,
                     "whole_spectrum": c.spectrum is not None,
-                    **conditioning_figures(c),
+                    **c.by_name(),
                     "eigenvalues": {"largest": c.top, "smallest": c.bottom},
                     "products": c.products,
                 }
@@ -65,26 +65,12 @@ def to_json(m: Measurements, findings: Sequence[Finding], interrupted: str) -> d
                 }
                 for layer in m.layers
             ],
-            "step_sizes": m.step_sizes and _step_sizes(m.step_sizes),
+            "step_sizes": m.step_sizes and {"quantiles": QUANTILES, **vars(m.step_sizes)},
             "forecast": m.forecast and _forecast(m.forecast),
             "notes": m.notes,
             "cost": _named(m, "products", "seconds", "gradient_seconds"),
         }
     )
-
-
-def _step_sizes(s: StepSizes) -> dict[str, Any]:
-    def listed(distributions: Sequence[Distribution]) -> list[dict[str, Any]]:
-        return [
-            {"parameter": d.name, "kind": d.kind, "entries": d.size, **_named(d, "quantiles", "counts")}
-            for d in distributions
-        ]
-
-    return {
-        "quantiles": QUANTILES,
-        "learning_rate": {"edges": s.rate_edges, "parameters": listed(s.rates)},
-        "decay": {"edges": s.decay_edges, "parameters": listed(s.decays)},
-    }
 
 
 def _forecast(f: Forecast) -> dict[str, Any]:
@@ -94,9 +80,7 @@ def _forecast(f: Forecast) -> dict[str, Any]:
             name: {
                 "learning_rate": c.learning_rate,
                 "momentum": c.momentum.beta,
-                **_named(c, "edge_ratio", "diverges", "trusted_steps"),
-                "losses": c.losses.tolist(),
-                "true_losses": c.true_losses,
+                **_named(c, "edge_ratio", "diverges", "trusted_steps", "losses", "true_losses"),
             }
             for name, c in f.curves.items()
         },
@@ -111,10 +95,12 @@ def plain(x: Any) -> Any:
     """Findings, estimates and numbers as JSON has them, whatever they are in."""
     if isinstance(x, Severity):
         return x.word
-    if isinstance(x, Finding | Effect):
-        return plain(vars(x))
     if isinstance(x, Estimate):
         return x.to_json()
+    if dataclasses.is_dataclass(x):
+        return plain(vars(x))
+    if isinstance(x, torch.Tensor):
+        return plain(x.tolist())
     if isinstance(x, Mapping):
         return {str(key): plain(value) for key, value in x.items()}
     if isinstance(x, list | tuple):

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from functools import partial
+from timeit import timeit
 from typing import Any
 
 import torch
@@ -116,7 +117,8 @@ def measure(subject: Subject, settings: Settings, progress: Progress | None = No
     course.finish()
     attempt("effective learning rates", partial(_step_sizes, m, subject))
     m.layers = attempt("the conditioning of layers", partial(_layers, problem)) or []
-    m.gradient_seconds = attempt("the time of a gradient", partial(_seconds, problem.gradient)) or m.gradient_seconds
+    again = attempt("the time of a gradient", partial(timeit, problem.gradient, number=1))
+    m.gradient_seconds = again or m.gradient_seconds
     m.seconds = time.perf_counter() - started
     return m
 
@@ -173,18 +175,10 @@ def _measure_curvature(
             m.edge = attempt("the edge ratio", partial(edge, max_products=effort.extremes, seed=seed))
     plain = m.figures.get(name)
     if hessian and m.preconditioned and plain is not None:
-        m.row_norms = attempt("the correlation of √v with row norms", partial(_row_norms, plain, subject, settings))
+        correlation = partial(row_norm_correlation, plain.squared_row_norms(), _root_v(problem, subject.optimizer))
+        rows = partial(correlation, rounding=plain.rounding, seed=settings.seed)
+        m.row_norms = attempt("the correlation of √v with row norms", rows)
     m.products += operator.products
-
-
-def _row_norms(plain: Conditioning, subject: Subject, settings: Settings) -> RowNormCorrelation:
-    return row_norm_correlation(
-        plain.squared_row_norms(),
-        _root_v(subject.problem, subject.optimizer),
-        exact=plain.spectrum is not None,
-        rounding=plain.rounding,
-        seed=settings.seed,
-    )
 
 
 def _look_ahead(m: Measurements, subject: Subject, course: Course) -> None:
@@ -230,12 +224,6 @@ def _layers(problem: Problem) -> list[LayerConditioning]:
         return []
 
 
-def _seconds(call: Callable[[], Any]) -> float:
-    before = time.perf_counter()
-    call()
-    return time.perf_counter() - before
-
-
 def _root_v(problem: Problem, optimizer: Any) -> torch.Tensor:
     """√v in the problem's order; NaN where there is none."""
     known = {id(step.parameter): step.root_v for step in steps_of(optimizer)}
@@ -266,8 +254,7 @@ def _plan(m: Measurements, efforts: list[tuple[type[CurvatureOperator], Effort]]
         if optimizer is not None and "edge ratio" not in planned:
             planned["edge ratio"] = extremes if takes_products(optimizer) else 0
     if not m.settings.quick:
-        more = products_planned(n, m.preconditioned, optimizer is not None)
-        planned["scaled rows"], planned["forecast"] = more
+        planned |= products_planned(n, m.preconditioned, optimizer is not None)
     return planned
 
 
@@ -277,10 +264,8 @@ def _facts(optimizer: Any) -> OptimizerFacts:
         facts: dict[str, Any] = {"parameters": sum(p.numel() for p in group["params"])}
         for key, value in group.items():
             if isinstance(value, torch.Tensor):
-                facts[key] = float(value)
-            elif isinstance(value, tuple | list) and key != "params":
-                facts[key] = [float(x) for x in value]
-            elif isinstance(value, bool | int | float | str):
+                facts[key] = value.tolist()
+            elif isinstance(value, tuple | list | bool | int | float | str) and key not in ("params", "param_names"):
                 facts[key] = value
         groups.append(facts)
     return OptimizerFacts(type(optimizer).__name__, groups)

@@ -46,8 +46,7 @@ def noise_scale(problem: Problem) -> NoiseScale | None:
 
     Source: McCandlish et al., arXiv 1812.06162, section 2.2 and appendix A.
     """
-    itemsize = torch.finfo(problem.dtype).bits // 8
-    k = min(len(problem.batches), MOST, MEMORY // (problem.size * itemsize))
+    k = min(len(problem.batches), MOST, MEMORY // (problem.size * problem.dtype.itemsize))
     if k < FEWEST:
         return None
     # Spread over the data: a list of batches may be sorted.

@@ -20,28 +20,21 @@ class Course:
     """
 
     def __init__(self, planned: dict[str, int], tell: Progress | None):
-        self.planned, self.tell = planned, tell
-        self.total = sum(planned.values())
+        self.planned, self.total = planned, sum(planned.values())
+        self.tell = tell or (lambda *_: None)
 
     def enter(self, stage: str, operator: CurvatureOperator) -> None:
         """From here the operator's products are this stage's. A stage that took fewer than planned counts as done."""
-        if self.tell is None:
-            return
-        tell, stages, done = self.tell, list(self.planned), 0
+        stages, start = list(self.planned), operator.products
         before = sum(self.planned[s] for s in stages[: stages.index(stage)])
 
-        def at(part: float) -> None:
-            tell(stage, before + min(done + part, self.planned[stage]), self.total)
+        def at(part: float = 0.0) -> None:
+            done = operator.products - start + part
+            self.tell(stage, before + min(done, self.planned[stage]), self.total)
 
-        def one_more() -> None:
-            nonlocal done
-            done += 1
-            at(0)
-
-        operator.on_product, operator.on_batch = one_more, at
-        at(0)
+        operator.on_product = operator.on_batch = at
+        at()
 
     def finish(self) -> None:
         """Nothing follows that takes products."""
-        if self.tell is not None:
-            self.tell("layers", self.total, self.total)
+        self.tell("layers", self.total, self.total)

@@ -69,9 +69,9 @@ def prospects(
     return forecast(curvature.problem, candidates, steps=STEPS, curvature=curvature)
 
 
-def products_planned(size: int, preconditioned: bool, optimizer: bool) -> tuple[int, int]:
-    """Products of `scaled_rows` and of `prospects`."""
-    return min(TOP, size), min(STEPS, size) * (2 + preconditioned + optimizer)
+def products_planned(size: int, preconditioned: bool, optimizer: bool) -> dict[str, int]:
+    """Products of `scaled_rows` and of `prospects`, by stage."""
+    return {"scaled rows": min(TOP, size), "forecast": min(STEPS, size) * (2 + preconditioned + optimizer)}
 
 
 def _largest(optimizer: Any, edge: EdgeRatio) -> Estimate:

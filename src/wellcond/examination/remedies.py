@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch.optim import Optimizer
 
+from wellcond.display import begun
 from wellcond.preconditioners import unwrapped_optimizer
 from wellcond.problem import TrainingRun
 
@@ -121,8 +122,7 @@ def shown(value: Any) -> str:
 
 
 def _now(optimizer: Optimizer, key: str) -> str:
-    now = list(dict.fromkeys(shown(group[key]) for group in optimizer.param_groups))
-    return ", ".join(now[:4]) + (" …" if len(now) > 4 else "")
+    return begun(list(dict.fromkeys(shown(group[key]) for group in optimizer.param_groups)), 4)
 
 
 def _told(key: str, value: Any, default: Any) -> bool:

@@ -31,14 +31,13 @@ class RowNormCorrelation:
 
 
 def row_norm_correlation(
-    squared_rows: Tensor, root_v: Tensor, *, exact: bool, rounding: float = 0.0, seed: int = 0
+    squared_rows: Tensor, root_v: Tensor, *, rounding: float = 0.0, seed: int = 0
 ) -> RowNormCorrelation:
     """The correlation, corrected for the noise of sampled row norms.
 
     Args:
-        squared_rows: (s, n), the squared row norms if `exact`, else s independent unbiased samples of them.
+        squared_rows: (1, n), the squared row norms themselves, or (s, n), s independent unbiased samples of them.
         root_v: (n,), √v of each parameter; NaN where the optimizer has none.
-        exact: whether the first row is the row norms themselves.
         rounding: row norms under it are zero.
         seed: of the sample of points.
 
@@ -51,18 +50,19 @@ def row_norm_correlation(
     used = (mean > rounding**2) & (x > 0)
     count = int(used.sum())
     shown = torch.randperm(count, generator=torch.Generator().manual_seed(seed))[:SHOWN]
-    estimate = _estimated(x[used].log(), rows[:, used], exact)
+    estimate = _estimated(x[used].log(), rows[:, used])
     return RowNormCorrelation(estimate, count, x[used][shown], mean[used][shown].sqrt())
 
 
-def _estimated(x: Tensor, squared_rows: Tensor, exact: bool) -> Estimate:
+def _estimated(x: Tensor, squared_rows: Tensor) -> Estimate:
     samples = len(squared_rows)
     if len(x) < 3:
         return Estimate.undefined("fewer than three parameters have both")
     if float(x.std()) == 0:
         return Estimate.undefined("√v is the same for every parameter")
-    if exact:
-        value = _correlation(x, _log_norms(squared_rows[:1]))
+    if samples == 1:
+        y = _log_norms(squared_rows)
+        value = _covariance(x, y) / math.sqrt(_covariance(x, x) * max(_covariance(y, y), 1e-300))
         return Estimate(value, value - ROUNDING, value + ROUNDING, "exact row norms")
     if samples < 4:
         return Estimate.undefined(f"{samples} random products are too few to tell")
@@ -95,7 +95,3 @@ def _log_norms(squared_rows: Tensor) -> Tensor:
 
 def _covariance(x: Tensor, y: Tensor) -> float:
     return float(((x - x.mean()) * (y - y.mean())).mean())
-
-
-def _correlation(x: Tensor, y: Tensor) -> float:
-    return _covariance(x, y) / math.sqrt(_covariance(x, x) * max(_covariance(y, y), 1e-300))

@@ -9,13 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from wellcond.examination.figures import CURVATURES, KAPPAS, SYMBOLS
+from wellcond.conditioning import SYMBOLS
+from wellcond.examination.figures import CURVATURES, KAPPAS
 from wellcond.examination.finding import Finding, Severity
 from wellcond.examination.json import SCHEMA
 from wellcond.linalg import Estimate
 from wellcond.trials import Effect
 
-_EDGE = {"ratio": "edge ratio", "allowed_learning_rate": "allowed learning rate"}
 _LATER = ("kappa_row_normalized",)
 """Figures that files of older versions lack."""
 
@@ -134,8 +134,8 @@ def _figures(data: dict[str, Any]) -> Iterator[tuple[str, Estimate]]:
         for key, symbol in SYMBOLS.items():
             yield f"{symbol} of {CURVATURES[kind]}", Estimate.from_json(figures[key])
     if data["edge_ratio"] is not None:
-        for key, name in _EDGE.items():
-            yield name, Estimate.from_json(data["edge_ratio"][key])
+        yield "edge ratio", Estimate.from_json(data["edge_ratio"]["ratio"])
+        yield "allowed learning rate", Estimate.from_json(data["edge_ratio"]["allowed_learning_rate"])
     if data["row_norms"] is not None:
         yield "correlation of √v with row norms", Estimate.from_json(data["row_norms"]["correlation"])
     for layer in data["layers"]:
@@ -145,16 +145,10 @@ def _figures(data: dict[str, Any]) -> Iterator[tuple[str, Estimate]]:
 
 
 def _finding(f: dict[str, Any]) -> Finding:
-    effect = f.get("effect")
-    return Finding(
-        str(f["key"]),
-        Severity.of(f["severity"]),
-        str(f["title"]),
-        str(f["text"]),
-        {str(name): Estimate.from_json(e) for name, e in f.get("evidence", {}).items()},
-        str(f.get("remedy", "")),
-        effect
-        and Effect(
-            str(effect["figure"]), Estimate.from_json(effect["without"]), Estimate.from_json(effect["with_remedy"])
-        ),
-    )
+    key, title, text = (str(f[name]) for name in ("key", "title", "text"))
+    evidence = {str(name): Estimate.from_json(e) for name, e in f.get("evidence", {}).items()}
+    effect = None
+    if tried := f.get("effect"):
+        without, with_remedy = (Estimate.from_json(tried[end]) for end in ("without", "with_remedy"))
+        effect = Effect(str(tried["figure"]), without, with_remedy)
+    return Finding(key, Severity.of(f["severity"]), title, text, evidence, str(f.get("remedy", "")), effect)

@@ -22,16 +22,16 @@ class Distribution:
     """Of a positive figure over the entries of one parameter.
 
     Attributes:
-        name: of the parameter.
+        parameter: its name.
         kind: "weight", "bias", "normalization" or "embedding".
-        size: number of entries.
+        entries: number of them.
         quantiles: at `QUANTILES`.
-        counts: entries between neighbouring edges of `StepSizes`.
+        counts: entries between neighbouring edges of the `Histogram`.
     """
 
-    name: str
+    parameter: str
     kind: str
-    size: int
+    entries: int
     quantiles: tuple[float, ...]
     counts: tuple[int, ...]
 
@@ -42,20 +42,30 @@ class Distribution:
 
 
 @dataclass(frozen=True)
+class Histogram:
+    """Of a positive figure over the entries of all parameters.
+
+    Attributes:
+        edges: evenly apart in the logarithm; empty without entries above 0.
+        parameters: one distribution for every parameter.
+    """
+
+    edges: tuple[float, ...]
+    parameters: list[Distribution]
+
+
+@dataclass(frozen=True)
 class StepSizes:
     """What the optimizer's last step made of one learning rate and one weight decay.
 
     Attributes:
-        rate_edges, decay_edges: edges of the histograms, evenly apart in the logarithm; empty without entries above 0.
-        rates: αP_ii², what multiplies a coordinate's gradient, momentum aside; one for every parameter.
-        decays: the fraction of itself that a coordinate loses to weight decay in a step: α·τ decoupled, αP_ii²·τ
+        learning_rate: αP_ii², what multiplies a coordinate's gradient, momentum aside.
+        decay: the fraction of itself that a coordinate loses to weight decay in a step: α·τ decoupled, αP_ii²·τ
             through the gradient, where it counts as often as momentum repeats it.
     """
 
-    rate_edges: tuple[float, ...]
-    rates: list[Distribution]
-    decay_edges: tuple[float, ...]
-    decays: list[Distribution]
+    learning_rate: Histogram
+    decay: Histogram
 
 
 def step_sizes(problem: Problem, optimizer: Any) -> StepSizes:
@@ -82,8 +92,7 @@ def step_sizes(problem: Problem, optimizer: Any) -> StepSizes:
         decays.append(rate * step.coupled * repeats + step.learning_rate * step.decoupled)
     kinds = _kinds(problem)
     named = [(name, kinds.get(id(p), "weight")) for name, p in zip(problem.names, problem.parameters, strict=True)]
-    (rate_edges, rated), (decay_edges, decayed) = _distributions(named, rates), _distributions(named, decays)
-    return StepSizes(rate_edges, rated, decay_edges, decayed)
+    return StepSizes(_histogram(named, rates), _histogram(named, decays))
 
 
 def _kinds(problem: Problem) -> dict[int, str]:
@@ -92,15 +101,12 @@ def _kinds(problem: Problem) -> dict[int, str]:
     return {id(p): kind for kind, parameters in listed.items() for p in parameters}
 
 
-def _distributions(
-    named: Sequence[tuple[str, str]], values: Sequence[Tensor]
-) -> tuple[tuple[float, ...], list[Distribution]]:
-    positive = [v[v > 0] for v in values]
-    lows, highs = [float(v.min()) for v in positive if len(v)], [float(v.max()) for v in positive if len(v)]
+def _histogram(named: Sequence[tuple[str, str]], values: Sequence[Tensor]) -> Histogram:
+    positive = torch.cat([v[v > 0].cpu() for v in values])
     edges = torch.empty(0, dtype=torch.float64)
-    if lows:
+    if len(positive):
         # Rates that are all the same are one bin around them.
-        low, high = math.log10(min(lows)) - 1e-3, math.log10(max(highs)) + 1e-3
+        low, high = math.log10(float(positive.min())) - 1e-3, math.log10(float(positive.max())) + 1e-3
         edges = torch.logspace(low, high, BINS + 1 if high - low > 0.01 else 2, dtype=torch.float64)
     found = []
     for (name, kind), v in zip(named, values, strict=True):
@@ -109,4 +115,4 @@ def _distributions(
         at = [ordered[round(q * (len(v) - 1))].item() for q in QUANTILES]
         counts = torch.bucketize(v[v > 0], edges).bincount(minlength=len(edges) + 1)[1 : len(edges)]
         found.append(Distribution(name, kind, len(v), tuple(at), tuple(counts.tolist())))
-    return tuple(edges.tolist()), found
+    return Histogram(tuple(edges.tolist()), found)

@@ -111,10 +111,9 @@ def as_it_is(optimizer: Any) -> Candidate:
     rates = [s.learning_rate * (1.0 if momentum.averaged else s.correction) for s in steps]
     rate = max(rates)
     if len(set(rates)) > 1:
-        shares = [max(r / rate, 1e-30) if rate else 1.0 for r in rates]
         roots = [
-            torch.tensor(x**0.5, dtype=torch.float64, device=s.parameter.device)
-            for s, x in zip(steps, shares, strict=True)
+            torch.tensor(max(r / rate, 1e-30) ** 0.5, dtype=torch.float64, device=s.parameter.device)
+            for s, r in zip(steps, rates, strict=True)
         ]
         P = P @ Diagonal([s.parameter for s in steps], roots)
     return Candidate(P, rate, momentum)

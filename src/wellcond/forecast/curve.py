@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
@@ -23,11 +22,9 @@ class Curve:
         learning_rate: α.
         momentum: the recursion that was followed.
         edge_ratio: α times the steepest curvature seen, over the stability bound.
-        exact_steps: on a quadratic the curve is exact up to here.
-        trusted_steps: up to here the true loss at the predicted parameters agrees with the prediction; None where that
-            was not checked.
-        true_losses: step → true loss at the parameters predicted for it, where it was evaluated.
         negative_share: of the squared gradient on negative curvature, along which the quadratic model falls for ever.
+        trusted_steps: up to here the true loss at the predicted parameters agrees with the prediction.
+        true_losses: step → true loss at the parameters predicted for it, where it was evaluated.
     """
 
     name: str
@@ -35,10 +32,9 @@ class Curve:
     learning_rate: float
     momentum: Momentum
     edge_ratio: float
-    exact_steps: int
     negative_share: float
-    trusted_steps: int | None = None
-    true_losses: Mapping[int, float] = field(default_factory=dict)
+    trusted_steps: int
+    true_losses: Mapping[int, float]
 
     @property
     def diverges(self) -> bool:
@@ -100,13 +96,12 @@ class Forecast:
         rows: list[tuple[str, ...]] = []
         for name in self.ranking():
             c = self[name]
-            trusted = "not checked" if c.trusted_steps is None else f"step {c.trusted_steps}"
             notes = ["diverges"] if c.diverges else []
             if c.negative_share:
                 notes.append(f"{100 * c.negative_share:.2g} % of the gradient on negative curvature")
             loss = "–" if c.diverges else number(float(c.losses[-1]))
-            beta = number(c.momentum.beta)
-            rows.append((name, number(c.learning_rate), beta, number(c.edge_ratio), loss, trusted, ", ".join(notes)))
+            figures = [number(x) for x in (c.learning_rate, c.momentum.beta, c.edge_ratio)]
+            rows.append((name, *figures, loss, f"step {c.trusted_steps}", ", ".join(notes)))
         return Table(headings, rows, about, words=(0, 6))
 
     def window(self) -> tuple[float, float]:
@@ -130,13 +125,12 @@ class Forecast:
         ax = axes(ax)
         for name in self.ranking():
             c = self[name]
-            steps, losses = range(self.steps + 1), c.losses.tolist()
-            end = self.steps if c.trusted_steps is None else c.trusted_steps
+            steps, losses, end = range(self.steps + 1), c.losses.tolist(), c.trusted_steps
             label = f"{name} (diverges)" if c.diverges else name
             (line,) = ax.plot(steps[: end + 1], losses[: end + 1], label=label, linewidth=1.8)
             ax.plot(steps[end:], losses[end:], color=line.get_color(), linestyle=":", linewidth=1.4)
-            seen = {n: x for n, x in c.true_losses.items() if math.isfinite(x)}
-            ax.plot(list(seen), list(seen.values()), "o", color=line.get_color(), fillstyle="none", markersize=5)
+            seen, true = list(c.true_losses), list(c.true_losses.values())
+            ax.plot(seen, true, "o", color=line.get_color(), fillstyle="none", markersize=5)
         ax.set(xlabel="step", ylabel="loss", xlim=(0, 1.01 * self.steps), ylim=self.window())
         ax.set_title("Predicted loss (dotted: beyond what may be trusted; ○: true loss there)", fontsize="medium")
         ax.legend(frameon=False)

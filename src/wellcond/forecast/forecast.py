@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -35,7 +34,6 @@ def forecast(
     curvature: CurvatureOperator | None = None,
     max_products: int = 60,
     tolerance: float = TOLERANCE,
-    check: bool = True,
     seed: int = 0,
 ) -> Forecast:
     """The loss that each candidate is predicted to reach, step by step, by the quadratic model at the parameters.
@@ -43,7 +41,7 @@ def forecast(
     One Lanczos run from the gradient for each preconditioner, whatever the number of rates and momenta; on a quadratic
     the curves are exact for as many steps as that run has. Momentum starts from rest, batches are the problem's (no
     gradient noise), P is frozen, and weight decay is left out. How long the model holds is measured, not assumed: the
-    loss is evaluated at parameters that it predicts.
+    loss is evaluated at parameters that it predicts, in some ten forward passes a curve.
 
     Args:
         problem: the loss and the data.
@@ -53,7 +51,6 @@ def forecast(
         curvature: of the quadratic model: Gauss-Newton where the loss has an output and a target, else the Hessian.
         max_products: for one Lanczos run; it takes no more than `steps`.
         tolerance: of `Curve.trusted_steps`, a fraction of the predicted change.
-        check: whether to spend forward passes, some ten a curve, on `trusted_steps`.
         seed: of the start that λ_max(PᵀHP) is searched from.
 
     Raises:
@@ -77,8 +74,8 @@ def forecast(
         raise ValueError(f"got steps={steps}, max_products={max_products}, tolerance={tolerance}; all are positive")
     runs = runs_of(candidates)
     with problem:
-        start, gradient = problem.loss(), problem.gradient()
-        if not norm(gradient) > 0:
+        start = problem.loss()
+        if not norm(problem.gradient()) > 0:
             raise ValueError(
                 "the gradient is zero: nothing is predicted to move; measure before the minimum is reached"
             )
@@ -92,14 +89,11 @@ def forecast(
             if top is None:
                 edge = eigenvalues(H if P is None else H.preconditioned(P), seed=seed)
                 top, products = edge.largest(), products + edge.products
-            model = _Model(operator, gradient, top, min(steps, max_products))
+            model = _Model(operator, top, min(steps, max_products))
             products += model.run.steps
             for name, candidate in under.items():
-                curve, displaced = _curve(name, candidate, model, start, steps)
-                if check:
-                    curve = _trusted(problem, curve, displaced, tolerance)
-                    passes += len(curve.true_losses)
-                found[name] = curve
+                found[name] = _curve(name, candidate, model, problem, start, steps, tolerance)
+                passes += len(found[name].true_losses)
     curves = {name: found[name] for name in runs}
     return Forecast(curves, start, steps, type(model_of).__name__, products, passes)
 
@@ -141,7 +135,6 @@ class _Model:
 
     Args:
         operator: PᵀCP.
-        gradient: ∇L.
         top: λ_max(PᵀHP), known or from a random start. It decides stability, and neither the gradient's own run nor a
             Gauss-Newton matrix need show it: 20 steps after the start of training, under Jacobi, G's was 27 times less.
         steps: of the Lanczos run from Pᵀ∇L.
@@ -150,19 +143,14 @@ class _Model:
         run: that run.
         nodes, vectors: of its T.
         length: ‖Pᵀ∇L‖.
+        weights: (m,), they sum to its square.
     """
 
-    def __init__(self, operator: CurvatureOperator | Preconditioned, gradient: Tensor, top: Estimate, steps: int):
-        self.operator, self.top = operator, top
-        if isinstance(operator, Preconditioned):
-            gradient = flatten(operator.P.adjoint(unflatten(gradient, operator.P.parameters)))
+    def __init__(self, operator: CurvatureOperator | Preconditioned, top: Estimate, steps: int):
+        self.operator, self.top, gradient = operator, top, operator.gradient()
         self.run, self.length = Lanczos(operator, gradient).extend(steps), norm(gradient)
         self.nodes, self.vectors = torch.linalg.eigh(self.run.tridiagonal())
-
-    @property
-    def weights(self) -> Tensor:
-        """(m,), they sum to ‖Pᵀ∇L‖²."""
-        return (self.vectors[0] * self.length).square()
+        self.weights = (self.vectors[0] * self.length).square()
 
     def displacement(self, f: Tensor) -> Tensor:
         """P z for z = −f(C)∇L, (n,), f given on the nodes."""
@@ -174,9 +162,9 @@ class _Model:
 
 
 def _curve(
-    name: str, candidate: Candidate, model: _Model, start: float, steps: int
-) -> tuple[Curve, Callable[[int], Tensor]]:
-    """The curve of a candidate with one rate and momentum, and where it leads after some steps."""
+    name: str, candidate: Candidate, model: _Model, problem: Problem, start: float, steps: int, tolerance: float
+) -> Curve:
+    """The curve of a candidate with one rate and momentum."""
     (rate,), (momentum,) = candidate.rates, candidate.momenta
     steepest = max(float(model.nodes[-1]), model.top.value)
     if rate is None:
@@ -189,22 +177,16 @@ def _curve(
     losses = (start - (f - model.nodes * f.square() / 2) @ model.weights).nan_to_num(math.inf, math.inf, -math.inf)
     negative = model.nodes < -10 * model.run.rounding
     share = float(model.weights[negative].sum() / model.weights.sum())
-    curve = Curve(
-        name=name,
-        losses=losses,
-        learning_rate=rate,
-        momentum=momentum,
-        edge_ratio=rate * steepest / momentum.bound,
-        exact_steps=steps if model.run.exhausted else min(steps, model.run.steps),
-        negative_share=share,
-    )
-    return curve, lambda n: model.displacement(f[n])
+    trusted, seen = _trusted(problem, losses, lambda n: model.displacement(f[n]), tolerance)
+    return Curve(name, losses, rate, momentum, rate * steepest / momentum.bound, share, trusted, seen)
 
 
-def _trusted(problem: Problem, curve: Curve, displaced: Callable[[int], Tensor], tolerance: float) -> Curve:
-    """The curve with true losses along its path: at doubling steps until the loss parts from it, then halving."""
-    losses, seen = curve.losses, dict[int, float]()
-    start = float(losses[0])
+def _trusted(
+    problem: Problem, losses: Tensor, displaced: Callable[[int], Tensor], tolerance: float
+) -> tuple[int, dict[int, float]]:
+    """The steps that may be trusted, and the true losses along the path that say so: at doubling steps until the loss
+    parts from the prediction, then halving."""
+    seen, start = dict[int, float](), float(losses[0])
     rounding = 16 * torch.finfo(problem.loss_dtype).eps * abs(start)
 
     def holds(n: int) -> bool:
@@ -222,4 +204,4 @@ def _trusted(problem: Problem, curve: Curve, displaced: Callable[[int], Tensor],
     while bad - good > 1:
         n = min(max(1, 2 * good), len(losses) - 1) if bad == len(losses) else (good + bad) // 2
         good, bad = (n, bad) if holds(n) else (good, n)
-    return replace(curve, trusted_steps=good, true_losses=dict(sorted(seen.items())))
+    return good, dict(sorted(seen.items()))

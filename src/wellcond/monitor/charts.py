@@ -8,7 +8,7 @@ from typing import Any
 
 from wellcond.monitor.history import History
 from wellcond.monitor.record import FIGURES, LABELS, Record
-from wellcond.report import BOUND, FIRST, SECOND, Chart, new_figure, ticks
+from wellcond.report import BOUND, FIRST, LOG, SECOND, Chart, new_figure
 
 SHOWN = 200
 """Measurements in a table at most; the charts have all."""
@@ -93,7 +93,7 @@ def _figure(key: str, names: Sequence[str], history: History) -> Any:
     figure.update_layout(
         height=320,
         xaxis={"title": "step", "rangemode": "tozero"},
-        yaxis={"type": "log", **ticks(shown)} if positive else {"exponentformat": "power"},
+        yaxis=LOG if positive else {"exponentformat": "power"},
     )
     return figure
 

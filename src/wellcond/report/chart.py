@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -11,6 +10,9 @@ from typing import Any
 
 FIRST, SECOND, THIRD, FOURTH, BOUND, HEAT = "first", "second", "third", "fourth", "severe", "heat"
 """Roles of a series, as its `meta`; the page gives each its color in the light and in the dark theme."""
+
+LOG = {"type": "log", "exponentformat": "power"}
+"""A logarithmic axis."""
 
 
 @dataclass(frozen=True)
@@ -45,18 +47,8 @@ def new_figure() -> Any:
     return Figure()
 
 
-def ticks(values: Sequence[float]) -> dict[str, Any]:
-    """Of a logarithmic axis: a label per decade, at most seven or so; 1, 2 and 5 within two decades."""
-    logs = [math.log10(v) for v in values if v > 0 and math.isfinite(v)]
-    decades = max(logs, default=0.0) - min(logs, default=0.0)
-    return {"dtick": "D2" if decades < 2 else max(1, round(decades / 6)), "exponentformat": "power"}
-
-
 def _plain(figure: Any) -> dict[str, Any]:
-    """A figure as dictionaries, with the page's margins and legend; half the decades are named where it is narrow,
-    unless its `meta` has another "narrow" layout."""
-    if figure.layout.meta is None and isinstance(step := figure.layout.xaxis.dtick, int | float):
-        figure.update_layout(meta={"narrow": {"xaxis": {"dtick": 2 * step}}})
+    """A figure as dictionaries, with the page's margins and legend."""
     figure.update_layout(
         template="none",
         height=figure.layout.height or 400,

@@ -11,8 +11,8 @@ import torch
 from wellcond.conditioning import Conditioning
 from wellcond.display import number
 from wellcond.examination import Measurements
-from wellcond.report.chart import BOUND, FIRST, FOURTH, SECOND, THIRD, Chart, new_figure, ticks
-from wellcond.report.figures import candidates, counts, eigenvalue_bound, shown_spectra
+from wellcond.report.chart import BOUND, FIRST, FOURTH, LOG, SECOND, THIRD, Chart, new_figure
+from wellcond.report.figures import candidates, shown_spectra
 from wellcond.report.layers import layers_chart
 from wellcond.report.rates import rate_charts
 
@@ -24,17 +24,16 @@ def charts(m: Measurements) -> list[Chart]:
 
 
 def _spectrum(m: Measurements) -> Chart | None:
-    spectra, bound = shown_spectra(m), eigenvalue_bound(m)
+    spectra = shown_spectra(m)
     if not spectra:
         return None
     figure = new_figure()
     for role, (label, c) in zip((FIRST, SECOND), spectra.items(), strict=False):
         _add_counts(figure, role, label, c)
-    seen = [x for c in spectra.values() for x in counts(c)[0][[0, -1]].tolist()]
     *_, sees = spectra
     text = ""
-    if bound is not None and m.edge is not None:
-        seen.append(bound)
+    if m.edge is not None and m.edge.rate > 0:
+        bound = m.edge.bound / m.edge.rate  # theory, section 2.3
         label = f"stability bound of {sees}"
         line = {"width": 2, "dash": "dash"}
         figure.add_scatter(x=[bound] * 2, y=[0.5, m.parameters], mode="lines", line=line, name=label, meta=BOUND)
@@ -46,10 +45,7 @@ def _spectrum(m: Measurements) -> Chart | None:
     whole = all(c.spectrum is not None for c in spectra.values())
     if not whole:
         text += " The truth lies in the band with probability 99.7 % at each point."
-    figure.update_layout(
-        xaxis={"type": "log", "title": "eigenvalue", **ticks(seen)},
-        yaxis={"type": "log", "title": "number of eigenvalues above", **ticks([0.5, m.parameters])},
-    )
+    figure.update_layout(xaxis={"title": "eigenvalue", **LOG}, yaxis={"title": "number of eigenvalues above", **LOG})
     table = [["fraction of the largest", *spectra]]
     for fraction in (0.1, 0.01, 1e-3, *((1e-4, 1e-6) if whole else ())):
         table.append([number(fraction), *(_count(c, fraction) for c in spectra.values())])
@@ -65,8 +61,10 @@ def _spectrum(m: Measurements) -> Chart | None:
 
 
 def _add_counts(figure: Any, role: str, label: str, c: Conditioning) -> None:
-    at, low, high = counts(c)
-    x, low_y, high_y = at.tolist(), low.clamp_min(0.5).tolist(), high.clamp_min(0.5).tolist()
+    """Down to what is known of a spectrum."""
+    at = c.largest.value * torch.logspace(-8 if c.spectrum is not None else -3, 0, 161, dtype=torch.float64)
+    # The largest eigenvalue itself counts, whatever the rounding of the product fraction · λ_max.
+    x, (low_y, high_y) = at.tolist(), (n.clamp_min(0.5).tolist() for n in c.counts_above(at * (1 - 1e-12)))
     if c.spectrum is not None:
         line = {"shape": "hv", "width": 2.5}
         figure.add_scatter(x=x, y=low_y, mode="lines", line=line, name=label, meta=role)
@@ -86,26 +84,23 @@ def _forecast(m: Measurements) -> Chart | None:
     f = m.forecast
     if f is None:
         return None
-    figure, named = new_figure(), candidates(m)
+    figure, named, steps = new_figure(), candidates(m), list(range(f.steps + 1))
     table = [["", "learning rate", "edge ratio", f"loss after {f.steps} steps", "trusted up to step"]]
     for role, (name, c) in zip((FIRST, SECOND, THIRD, FOURTH), f.curves.items(), strict=False):
-        losses = c.losses.tolist()  # plotly leaves a gap where one is not finite
-        end = f.steps if c.trusted_steps is None else c.trusted_steps
+        losses, end = c.losses.tolist(), c.trusted_steps  # plotly leaves a gap where a loss is not finite
         line: dict[str, Any] = {"meta": role, "mode": "lines", "legendgroup": role, "name": html.escape(named[name])}
-        figure.add_scatter(x=list(range(end + 1)), y=losses[: end + 1], line={"width": 2.5}, **line)
-        dotted = {"width": 2, "dash": "dot"}
-        after = list(range(end, f.steps + 1))
-        figure.add_scatter(x=after, y=losses[end:], line=dotted, showlegend=False, **line)
-        line |= {"mode": "markers", "marker": {"size": 7, "symbol": "circle-open"}, "showlegend": False}
+        figure.add_scatter(x=steps[: end + 1], y=losses[: end + 1], line={"width": 2.5}, **line)
+        line |= {"showlegend": False}
+        figure.add_scatter(x=steps[end:], y=losses[end:], line={"width": 2, "dash": "dot"}, **line)
+        line |= {"mode": "markers", "marker": {"size": 7, "symbol": "circle-open"}}
         figure.add_scatter(x=list(c.true_losses), y=list(c.true_losses.values()), **line)
         loss = "diverges" if c.diverges else number(float(c.losses[-1]))
-        trusted = "–" if c.trusted_steps is None else str(c.trusted_steps)
-        table.append([named[name], number(c.learning_rate), number(c.edge_ratio), loss, trusted])
+        table.append([named[name], number(c.learning_rate), number(c.edge_ratio), loss, str(end)])
     low, high = f.window()
     figure.update_layout(
         xaxis={"title": "step from here", "range": [0, 1.03 * f.steps]}, yaxis={"title": "loss", "range": [low, high]}
     )
-    best, trusted = f.best.name, f.ranking(max(1, min(c.trusted_steps or 0 for c in f.curves.values())))[0]
+    best, trusted = f.best.name, f.ranking(max(1, min(c.trusted_steps for c in f.curves.values())))[0]
     judged = f"Predicted to win: {named[best]}."
     if trusted != best:
         judged = f"Ahead while all may be trusted: {named[trusted]}; at the end: {named[best]}."
@@ -125,11 +120,7 @@ def _row_norms(m: Measurements) -> Chart | None:
         return None
     figure, marker = new_figure(), {"size": 5, "opacity": 0.45}
     figure.add_scatter(x=r.row_norm.tolist(), y=r.root_v.tolist(), mode="markers", marker=marker, meta=FIRST)
-    figure.update_layout(
-        xaxis={"type": "log", "title": "row norm of H", **ticks(r.row_norm.tolist())},
-        yaxis={"type": "log", "title": "√v", **ticks(r.root_v.tolist())},
-        showlegend=False,
-    )
+    figure.update_layout(xaxis={"title": "row norm of H", **LOG}, yaxis={"title": "√v", **LOG}, showlegend=False)
     table = [["row norms of H", "median √v"]]
     for norms, roots in zip(*(x[r.row_norm.argsort()].tensor_split(5) for x in (r.row_norm, r.root_v)), strict=True):
         if len(norms):

@@ -1,15 +1,12 @@
-"""Figures of an examination as a reader sees them, for the page, the terminal and the plots."""
+"""Figures of an examination as a reader sees them, for the page and the terminal."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from typing import NamedTuple
 
-import torch
-
-from wellcond.conditioning import Conditioning
-from wellcond.examination import CURVATURES, SYMBOLS, Measurements, conditioning_figures
-from wellcond.linalg import Estimate
+from wellcond.conditioning import SYMBOLS, Conditioning, shown
+from wellcond.examination import CURVATURES, Measurements
 
 _MEANINGS = {
     "largest": "largest eigenvalue",
@@ -38,7 +35,7 @@ class Row(NamedTuple):
 
     symbol: str
     meaning: str
-    cells: tuple[str, str]
+    cells: list[str]
     how: str
 
 
@@ -46,11 +43,10 @@ def rows(m: Measurements) -> Iterator[Row]:
     """The table of conditioning figures, in reading order, without lines that have no figure at all."""
     plan = [("hessian", "H", _MEANINGS), ("gauss_newton", "G", _OF_GAUSS_NEWTON)]
     if m.settings.curvature == "gauss-newton":
-        others = {key: meaning for key, meaning in _MEANINGS.items() if key != "kappa_mean"}
-        plan = [("gauss_newton", "G", others | _OF_GAUSS_NEWTON)]
+        plan = [("gauss_newton", "G", _MEANINGS | _OF_GAUSS_NEWTON)]
     for curvature, matrix, meanings in plan:
         both = [m.figures.get(name) for name in (curvature, f"{curvature}_preconditioned")]
-        before, after = (conditioning_figures(c) if c is not None else {} for c in both)
+        before, after = (c.by_name() if c is not None else {} for c in both)
         for key, meaning in meanings.items():
             plain, own = before.get(key), after.get(key)
             given = [e for e in (plain, own) if e is not None]
@@ -58,14 +54,8 @@ def rows(m: Measurements) -> Iterator[Row]:
             # A gradient without a flat share is what one expects, and the rounding of its zero tells nobody anything.
             if known and (key != "outside_range" or any(e.value > 1e-4 for e in known)):
                 symbol = "negative" if key == "negative_fraction" else SYMBOLS[key]
-                cells = _cell(key, plain), _cell(key, own)
+                cells = ["–" if e is None else shown(key, e) for e in (plain, own)]
                 yield Row(f"{symbol} of {matrix}", meaning, cells, given[-1].how)
-
-
-def _cell(key: str, e: Estimate | None) -> str:
-    if e is None:
-        return "–"
-    return e.with_error() if key in ("largest", "smallest") else str(e)
 
 
 def shown_spectra(m: Measurements) -> dict[str, Conditioning]:
@@ -73,18 +63,6 @@ def shown_spectra(m: Measurements) -> dict[str, Conditioning]:
     kind = "hessian" if m.settings.curvature == "hessian" else "gauss_newton"
     found = {CURVATURES[name]: m.figures[name] for name in (kind, f"{kind}_preconditioned") if name in m.figures}
     return {label: c for label, c in found.items() if c.largest.value > 0}
-
-
-def eigenvalue_bound(m: Measurements) -> float | None:
-    """The eigenvalue of PᵀHP at which the step is unstable: bound over rate (theory, section 2.3)."""
-    return m.edge.bound / m.edge.rate if m.edge is not None and m.edge.rate > 0 else None
-
-
-def counts(c: Conditioning) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """(eigenvalues, fewest above each, most above each), down to what is known of a spectrum."""
-    fractions = torch.logspace(-8 if c.spectrum is not None else -3, 0, 161, dtype=torch.float64)
-    # The largest eigenvalue itself counts, whatever the rounding of the product fraction · λ_max.
-    return fractions * c.largest.value, *c.counts_above(fractions * c.largest.value * (1 - 1e-12))
 
 
 def candidates(m: Measurements) -> dict[str, str]:

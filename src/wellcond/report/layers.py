@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import itertools
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -24,17 +25,6 @@ def level(kappa: Estimate) -> float:
     return math.log10(kappa.value) if math.isfinite(kappa.value) and kappa.value > 0 else math.nan
 
 
-def shown_layers(m: Measurements) -> list[LayerConditioning]:
-    """Those of which at least one figure is defined."""
-    return [layer for layer in m.layers if not all(math.isnan(level(e)) for e in layer.kappas.values())]
-
-
-def highest(layers: Sequence[LayerConditioning]) -> float:
-    """The largest level, where the colors end."""
-    levels = [level(e) for layer in layers for e in layer.kappas.values()]
-    return max(1.0, *(x for x in levels if not math.isnan(x)))
-
-
 def layer_rows(m: Measurements) -> list[list[str]]:
     """Of each layer its name, its κ as in `COLUMNS`, its rank and how many of its inputs never vary."""
     return [
@@ -54,9 +44,11 @@ def brief(kappa: Estimate) -> str:
 
 def layers_chart(m: Measurements) -> Chart | None:
     """log κ of every layer, as it is and under each normalization."""
-    layers = shown_layers(m)
+    levels = [[x for e in layer.kappas.values() if not math.isnan(x := level(e))] for layer in m.layers]
+    layers = [layer for layer, known in zip(m.layers, levels, strict=True) if known]
     if not layers:
         return None
+    most = max(1.0, *itertools.chain(*levels))  # where the colors end
     count = -(-len(layers) // PANEL)
     size = -(-len(layers) // count)
     panels = [layers[i : i + size] for i in range(0, len(layers), size)]
@@ -69,14 +61,13 @@ def layers_chart(m: Measurements) -> Chart | None:
         "order of the passage; what it would be without the mean (centered), with columns of equal size (scaled), with "
         "both, as batch normalization does (standardized), and as layer normalization does (rows normalized). Largest "
         f"as it is: {worst.kappa} in “{worst.label}”.",
-        [_panel(panel, highest(layers)) for panel in panels],
+        [_panel(panel, most) for panel in panels],
         table,
         wide=count > 1,
     )
 
 
 def _panel(layers: Sequence[LayerConditioning], most: float) -> Any:
-    names = [layer.label for layer in layers]
     decades = range(0, math.ceil(most) + 1, max(1, math.ceil(most / 4)))
     cells = [[(html.escape(layer.label), str(e)) for e in layer.kappas.values()] for layer in layers]
     figure = new_figure()
@@ -99,7 +90,6 @@ def _panel(layers: Sequence[LayerConditioning], most: float) -> Any:
             "y": 0,
             "yanchor": "top",
             "ypad": 8,
-            "tickangle": 0,
             "tickvals": list(decades),
             "ticktext": [f"κ = {number(10.0**d)}" if d == 0 else number(10.0**d) for d in decades],
         },
@@ -108,26 +98,16 @@ def _panel(layers: Sequence[LayerConditioning], most: float) -> Any:
         xaxis={
             "side": "top",
             "showgrid": False,
-            "tickmode": "array",
             "tickvals": COLUMNS,
             "ticktext": [column.replace(" n", "<br>n") for column in COLUMNS],
-            "tickangle": 0,
             "tickfont": {"size": 10},
         },
         yaxis={
-            "tickmode": "array",
             "tickvals": list(range(len(layers))),
-            "ticktext": [html.escape(short(name)) for name in names],
+            "ticktext": [html.escape(short(layer.label, 20)) for layer in layers],
             "tickfont": {"size": 11 if len(layers) > 20 else 13},
             "autorange": "reversed",
             "showgrid": False,
-        },
-        meta={
-            "narrow": {
-                "margin": {"t": 74},
-                "xaxis": {"tickangle": -60, "ticktext": [column.replace("normalized", "norm.") for column in COLUMNS]},
-                "yaxis": {"ticktext": [html.escape(short(name, 14)) for name in names]},
-            }
         },
         height=130 + len(layers) * (34 if len(layers) <= 20 else 17),
     )

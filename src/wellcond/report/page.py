@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from wellcond.display import Table, number
+from wellcond.display import number
 from wellcond.examination import CURVATURES, Examination, Measurements, Severity, headline, interruption
 from wellcond.linalg import CONFIDENCE
 from wellcond.report.charts import charts
@@ -49,12 +49,6 @@ def page(examination: Examination) -> str:
         facts=_facts(m),
         confidence=CONFIDENCE,
     )
-
-
-def notebook(examination: Examination) -> str:
-    """The findings as a small table."""
-    rows = [(f.severity.word, f.title, str(f.effect or "")) for f in examination.findings]
-    return Table(["severity", "finding", "its remedy, tried"], rows, examination.title).html()
 
 
 def _facts(m: Measurements) -> list[tuple[str, Any]]:

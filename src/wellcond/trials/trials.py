@@ -130,12 +130,12 @@ class Trials:
 
         return self._attempt("what a remedy does to a copy of the run", cost, tried)
 
-    def best(self, changes: Mapping[K, Change]) -> tuple[K, Effect] | NoEffect:
-        """Which of some changes ends at the lowest loss, and its effect."""
+    def best(self, changes: Mapping[K, Change]) -> tuple[K, Effect | NoEffect]:
+        """Which of some changes ends at the lowest loss, and its effect; the first one where none could be tried."""
         tried = {key: self.effect(change) for key, change in changes.items()}
         effects = {key: effect for key, effect in tried.items() if isinstance(effect, Effect)}
         if not effects:
-            return why_none(tried.values())
+            return next(iter(changes)), why_none(tried.values())
         return min(effects.items(), key=lambda found: found[1].with_remedy.value)
 
     @cached_property

@@ -108,7 +108,7 @@ class WhatIf:
         for name, v in self.variants.items():
             (line,) = ax.plot(range(self.warm_up + 1), [*v.warm_up, v.loss], "--", linewidth=1.0, label=name)
             if v.curve is not None:
-                losses, held = v.curve.losses.tolist(), v.curve.trusted_steps or 0
+                losses, held = v.curve.losses.tolist(), v.curve.trusted_steps
                 after = range(self.warm_up, self.warm_up + len(losses))
                 ax.plot(after[: held + 1], losses[: held + 1], color=line.get_color(), linewidth=1.8)
                 ax.plot(after[held:], losses[held:], color=line.get_color(), linestyle=":", linewidth=1.4)
@@ -126,15 +126,8 @@ class WhatIf:
         return ax
 
     def _table(self) -> Table:
-        rows = []
-        for name in self.ranking:
-            v = self[name]
-            figures = [str(c.kappa_effective) if c else "–" for c in (v.hessian, v.conditioning)]
-            mean = str(v.conditioning.kappa_mean) if v.conditioning else "–"
-            trusted = str(v.curve.trusted_steps) if v.curve else "–"
-            losses = number(v.start_loss), number(v.loss), str(v.predicted), trusted
-            rows.append((name, *losses, number(v.learning_rate), str(v.edge_ratio), *figures, mean))
-        return Table(_HEADINGS, rows, below=[self._verdict(), *self._notes()])
+        rows = [_row(self[name]) for name in self.ranking]
+        return Table(list(rows[0]), [list(row.values()) for row in rows], below=[self._verdict(), *self._notes()])
 
     def _verdict(self) -> str:
         if self.better is None:
@@ -155,15 +148,17 @@ class WhatIf:
         return lines
 
 
-_HEADINGS = (
-    "",
-    "loss at start",
-    "after warm-up",
-    "predicted",
-    "trusted steps",
-    "learning rate",
-    "edge ratio",
-    "κ_eff of H",
-    "of PᵀHP",
-    "κ̄ of PᵀHP",
-)
+def _row(v: Variant) -> dict[str, str]:
+    """Of the table, by its headings."""
+    return {
+        "": v.name,
+        "loss at start": number(v.start_loss),
+        "after warm-up": number(v.loss),
+        "predicted": str(v.predicted),
+        "trusted steps": str(v.curve.trusted_steps) if v.curve else "–",
+        "learning rate": number(v.learning_rate),
+        "edge ratio": str(v.edge_ratio),
+        "κ_eff of H": str(v.hessian.kappa_effective) if v.hessian else "–",
+        "of PᵀHP": str(v.conditioning.kappa_effective) if v.conditioning else "–",
+        "κ̄ of PᵀHP": str(v.conditioning.kappa_mean) if v.conditioning else "–",
+    }

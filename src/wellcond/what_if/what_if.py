@@ -39,7 +39,6 @@ def what_if(
     *,
     warm_up: int = 50,
     steps: int = 50,
-    effort: Effort | None = None,
     figures: bool = True,
     seed: int = 0,
 ) -> WhatIf:
@@ -71,7 +70,6 @@ def what_if(
         warm_up: steps before the forecast, one a batch; with 0 it is made at the start. Half of the steps that the
             variants are to be compared after says which is better in most cases, less in fewer (docs/what-if.md).
         steps: how far to forecast.
-        effort: products above the dense limit.
         figures: whether to measure the conditioning; else only the forecast is made.
         seed: of random directions.
 
@@ -102,9 +100,7 @@ def what_if(
     if lacks := [name for name in problem.names if name in missing]:
         raise ValueError(f"the optimizer has not {lacks[0]}; give it all, or the Problem parameters= of those it has")
     networks = {AS_IT_IS: Network.copy_of(problem.model)} | {name: CHANGES[name](problem) for name in names}
-    measured = partial(
-        _variant, warm_up=warm_up, steps=steps, effort=(effort or EFFORT) if figures else None, seed=seed
-    )
+    measured = partial(_variant, warm_up=warm_up, steps=steps, figures=figures, seed=seed)
     variants = {
         name: measured(name, network, Training(network, problem, optimizer)) for name, network in networks.items()
     }
@@ -114,25 +110,21 @@ def what_if(
 
 
 def _variant(
-    name: str, network: Network, training: Training, *, warm_up: int, steps: int, effort: Effort | None, seed: int
+    name: str, network: Network, training: Training, *, warm_up: int, steps: int, figures: bool, seed: int
 ) -> Variant:
     notes = list(network.notes)
-    start_loss = network.problem(training.given).loss()
     start = training.start()
-    hessian, preconditioned = (None, None) if effort is None else _figures(start, effort, seed, notes)
+    hessian, preconditioned = _figures(start, seed, notes) if figures else (None, None)
     warmed = training.best(warm_up) if warm_up else start
-
-    def forecasted() -> Curve:
-        return forecast(warmed.problem, {name: warmed.P()}, steps=steps, tolerance=TOLERANCE, seed=seed)[name]
-
-    curve = _or_note(notes, "no forecast", forecasted)
+    ahead = partial(forecast, warmed.problem, steps=steps, tolerance=TOLERANCE, seed=seed)
+    curve = _or_note(notes, "no forecast", lambda: ahead({name: warmed.P()})[name])
     rate = float(training.optimizer.param_groups[0]["lr"]) * (warmed.factor or 1.0)
     edge, suggested = _edge(preconditioned, rate, start.step, len(training.optimizer.param_groups))
     losses = tuple(warmed.losses) if warm_up else ()
     return Variant(
         name=name,
         model=network.model,
-        start_loss=start_loss,
+        start_loss=network.problem(training.given).loss(),
         conditioning=preconditioned,
         hessian=hessian,
         learning_rate=rate,
@@ -146,17 +138,15 @@ def _variant(
     )
 
 
-def _figures(
-    start: Trained, effort: Effort, seed: int, notes: list[str]
-) -> tuple[Conditioning | None, Conditioning | None]:
+def _figures(start: Trained, seed: int, notes: list[str]) -> tuple[Conditioning | None, Conditioning | None]:
     """Of H and of PᵀHP, which is H where P = I."""
-    H = Hessian(start.problem)
+    H, figures = Hessian(start.problem), partial(conditioning, effort=EFFORT, seed=seed)
     with start.problem:
-        plain = _or_note(notes, "no κ of H", lambda: conditioning(H, effort=effort, seed=seed))
+        plain = _or_note(notes, "no κ of H", lambda: figures(H))
 
         def preconditioned() -> Conditioning | None:
             P = start.P()
-            return plain if P is None else conditioning(H.preconditioned(P), effort=effort, seed=seed)
+            return plain if P is None else figures(H.preconditioned(P))
 
         return plain, _or_note(notes, "no κ of PᵀHP", preconditioned)
 
@@ -180,7 +170,7 @@ def _predicted(loss: float, curve: Curve | None, warm_up: Sequence[float]) -> Es
     error = STILL_FALLING * fell + SPREAD * abs(loss)
     if curve is None:
         return Estimate(loss, loss - error, loss + error, "the loss after the warm-up, without a forecast")
-    held = curve.trusted_steps or 0
+    held = curve.trusted_steps
     value = float(curve.losses[held])
     changes = (curve.losses - curve.losses[0]).abs()
     error += TOLERANCE * max(float(changes[: held + 1].max()), min(float(changes.max()), abs(loss)))

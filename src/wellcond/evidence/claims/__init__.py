@@ -26,11 +26,7 @@ NAMES = (
 """The files of the claims."""
 
 
-def _in_file(name: str) -> Claim:
-    module = import_module(f"{__name__}.{name}")
-    own = [x for x in vars(module).values() if isinstance(x, type) and x.__module__ == module.__name__]
-    (claim,) = (x for x in own if issubclass(x, Claim))
-    return claim()
+for name in NAMES:
+    import_module(f"{__name__}.{name}")
 
-
-CLAIMS: Sequence[Claim] = tuple(map(_in_file, NAMES))
+CLAIMS: Sequence[Claim] = tuple(claim() for claim in Claim.__subclasses__())

@@ -52,7 +52,6 @@ class AdamWIsIntrinsic(Claim):
                 ax.semilogy(runs[f"{name} distances"][0].clip(1e-18), style, color=f"C{i}")
         key(ax, {"Adam, intrinsic L2": "k-", "AdaGrad, intrinsic L2": "k:", "RMSProp, intrinsic L2": "k-."})
         ax.set(xlabel="step", ylabel="relative distance from decayed weights\n(0 drawn as 1e-18), first seed")
-        ax.legend(fontsize=6)
 
 
 def distances(work: Workload, name: str, space: str, seed: int, steps: int) -> list[float]:

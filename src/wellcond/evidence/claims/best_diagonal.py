@@ -54,7 +54,6 @@ class BestDiagonal(Claim):
         for x in (0, 1):
             ax.axvline(x, color="k", lw=0.8)
         ax.set(xlabel="part won of ln κ(H) − ln min κ(DHD) (0: no scaling, 1: best)")
-        ax.legend(fontsize=7)
 
 
 def one_output(problem: str, seed: int) -> Workload:

@@ -52,7 +52,6 @@ class BlockBound(Claim):
             dots, *_ = ax.loglog(runs["squares"].T, runs["blocks"].T, "o", markersize=4, **style)
             dots.set_label(runs.case)
         ax.set(xlabel="κ(Ĥ)²", ylabel="κ(block), median of a layer's rows")
-        ax.legend(fontsize=7)
 
 
 def figures(work: Workload, model: nn.Sequential) -> Figures:

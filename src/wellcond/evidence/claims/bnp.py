@@ -64,7 +64,6 @@ class BNP(Claim):
             row_a_case(ax, results, way, lower=0.2 * (i - 1), fmt="o", label=way)
         ax.invert_yaxis()
         ax.set(xlabel="training loss at the end", xscale="log")
-        ax.legend(fontsize=7)
 
 
 def trained(work: Workload, way: str, rate: float, batch: int, seed: int, steps: int) -> float:

@@ -46,7 +46,7 @@ class Forecast(Claim):
         curves = wc.forecast(work.problem(model), P, steps=STEPS)
         forecasts = [float(curves[name].losses[-1]) for name in P]
         losses = [trained(work, model, P[name], curves[name].learning_rate) for name in P]
-        trusted = [curves[name].trusted_steps or 0 for name in P]
+        trusted = [curves[name].trusted_steps for name in P]
         ends = list(zip(forecasts, losses, strict=True))
         sure = [end for end, steps in zip(ends, trusted, strict=True) if steps >= TRUSTED]
         pairs = math.comb(len(P), 2)

@@ -54,7 +54,7 @@ class L2Generalization(Claim):
         train = partial(loss_on_test, workload(data, seed=seed), build, seed=seed, steps=100 if quick else 600)
         intrinsic, original = [train("intrinsic", s) for s in strengths], [train("original", s) for s in ORIGINAL]
         return {
-            "advantage": advantage(intrinsic, original),
+            "advantage": math.log(min(intrinsic) / min(original)),
             "intrinsic": min(intrinsic),
             "original": min(original),
             "none": train("intrinsic", 0.0),
@@ -69,7 +69,6 @@ class L2Generalization(Claim):
         ax.axvline(0, color="gray", lw=0.5)
         ax.invert_yaxis()
         ax.set(xlabel="ln(test loss / test loss with original L2), best strengths", ylabel="optimizer: data, network")
-        ax.legend(fontsize=7)
 
 
 def loss_on_test(work: Workload, build: Build, space: str, strength: float, *, steps: int, seed: int) -> float:
@@ -79,8 +78,3 @@ def loss_on_test(work: Workload, build: Build, space: str, strength: float, *, s
     wc.regularize(optimizer, wc.penalties.L2(strength), space=space, model=model)
     work.descend(model, optimizer, steps, batch=32, seed=seed)
     return work.value(model, test=True)
-
-
-def advantage(one: Sequence[float], other: Sequence[float]) -> float:
-    """ln of the least of one's losses over the least of the other's: below zero if one is better."""
-    return math.log(min(one) / min(other))

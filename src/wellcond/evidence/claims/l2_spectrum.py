@@ -64,7 +64,6 @@ class L2Spectrum(Claim):
             ax.semilogy(runs["position"][0], runs["intrinsic lifts"][0], "--", color=f"C{i}")
         key(ax, {"intrinsic, all four": "k--"})
         ax.set(xlabel="share of eigenvalues of PᵀHP below, without the penalty", ylabel="lift / τ, first seed")
-        ax.legend(fontsize=7)
 
 
 def lifts(plain: Tensor, problem: wc.Problem, P: wc.Preconditioner) -> Tensor:

@@ -63,7 +63,7 @@ class Normalization(Claim):
             ax.loglog(runs["curvature"], np.maximum(runs["speed"], NEVER), label=runs.case, **style)
         ax.axhline(2.0, color="gray", linewidth=0.8)
         ax.set(xlabel="κ̄(G), over the plain network's", ylabel=f"steps, plain / normalized ({NEVER:g}: never)")
-        ax.legend(fontsize=6, loc="center left", bbox_to_anchor=(1.0, 0.5))
+        ax.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
 
 
 def kappas(problem: wc.Problem) -> tuple[float, float]:

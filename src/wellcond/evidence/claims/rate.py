@@ -56,7 +56,6 @@ class Rate(Claim):
             for name, style in (("descent", "-"), ("heavy ball", "--")):
                 ax.semilogy(runs.figures[0][f"{name} errors"], style, color=color, label=f"{runs.case}: {name}")
         ax.set(xlabel="step", ylabel="distance to the minimum in z, first seed")
-        ax.legend(fontsize=7)
 
 
 def errors(H: Tensor, P: Tensor, start: Tensor, *, lr: float, momentum: float, steps: int) -> list[float]:

@@ -100,7 +100,6 @@ class RestPoint(Claim):
             ax.semilogy(range(101), runs["quantiles"][0], label=runs.case)
         ax.axhline(1, color="gray", lw=0.5)
         ax.set(xlabel="weights below, %, first seed", ylabel="measured / predicted", ylim=(0.2, 5))
-        ax.legend(fontsize=6)
 
 
 def over_prediction(how: str, p: Tensor, g: Tensor, inverse: Tensor, strength: float) -> Tensor:

@@ -65,7 +65,6 @@ class SparsityOfL1(Claim):
                 shares, accuracies = (100 * runs.mean(f"{space} {what}") for what in ("shares", "accuracies"))
                 ax.plot(shares, accuracies, style, ms=3, color=color, label=f"{runs.case}: {space}")
         ax.set(xlabel="weights that are exactly zero, %", ylabel="test accuracy, %, mean over seeds", ylim=(60, 100))
-        ax.legend(fontsize=6)
 
 
 def train(work: Workload, space: str, strength: float, steps: int, seed: int) -> tuple[float, float]:

@@ -68,7 +68,6 @@ class WeightedLasso(Claim):
             ax.plot(runs["weighted"][0], ours, "o", color=color, ms=3, label=f"{runs.case}: weights 1/P")
         ax.axline((0, 0), slope=1, color="gray", lw=0.5)
         ax.set(xlabel="weight, scikit-learn's lasso (1 / standard deviation of the input)", ylabel="weight, training")
-        ax.legend(fontsize=7)
 
 
 def relative_distance(a: np.ndarray, b: np.ndarray) -> float:

@@ -48,20 +48,17 @@ def find(m: Measurements, subject: Subject) -> Finding | None:
         return Finding("dead_units", Severity.GOOD, title, text, evidence)
     kinds = {"dead": dead, "duplicates": spare - dead}
     title = " and ".join(f"{n} of {count} units of layer “{worst.layer}” are {kind}" for kind, n in kinds.items() if n)
-    severity, effect, remedy = (
-        Severity.SEVERE if _share(worst) >= MOST else Severity.NOTICE,
-        None,
-        _remedy(subject, worst),
-    )
+    most = _share(worst) >= MOST
+    severity, effect, remedy = Severity.SEVERE if most else Severity.NOTICE, None, _remedy(subject, worst)
     words = [*_words(worst), *(f"Layer “{u.layer}” has {len(u.spare)} of {u.count} more." for u in others)]
-    if _can_be_redrawn(subject, worst):
+    if _redrawable(subject, worst):
         effect = subject.trials.effect(lambda run: redraw(run, worst))
     else:
         words.append(
             f"What “{worst.seen_by}” makes of them can't be kept as it is, so drawing them anew was not tried."
         )
     if effect and not effect.saves():
-        severity = max(severity.after(effect), Severity.NOTICE if _share(worst) >= MOST else Severity.GOOD)
+        severity = max(severity.after(effect), Severity.NOTICE if most else Severity.GOOD)
         words.append(
             f"Drawing them anew {'did harm' if effect.better is False else 'hardly helped'} in the trial: here and now "
             "the network does without them, and a narrower layer would do the same."
@@ -145,9 +142,10 @@ def _is_plain(module: nn.Module) -> bool:
     return isinstance(module, _Layer) and "weight" in module._parameters and getattr(module, "groups", 1) == 1
 
 
-def _can_be_redrawn(subject: Subject, units: Units) -> bool:
+def _redrawable(subject: Subject, units: Units) -> _Pair | None:
+    """The pair, where steps move the weights of both."""
     pair, measured = _pair(subject.problem.model, units), {id(p) for p in subject.problem.parameters}
-    return pair is not None and {id(pair.layer.weight), id(pair.after.weight)} <= measured
+    return pair if pair and {id(pair.layer.weight), id(pair.after.weight)} <= measured else None
 
 
 def redraw(run: TrainingRun, units: Units) -> None:
@@ -182,8 +180,8 @@ def _remedy(subject: Subject, units: Units) -> str:
         "with torch.no_grad():",
         *(f"    layer.{name}[units] = fresh.{name}[units]" for name, _ in layer.named_parameters(recurse=False)),
     ]
-    pair = _pair(subject.problem.model, units)
-    if pair is None or not _can_be_redrawn(subject, units):
+    pair = _redrawable(subject, units)
+    if pair is None:
         return "\n".join([*lines, "# the layers behind it see something new: train with a smaller rate at first"])
     lines.append(f"    out = after.weight{pair.view}")
     if units.duplicates:

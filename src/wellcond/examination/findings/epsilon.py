@@ -45,14 +45,11 @@ def find(m: Measurements, subject: Subject) -> Finding | None:
         "Coordinates that never had a gradient are not counted."
     )
     new = _smaller(optimizer, roots)
-    found = subject.trials.best({c: partial(_set, eps=new, factor=c) for c in _factors(optimizer)})
-    if not found:
-        return Finding("epsilon", Severity.NOTICE, title, text, evidence, set_code(optimizer, eps=new), found)
-    factor, effect = found
-    if not effect.saves():
+    factor, effect = subject.trials.best({c: partial(_set, eps=new, factor=c) for c in _factors(optimizer)})
+    if effect and not effect.saves():
         text += f" A trial with ε = {new:g} saves little, or ends higher: nothing is to be done."
         return Finding("epsilon", Severity.GOOD, title, text, evidence)
-    severity = Severity.SEVERE if swallowed > MOST else Severity.NOTICE
+    severity = Severity.SEVERE if effect and swallowed > MOST else Severity.NOTICE
     return Finding("epsilon", severity, title, text, evidence, set_code(optimizer, factor, eps=new), effect)
 
 

@@ -102,9 +102,8 @@ def _larger(m: Measurements, subject: Subject) -> tuple[float, Effect] | None:
     if m.settings.quick and m.edge.ratio.high > FAR / 10:
         return None  # ten steps tell too little for what they cost
     factors = [factor for factor in LARGER if factor <= most][-2:]
-    found = subject.trials.best({factor: partial(scale_rates, factor=factor) for factor in factors})
-    if not found:
+    factor, effect = subject.trials.best({factor: partial(scale_rates, factor=factor) for factor in factors})
+    if not effect:
         return None
-    _, effect = found
     wins, won = m.loss - effect.with_remedy.high, max(0.0, m.loss - effect.without.low)
-    return found if wins > max(WINS * abs(m.loss), TIMES * won) else None
+    return (factor, effect) if wins > max(WINS * abs(m.loss), TIMES * won) else None

@@ -57,16 +57,15 @@ def suggested_momentum(kappa: float) -> float:
 def _missing(edge: EdgeRatio, subject: Subject, kappa: Estimate, beta: float) -> Finding | None:
     # Heavy ball is stable up to (2 + 2β)/λ_max, gradient descent up to 2/λ_max (theory, section 2.3).
     half = TARGET / edge.ratio.high
-    found = _tried(subject, {(beta, 1.0), (beta, half * (1 + beta))})
+    (_, factor), effect = _tried(subject, {(beta, 1.0), (beta, half * (1 + beta))})
     evidence = {"kappa_effective": kappa, "suggested_momentum": Estimate.exactly(beta, "from κ_eff")}
     title = f"There is no momentum, and κ_eff is {kappa}: it suggests {number(beta)}."
     text = (
         "Gradient descent needs steps in proportion to κ, heavy ball to its square root. The suggestion is that of a "
         "quadratic with this κ, the rate stays at most at half of its stability bound."
     )
-    if not found:
-        return Finding("momentum", Severity.NOTICE, title, text, evidence, _code(subject, beta, 1.0), found)
-    (_, factor), effect = found
+    if not effect:
+        return Finding("momentum", Severity.NOTICE, title, text, evidence, _code(subject, beta, 1.0), effect)
     control = subject.trials.effect(partial(_set, momentum=0.0, factor=half))
     rate_alone = bool(control and not Effect("", control.with_remedy, effect.with_remedy).saves())
     if rate_alone or not effect.saves():
@@ -81,10 +80,9 @@ def _high(edge: EdgeRatio, subject: Subject, kappa: Estimate, beta: float) -> Fi
     averaged = subject.optimizer is not None and "momentum" not in subject.optimizer.param_groups[0]
     # Where momentum adds up, a rate that goes on as fast in the long run, at most half of its bound.
     as_fast = min((1 - lower) / (1 - beta), TARGET / edge.ratio.high * (1 + lower) / (1 + beta))
-    found = _tried(subject, {(lower, 1.0)} if averaged else {(lower, 1.0), (lower, as_fast)})
-    if not found or not found[1].saves():
+    (_, factor), effect = _tried(subject, {(lower, 1.0)} if averaged else {(lower, 1.0), (lower, as_fast)})
+    if not effect or not effect.saves():
         return None
-    (_, factor), effect = found
     evidence = {"kappa_effective": kappa, "momentum": Estimate.exactly(beta, "the optimizer's setting")}
     suggested = "" if kappa.unresolved else f", and κ_eff = {kappa} suggests {number(suggested_momentum(kappa.value))}"
     title = f"The momentum is high: it is {beta:g}, an average over {number(1 / (1 - beta))} steps{suggested}."
@@ -110,7 +108,7 @@ def _setting(group: Mapping[str, Any], momentum: float) -> dict[str, Any]:
     return {"momentum": momentum} if "momentum" in group else {"betas": (momentum, *group["betas"][1:])}
 
 
-def _tried(subject: Subject, settings: set[tuple[float, float]]) -> tuple[tuple[float, float], Effect] | NoEffect:
+def _tried(subject: Subject, settings: set[tuple[float, float]]) -> tuple[tuple[float, float], Effect | NoEffect]:
     """The best of some (β, factor of the rates)."""
     return subject.trials.best({(beta, c): partial(_set, momentum=beta, factor=c) for beta, c in sorted(settings)})
 

@@ -29,9 +29,8 @@ def find(m: Measurements, subject: Subject) -> Finding | None:
 
 
 def _lost_steps(subject: Subject) -> Finding | None:
-    halves = {
-        n: p.dtype for n, p in zip(subject.problem.names, subject.problem.parameters, strict=True) if p.dtype in HALF
-    }
+    problem = subject.problem
+    halves = {n: p.dtype for n, p in zip(problem.names, problem.parameters, strict=True) if p.dtype in HALF}
     steps = subject.trials.first_steps if halves else []
     shares = []
     for taken in steps:

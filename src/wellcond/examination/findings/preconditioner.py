@@ -57,10 +57,9 @@ def find(m: Measurements, subject: Subject) -> Finding | None:
         return Finding("preconditioner", Severity.GOOD, title, text, evidence)
     title = f"{optimizer} makes the conditioning {times} worse: {figures}."
     text = f"Here and now plain gradient descent is better conditioned; {meaning}."
-    found = _without(m, subject)
-    if not found:
+    rate, effect = _without(m, subject)
+    if not effect:
         return Finding("preconditioner", Severity.NOTICE, title, text, evidence)
-    rate, effect = found
     if not effect.saves():
         text += f" In a trial SGD at its best rate of some is no better than {optimizer} all the same."
         return Finding("preconditioner", Severity.GOOD, title, text, evidence)
@@ -68,11 +67,11 @@ def find(m: Measurements, subject: Subject) -> Finding | None:
     return Finding("preconditioner", Severity.NOTICE, title, text, evidence, remedy, effect)
 
 
-def _without(m: Measurements, subject: Subject) -> tuple[float, Effect] | NoEffect | None:
+def _without(m: Measurements, subject: Subject) -> tuple[float, Effect | NoEffect]:
     """SGD at the best of a few rates, and its effect."""
     plain = m.figures.get("hessian") or m.figures["gauss_newton"]
     if not plain.largest.low > 0 or (subject.optimizer is not None and carried_by(subject.optimizer)):
-        return None
+        return math.nan, NoEffect()
     bound = Momentum.heavy_ball(MOMENTUM).bound / plain.largest.high
     return subject.trials.best({share * bound: partial(_as_sgd, lr=share * bound) for share in SHARES})
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import statistics
 from functools import partial
@@ -53,11 +54,8 @@ def find(m: Measurements, subject: Subject) -> Finding | None:
     # To the pace of the others; or, where that is slow, to a hundredth.
     targets = [typical] + ([FAST / 10] if wild and typical < FAST / 10 else [])
     rates = {target: {name: target / ratios[name].value for name in moving} for target in targets}
-    found = subject.trials.best({target: partial(_own_rates, factors=f) for target, f in rates.items()})
-    if not found:
-        return Finding("update_ratio", Severity.NOTICE, title, text, evidence, _code(subject, rates[typical]), found)
-    target, effect = found
-    if effect.saves():
+    target, effect = subject.trials.best({target: partial(_own_rates, factors=f) for target, f in rates.items()})
+    if not effect or effect.saves():
         return Finding("update_ratio", Severity.NOTICE, title, text, evidence, _code(subject, rates[target]), effect)
     text += " In a trial a rate of its own saves little, or costs: "
     text += "what is wrong is not that alone." if wild else "leave it as it is."
@@ -69,16 +67,13 @@ def _ratios(subject: Subject) -> dict[str, Estimate]:
     rows."""
     problem, steps = subject.problem, subject.trials.first_steps
     left_out = {id(p) for p in parameter_kinds.embeddings(problem.model)}
+    named = zip(problem.names, problem.parameters, strict=True)
+    outputs = {name: len(p) for name, p in named if p.ndim > 1 and id(p) not in left_out}
     found: dict[str, list[float]] = {}
-    shapes = {name: p.shape for name, p in zip(problem.names, problem.parameters, strict=True) if id(p) not in left_out}
-    for taken in steps:
-        for tensor in taken:
-            shape = shapes.get(tensor.name, ())
-            if len(shape) < 2:
-                continue
-            # rms·√inputs = ‖p‖/√outputs
-            if tensor.norm > SMALL * math.sqrt(shape[0]):
-                found.setdefault(tensor.name, []).append(tensor.moved / tensor.norm)
+    for tensor in itertools.chain(*steps):
+        # rms·√inputs = ‖p‖/√outputs
+        if tensor.name in outputs and tensor.norm > SMALL * math.sqrt(outputs[tensor.name]):
+            found.setdefault(tensor.name, []).append(tensor.moved / tensor.norm)
     how = f"one step of a copy on each of {len(steps)} batches"
     return {name: Estimate(statistics.median(x), min(x), max(x), how) for name, x in found.items()}
 
@@ -101,9 +96,8 @@ def _standing_out(ratios: dict[str, Estimate]) -> list[str]:
 def _own_rates(run: TrainingRun, factors: dict[str, float]) -> None:
     """Each of these parameters in a group of its own, with its rate multiplied."""
     optimizer = unwrapped_optimizer(run.optimizer)
-    parameters = dict(run.model.named_parameters())
     for name, factor in factors.items():
-        p = parameters[name]
+        p = run.model.get_parameter(name)
         group = next(g for g in optimizer.param_groups if any(q is p for q in g["params"]))
         group["params"] = [q for q in group["params"] if q is not p]
         own = {key: value for key, value in group.items() if key not in ("params", "param_names")}
@@ -113,9 +107,8 @@ def _own_rates(run: TrainingRun, factors: dict[str, float]) -> None:
 
 def _code(subject: Subject, factors: dict[str, float]) -> str:
     assert subject.optimizer is not None
-    by_name = dict(zip(subject.problem.names, subject.problem.parameters, strict=True))
     rate_of = {id(p): float(g["lr"]) for g in subject.optimizer.param_groups for p in g["params"]}
-    now = {name: rate_of[id(by_name[name])] for name in factors}
+    now = {name: rate_of[id(subject.problem.model.get_parameter(name))] for name in factors}
     own = ", ".join(f"{name!r}: {now[name] * factor:.2g}" for name, factor in factors.items())
     return (
         f"own = {{{own}}}  # now {', '.join(dict.fromkeys(map(shown, now.values())))}\n"
