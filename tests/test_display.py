@@ -6,6 +6,7 @@ import io
 import subprocess
 import sys
 
+import pytest
 from rich.console import Console
 from rich.text import Text
 
@@ -62,10 +63,10 @@ def test_names_and_sentences():
     assert number(float("inf")) == "inf"
 
 
-def test_a_result_draws_with_what_the_package_registered():
-    renderer: Renderer = wc.History.renderer
-    assert all(callable(getattr(renderer, face)) for face in ("page", "notebook", "plot"))
-    assert callable(wc.Examination.page)
+@pytest.mark.parametrize("result", [wc.Examination, wc.History])
+def test_a_result_draws_with_what_the_package_registered(result):
+    renderer: Renderer = result.renderer
+    assert all(callable(getattr(renderer, face)) for face in ("page", "plot"))
 
 
 def test_importing_the_package_loads_nothing_heavy():

@@ -1,17 +1,21 @@
-"""Rich representations: every object's figures, nothing of the user's as markup."""
+"""Rich representations: every object's figures, nothing of the user's as markup; and plots for papers."""
 
 from __future__ import annotations
 
 import html.parser
 
+import matplotlib
 import pytest
 import torch
+from torch import nn
 
 import wellcond as wc
 from tests.test_monitor import followed
 from tests.test_report import INJECTION, examined, hostile
 from wellcond.linalg import MatrixOperator
 from wellcond.trials.trials import Effect
+
+matplotlib.use("Agg")
 
 
 class Tags(html.parser.HTMLParser):
@@ -92,6 +96,49 @@ def test_of_equal_findings_the_one_whose_remedy_helped_most_comes_first():
     assert finding(1, 4).gain == 0
     assert finding(4, 3, error=1).gain == 0  # overlapping
     assert wc.Finding("x", wc.Severity.SEVERE, "", "").gain == 0
+
+
+@pytest.mark.parametrize(
+    "which", ["spectrum", "layers", "forecast", "rates", "rates by parameter", "decay", "row norms"]
+)
+def test_every_chart_is_drawn_on_axes_that_say_what_they_show(which, tmp_path):
+    examination = examined(optimizer=lambda p, lr: torch.optim.Adam(p, lr=lr, weight_decay=0.1))
+    ax = examination.plot(which)
+    assert ax.get_xlabel() or which == "layers"
+    assert ax.get_ylabel() or which == "layers"
+    assert ax.has_data()
+    figure, given = matplotlib.pyplot.subplots()
+    assert examination.plot(which, given) is given
+    figure.savefig(tmp_path / "chart.pdf")
+    matplotlib.pyplot.close("all")
+
+
+def test_the_plotted_figures_are_those_measured():
+    examination = examined()
+    m = examination.measurements
+    ax = examination.plot()
+    bound = ax.lines[-1].get_xdata()[0]
+    assert bound == pytest.approx(m.edge.bound / m.edge.rate)
+    # At the bound the edge ratio would be one: λ_max over it is the ratio.
+    assert m.figures["hessian_preconditioned"].largest.value / bound == pytest.approx(m.edge.ratio.value)
+    counts = ax.lines[1].get_ydata()
+    positive = int((m.figures["hessian_preconditioned"].spectrum > 0).sum())
+    assert counts.max() <= positive
+    map_ = examination.plot("layers")
+    shown = map_.images[0].get_array()
+    assert 10 ** float(shown[0, 0]) == pytest.approx(m.layers[0].kappa.value)
+    assert 10 ** float(shown[1, 3]) == pytest.approx(m.layers[1].standardized.value)
+    rates = examination.plot("rates")
+    assert sum(bar.get_height() for bar in rates.patches) == m.parameters
+    matplotlib.pyplot.close("all")
+
+
+def test_a_chart_without_data_is_refused():
+    examination = wc.examine(nn.Linear(3, 1), nn.MSELoss(), (torch.randn(9, 3), torch.randn(9, 1)))
+    with pytest.raises(ValueError, match="no data for 'rates'"):
+        examination.plot("rates")
+    with pytest.raises(ValueError, match="there are spectrum, layers"):
+        examination.plot("pie")
 
 
 def test_an_examination_is_a_line_for_what_was_measured_and_one_for_each_finding():

@@ -64,7 +64,7 @@ from wellcond.what_if import WhatIf as WhatIf
 from wellcond.what_if import what_if as what_if
 
 # Results know no page and no plot: what draws them is registered here, so that imports only go down.
-Examination.page = report.page
+Examination.renderer = report
 History.renderer = monitor
 
 __version__ = "0.1.0"

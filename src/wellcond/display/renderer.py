@@ -17,8 +17,5 @@ class Renderer(Protocol[R]):
     def page(self, result: R, /) -> str:
         """One HTML page that works offline."""
 
-    def notebook(self, result: R, /) -> str:
-        """A small table as HTML."""
-
     def plot(self, result: R, which: str, ax: Any, /) -> Any:
         """Draw one figure on matplotlib axes, new ones for None, and return them."""

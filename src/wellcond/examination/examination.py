@@ -5,14 +5,13 @@
 refused before minutes of work. Only then each of `FINDINGS` looks at the figures: a finding may try its remedy on a
 copy (`subject.trials`), which is what costs most, and none depends on another's. Every part runs inside
 `Failures.attempt`, since one that fails must cost no other, and inside `on_fewer` (memory.py), since out of memory it
-is made again on half the examples. Nothing here draws or prints: pages are functions of the result, in rooms above,
-and reach it through `Examination.page`.
+is made again on half the examples. Nothing here draws or prints: pages and plots are functions of the result, in rooms
+above, and reach it through `Examination.renderer`.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -20,7 +19,7 @@ from typing import Any, ClassVar
 import torch
 from torch import nn
 
-from wellcond.display import Table, capitalized
+from wellcond.display import Renderer, Table, capitalized
 from wellcond.examination.figures import headline, interruption
 from wellcond.examination.finding import Find, Finding, Severity
 from wellcond.examination.findings import FINDINGS
@@ -43,8 +42,8 @@ class Examination:
         interrupted: the part that Ctrl-C ended, in an examination that is partial; else empty.
     """
 
-    page: ClassVar[Callable[[Examination], str]]
-    """The page as HTML, in one file that works offline; registered by `wellcond/__init__.py`."""
+    renderer: ClassVar[Renderer[Any]]
+    """Draws the page and the plots; registered by `wellcond/__init__.py`."""
 
     measurements: Measurements
     findings: list[Finding]
@@ -58,8 +57,25 @@ class Examination:
     def save(self, path: str | Path = "report.html") -> Path:
         """Write the page: one file that works offline."""
         path = Path(path)
-        path.write_text(self.page(), encoding="utf-8")
+        path.write_text(self.renderer.page(self), encoding="utf-8")
         return path
+
+    def plot(self, which: str = "spectrum", ax: Any = None) -> Any:
+        """Draw one of the page's charts.
+
+        Args:
+            which: "spectrum" with the stability bound, "layers", "forecast", "rates" (effective learning rates), "rates
+                by parameter", "decay" (weight decay really received) or "row norms".
+            ax: matplotlib axes; default: new ones.
+
+        Returns:
+            The axes.
+
+        Raises:
+            ValueError: for another chart, or one that this examination has no data for.
+            ModuleNotFoundError: without matplotlib (`pip install wellcond[plot]`).
+        """
+        return self.renderer.plot(self, which, ax)
 
     def __repr__(self) -> str:
         """What was measured, and a line for each finding."""

@@ -3,7 +3,6 @@
 from wellcond.monitor.history import History as History
 from wellcond.monitor.history import read_history as read_history
 from wellcond.monitor.monitor import Monitor as Monitor
-from wellcond.monitor.page import notebook as notebook
 from wellcond.monitor.page import page as page
 from wellcond.monitor.plot import plot as plot
 from wellcond.monitor.record import Change as Change

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any, ClassVar
 
-from wellcond.display import Renderer
+from wellcond.display import Renderer, Table
 from wellcond.examination import Severity, check_schema
 from wellcond.monitor.record import LABELS, Record
 
@@ -116,7 +116,9 @@ class History:
         return self.renderer.plot(self, figure, ax)
 
     def _repr_html_(self) -> str:
-        return self.renderer.notebook(self)
+        findings = [f"{severity}: {title}" for severity, title in self.findings().values()]
+        rows = [(LABELS[name], text) for name, text in self.latest().items()]
+        return Table(["figure", "last"], rows, self.headline, findings).html()
 
 
 _BEGINNING = b'{"kind": "run", "schema": "wellcond.monitor/'

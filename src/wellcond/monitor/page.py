@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from wellcond.display import Table, number
+from wellcond.display import number
 from wellcond.linalg import CONFIDENCE
 from wellcond.monitor.charts import charts, spread
 from wellcond.monitor.history import History
@@ -38,13 +38,6 @@ def page(history: History) -> str:
         run=run,
         confidence=CONFIDENCE,
     )
-
-
-def notebook(history: History) -> str:
-    """What was measured last, and the findings that stand."""
-    findings = [f"{severity}: {title}" for severity, title in history.findings().values()]
-    rows = [(LABELS[name], text) for name, text in history.latest().items()]
-    return Table(["figure", "last"], rows, history.headline, findings).html()
 
 
 def _progress(history: History) -> list[tuple[str, str]]:

@@ -1,4 +1,4 @@
-"""What people see of an examination: the page, the terminal; and what changed between two."""
+"""What people see of an examination: the page, the terminal, plots; and what changed between two."""
 
 from wellcond.report.chart import BOUND as BOUND
 from wellcond.report.chart import FIRST as FIRST
@@ -10,6 +10,7 @@ from wellcond.report.compare import Comparison as Comparison
 from wellcond.report.compare import compare as compare
 from wellcond.report.page import VERDICT as VERDICT
 from wellcond.report.page import page as page
+from wellcond.report.plots import plot as plot
 from wellcond.report.template import render as render
 from wellcond.report.terminal import STYLES as STYLES
 from wellcond.report.terminal import item as item
