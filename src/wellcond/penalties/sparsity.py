@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from wellcond.display import Table
+from wellcond.display import Table, short
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ class Sparsity:
         vectors = Sparsity(tuple(layer for layer in self.layers if not layer.rows))
         rows = [
             (
-                _short(layer.name),
+                short(layer.name, 36),
                 "×".join(map(str, layer.shape)),
                 _share(layer),
                 f"{layer.zero_rows} of {layer.rows}",
@@ -91,11 +91,6 @@ class Sparsity:
 
 def _share(of: LayerSparsity | Sparsity) -> str:
     return f"{of.zeros:,} of {of.entries:,} ({of.fraction:.1%})"
-
-
-def _short(name: str, most: int = 36) -> str:
-    """The ends of a long name, which tell most."""
-    return name if len(name) <= most else f"{name[: most // 3]}…{name[-(most - most // 3 - 1) :]}"
 
 
 def sparsity(model: nn.Module) -> Sparsity:
