@@ -332,8 +332,6 @@ def test_products_compose():
     assert [float(y.flatten()[0]) for y in half.apply([torch.ones(1), torch.ones(1)])] == [2.0, 3.0]
     with pytest.raises(ValueError, match="neither of the composed preconditioners covers b"):
         half.over(parameters[:2], "ab")
-    with pytest.raises(TypeError, match="got a Tensor to compose"):
-        Composed(D, torch.ones(1))
 
 
 # -- traps of hooks --

@@ -163,9 +163,6 @@ class Composed(Preconditioner):
     """
 
     def __init__(self, P1: Preconditioner, P2: Preconditioner, parameters: Sequence[Tensor] | None = None):
-        for P in (P1, P2):
-            if not isinstance(P, Preconditioner):
-                raise TypeError(f"got a {type(P).__name__} to compose; give two preconditioners")
         self.factors = P1, P2
         given = parameters if parameters is not None else [p for P in self.factors for p in P.parameters]
         self.parameters = list({id(p): p for p in given}.values())
@@ -201,7 +198,7 @@ class Composed(Preconditioner):
             has = {id(p) for p in P.parameters}
             chosen = [(p, name) for p, name in zip(parameters, names, strict=True) if id(p) in has]
             factors.append(P.over([p for p, _ in chosen], [name for _, name in chosen], dtype))
-        return Composed(*factors, parameters=parameters)
+        return Composed(factors[0], factors[1], parameters)
 
     @property
     def constant(self) -> bool:
