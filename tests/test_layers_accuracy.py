@@ -40,11 +40,11 @@ def check(layer: LayerConditioning, H: Tensor, bias: bool, figures: list[str], w
 @pytest.mark.parametrize("N", [9, 60, 1500])
 @pytest.mark.parametrize("seed", range(4))
 def test_a_mean_a_million_times_the_spread(N, bias, seed):
-    """κ is up to 1e13 there. Up to 1,024 rows are kept, of more the Gram matrix."""
+    """κ is up to 1e13 there. Up to 1,024 rows are kept, of more the R factor."""
     width = 2 + seed
     X = far(N, width, seed)
     layer = layer_of(nn.Linear(width, 1, bias=bias), X)
-    assert layer.kappa.how.startswith("exact: Gram matrix" if N == 1500 else "exact: R factor")
+    assert layer.kappa.how == "exact: R factor in float64"
     # Two features layer-normalize to ±(1, −1): nothing is left.
     check(layer, X, bias, [name for name in NORMALIZED if width > 2 or name != "row_normalized"])
     assert layer.rank == width + bias
@@ -135,14 +135,10 @@ def test_attention_far_from_zero(bias):
 
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("gap", [1e-2, 1e-4, 1e-6, 1e-9])
-def test_columns_that_a_gram_matrix_does_not_tell_apart_take_a_second_pass(gap, bias, monkeypatch):
+def test_columns_that_a_gram_matrix_does_not_tell_apart(gap, bias):
     X = far(1500, 4, seed=0, mean=3.0)
     X[:, 3] = X[:, 0] + gap * X[:, 3]
-    seen = []
-    monkeypatch.setattr(Problem, "record_calls", lambda *a, true=Problem.record_calls: (seen.append(1), true(*a))[1])
     layer = layer_of(nn.Linear(4, 1, bias=bias), X)
-    assert layer.kappa.how.startswith("exact: Gram matrix" if gap > 1e-3 else "exact: R factor")
-    assert len(seen) == 1 + (gap < 1e-3)
     assert layer.rank == 4 + bias
     for name in NORMALIZED:
         found, true = getattr(layer, name), condition_number(X, bias, name)
@@ -152,7 +148,7 @@ def test_columns_that_a_gram_matrix_does_not_tell_apart_take_a_second_pass(gap, 
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_intervals_from_gram_matrices_hold(seed, monkeypatch):
+def test_intervals_of_many_rows_hold(seed, monkeypatch):
     """Sorted, shifted, in small batches: what is summed up first is far from the rest."""
     monkeypatch.setattr(covariance, "BLOCK", 40)
     generator = torch.Generator().manual_seed(seed)
@@ -164,7 +160,6 @@ def test_intervals_from_gram_matrices_hold(seed, monkeypatch):
     )
     X = X[X[:, 0].argsort()] + 10 ** (seed % 5)
     layer = layer_of(nn.Linear(6, 1), X, batch=7)
-    assert layer.kappa.how.startswith("exact: Gram matrix") or layer.standardized.value > 100
     check(layer, X, True, list(NORMALIZED), 1e-6)
 
 

@@ -15,7 +15,9 @@ from torch.optim import Optimizer
 
 from wellcond.private_torch import uncompiled
 
-_KEY = "wellcond"
+KEY = "wellcond"
+"""Of what we put into an optimizer: its attribute, and its place among step hooks, where users' have numbers."""
+
 _PRE, _POST = "_optimizer_step_pre_hooks", "_optimizer_step_post_hooks"
 
 
@@ -99,11 +101,11 @@ class Attachment:
         self._optimizer = weakref.ref(optimizer)
         self.applications: list[Attached] = []
         self._checked: set[int] = set()
-        optimizer.__dict__.update({_KEY: self, "__getstate__": self.getstate})
-        getattr(optimizer, _PRE)[_KEY] = self.before
-        getattr(optimizer, _POST)[_KEY] = self.after
+        optimizer.__dict__.update({KEY: self, "__getstate__": self.getstate})
+        getattr(optimizer, _PRE)[KEY] = self.before
+        getattr(optimizer, _POST)[KEY] = self.after
         # The user's own hooks after a step, say for an average of weights, see what the step ends with.
-        getattr(optimizer, _POST).move_to_end(_KEY, last=False)
+        getattr(optimizer, _POST).move_to_end(KEY, last=False)
 
     def add(self, application: Attached) -> None:
         self.applications.append(application)
@@ -114,17 +116,17 @@ class Attachment:
             self.applications.remove(application)
         optimizer = self._optimizer()
         if not self.applications and optimizer is not None:
-            optimizer.__dict__.pop(_KEY, None)
+            optimizer.__dict__.pop(KEY, None)
             optimizer.__dict__.pop("__getstate__", None)
             for hooks in (_PRE, _POST):
-                getattr(optimizer, hooks).pop(_KEY, None)
+                getattr(optimizer, hooks).pop(KEY, None)
 
     def getstate(self) -> dict[str, Any]:
         """The optimizer's own state to be copied, and ours."""
         optimizer: Any = self._optimizer()
         kind: Any = type(optimizer)
-        ours = {_PRE: OrderedDict({_KEY: self.before}), _POST: OrderedDict({_KEY: self.after})}
-        return {**kind.__getstate__(optimizer), **ours, _KEY: self, "__getstate__": self.getstate}
+        ours = {_PRE: OrderedDict({KEY: self.before}), _POST: OrderedDict({KEY: self.after})}
+        return {**kind.__getstate__(optimizer), **ours, KEY: self, "__getstate__": self.getstate}
 
     def __getstate__(self) -> dict[str, Any]:
         return {"optimizer": self._optimizer(), "applications": self.applications}
@@ -229,6 +231,29 @@ class Attachment:
         return [p._version for p in parameters_of(optimizer)]
 
 
+class Handle:
+    """What puts something on an optimizer returns one of these.
+
+    Attributes:
+        optimizer: the optimizer.
+        application: what it carries.
+    """
+
+    def __init__(self, optimizer: Optimizer, application: Attached):
+        self.optimizer, self.application = optimizer, application
+
+    @property
+    def _removed(self) -> str:
+        """For a `__repr__`."""
+        return "" if self.application in carried_by(self.optimizer) else "removed: "
+
+    def remove(self) -> None:
+        """Take it off; what it did stays done, and what a step that raised has left is put back."""
+        self.application.abandon(self.optimizer)
+        if attachment := attachment_of(self.optimizer):
+            attachment.drop(self.application)
+
+
 def attach(optimizer: Optimizer, application: Attached) -> None:
     """Put it in force.
 
@@ -277,7 +302,7 @@ def bare_step(kind: type[Optimizer]) -> Any:
 
 def attachment_of(optimizer: Optimizer) -> Attachment | None:
     """What the optimizer carries, if anything."""
-    return optimizer.__dict__.get(_KEY)
+    return optimizer.__dict__.get(KEY)
 
 
 def carried_by(optimizer: Optimizer) -> list[Attached]:
@@ -289,7 +314,7 @@ def carried_by(optimizer: Optimizer) -> list[Attached]:
 def unobserved(optimizer: Optimizer, application: Attached) -> bool:
     """Whether only the optimizer's own step sees what this one makes of parameters and gradients."""
     pre, post = getattr(optimizer, _PRE), getattr(optimizer, _POST)
-    return carried_by(optimizer) == [application] and next(reversed(pre)) == next(iter(post)) == _KEY
+    return carried_by(optimizer) == [application] and next(reversed(pre)) == next(iter(post)) == KEY
 
 
 @contextlib.contextmanager

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import copy
-from collections.abc import Iterable, Iterator
-from functools import partial
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from wellcond.normalization.covariance import Factor, WholeCovariance
-from wellcond.normalization.moments import ColumnMoments
+from wellcond.normalization.covariance import Covariance
 from wellcond.normalization.rows import (
     CONVOLUTIONS,
     LARGEST,
@@ -35,39 +33,6 @@ SMALLEST = 1e-130
 _Key = tuple[int, str]
 
 
-class Matrix:
-    """A matrix whose rows come some at a time.
-
-    Attributes:
-        rounding: relative accuracy of its entries.
-        moments: of each group, once all rows are in.
-        resolved: whether another pass would tell nothing more.
-    """
-
-    def __init__(self, widest: int, rounding: float):
-        self.widest, self.rounding, self.resolved = widest, rounding, False
-        self.moments: list[ColumnMoments] = []
-        self.covariance: WholeCovariance | Factor | None = None
-
-    def add(self, pieces: Iterable[Tensor], rounding: float, *, sum_to_zero: bool = False) -> None:
-        """Take up rows, (groups, n, width) a piece, that are known to `rounding`."""
-        self.rounding, self.sum_to_zero = max(self.rounding, rounding), sum_to_zero
-        for rows in pieces:
-            if self.covariance is None:
-                groups, _, width = rows.shape
-                self.covariance = WholeCovariance(groups, width, self.widest)
-            self.covariance.add(rows)
-
-    def finish(self) -> None:
-        """Make the moments. What they don't resolve the same rows will, if all of them are added again."""
-        if self.resolved or self.covariance is None:
-            return
-        made = partial(self.covariance.moments, rounding=self.rounding, sum_to_zero=self.sum_to_zero)
-        self.moments = [made(group) for group in range(self.covariance.shape[0])]
-        self.resolved = all(m.resolved for m in self.moments)
-        self.covariance = None if self.resolved else Factor(*self.covariance.shape)
-
-
 class Rows:
     """The rows that one weight sees.
 
@@ -81,7 +46,7 @@ class Rows:
     def __init__(self, name: str, widest: int):
         self.name, self.bias, self.is_input = name, False, True
         # Data are what they are; normalizing them rounds.
-        self.plain, self.normalized = Matrix(widest, 0.0), Matrix(widest, 4 * torch.finfo(torch.float64).eps)
+        self.plain, self.normalized = Covariance(widest, 0.0), Covariance(widest, 4 * torch.finfo(torch.float64).eps)
 
     def add(self, module: nn.Module, x: Tensor, *, bias: bool, is_input: bool) -> None:
         """Take up the rows that a call's input gives."""
@@ -92,21 +57,9 @@ class Rows:
         # Each row of a linear layer sums to zero once it is layer-normalized.
         linear = not isinstance(module, CONVOLUTIONS)
         for block in blocks(module, x):
-            if not self.plain.resolved:
-                self.plain.add(rows_of_block(module, block), rounding)
-            if not self.normalized.resolved:
-                block, amplification = layer_normalized(module, block)
-                self.normalized.add(rows_of_block(module, block), rounding * amplification, sum_to_zero=linear)
-
-    def finish(self) -> None:
-        """Make the moments."""
-        self.plain.finish()
-        self.normalized.finish()
-
-    @property
-    def resolved(self) -> bool:
-        """Whether another pass would tell nothing more."""
-        return self.plain.resolved and self.normalized.resolved
+            self.plain.add(rows_of_block(module, block), rounding)
+            block, amplification = layer_normalized(module, block)
+            self.normalized.add(rows_of_block(module, block), rounding * amplification, sum_to_zero=linear)
 
 
 class RowsSeen:
@@ -138,14 +91,6 @@ class RowsSeen:
             if type(module).forward is nn.MultiheadAttention.forward:  # another may call the module itself
                 out = module.out_proj
                 self._add(f"{name}.out_proj", out, {"": attention_mixture(module, args, kwargs)}, out.bias is not None)
-
-    def finish(self) -> bool:
-        """Make the moments of what was seen; False if some need the same calls once more."""
-        distinct = {rows: name for name, rows in self.by_name()}
-        for rows, name in distinct.items():
-            with memory_for(name):
-                rows.finish()
-        return all(rows.resolved for rows in distinct)
 
     def by_name(self) -> list[tuple[str, Rows]]:
         """The rows of every weight that saw any, by the name of the first layer that used it, in order of first use."""
@@ -186,7 +131,7 @@ class RowsSeen:
             x = _plain(name, x.detach())
             is_input = self.problem.is_input(x)
             x = _checked(name, x, is_input)
-            if x.numel() and not rows.resolved:  # an expert may get no tokens
+            if x.numel():  # an expert may get no tokens
                 with memory_for(name, f"its inputs of shape {tuple(x.shape)}"):
                     rows.add(module, x, bias=bias, is_input=is_input)
 

@@ -1,135 +1,96 @@
-"""Mean and covariance of a layer's inputs from one pass over them: `WholeCovariance`, and `Factor` for a second one."""
+"""Mean and covariance of a layer's inputs from one pass over them."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from wellcond.normalization.moments import EPS, ColumnMoments, from_gram, from_root
+from wellcond.normalization.moments import EPS, ColumnMoments, from_root
 from wellcond.normalization.sketch import Sketch
 
 NUMBERS = 2**25
 """In the rows that are kept, at most: 268 MB."""
 
 BLOCK = 1024
-"""So many rows are kept at least before they are summed up: of fewer the covariance is not needed."""
+"""So many rows are kept at least before they are summed up: each QR decomposition is to be worth its while."""
 
 
-class WholeCovariance:
-    """The rows themselves while they are few; when they are many their Gram matrix, or a sketch of it where it is wide.
+class Covariance:
+    """The rows themselves while they are few; when they are many an R factor of them, or a sketch where it is wide.
 
-    What the Gram matrix, in float64, does not resolve its moments say: `Factor` is the way to know it. Rows of more
-    than `widest` columns are kept up to so many of them and 268 MB; then they are sketched.
+    Rows of more than `widest` columns are kept up to so many of them and 268 MB; then they are sketched.
 
     Args:
-        groups: matrices to keep at once.
-        width: d.
         widest: columns up to which there is a covariance.
+        rounding: relative accuracy of the rows' entries; that of the worst that were added.
     """
 
-    def __init__(self, groups: int, width: int, widest: int):
-        self.shape = groups, width
-        self.most = max(width, BLOCK) if width <= widest else min(widest, NUMBERS // (groups * width))
-        self.wide = width > widest
+    def __init__(self, widest: int, rounding: float):
+        self.widest, self.rounding, self.sum_to_zero = widest, rounding, False
         self.waiting: list[Tensor] = []
         self.waits = 0
-        self.summary: Gram | Sketch | None = None
+        self.summary: Factor | Sketch | None = None
 
-    def add(self, x: Tensor) -> None:
-        """Take up rows, (groups, n, width) in float64; they may be kept."""
-        self.waiting.append(x)
-        self.waits += x.shape[1]
-        if self.waits > self.most:
-            self._sum_up()
+    def add(self, pieces: Iterable[Tensor], rounding: float, *, sum_to_zero: bool = False) -> None:
+        """Take up rows, (groups, n, width) in float64 a piece, which may be kept.
+
+        Args:
+            pieces: the rows; matrices of several groups are kept at once.
+            rounding: to which they are known, relative to their columns.
+            sum_to_zero: whether each row sums to zero.
+        """
+        self.rounding, self.sum_to_zero = max(self.rounding, rounding), sum_to_zero
+        for x in pieces:
+            groups, n, width = x.shape
+            self.waiting.append(x)
+            self.waits += n
+            most = max(width, BLOCK) if width <= self.widest else min(self.widest, NUMBERS // (groups * width))
+            if self.waits > most:
+                self._sum_up()
 
     def _sum_up(self) -> None:
         x = torch.cat(self.waiting, 1)
         self.waiting, self.waits = [], 0
         if self.summary is None:
-            self.summary = Sketch(*self.shape, x) if self.wide else Gram(x)
+            self.summary = Sketch(x) if x.shape[2] > self.widest else Factor(x)
         self.summary.add(x)
 
-    def moments(self, group: int, rounding: float, *, sum_to_zero: bool) -> ColumnMoments:
-        """Of a group's rows, which are known to `rounding` relative to their columns, and may each sum to zero."""
+    def moments(self) -> list[ColumnMoments]:
+        """Of each group, once all rows are in; none where there were no rows."""
         if self.summary is None:
-            return _of_rows(torch.cat([x[group] for x in self.waiting]), sum_to_zero=sum_to_zero)
+            rows = torch.cat(self.waiting, 1) if self.waiting else ()
+            return [_of_rows(x, sum_to_zero=self.sum_to_zero) for x in rows]
         if self.waiting:
             self._sum_up()
-        return self.summary.moments(group, rounding, sum_to_zero=sum_to_zero)
-
-
-class Gram:
-    """The Gram matrix of rows about a fixed shift, near the mean of the first of them."""
-
-    def __init__(self, first: Tensor):
-        self.shift, self.rows = _shift(first), 0
-        self.total, self.gram = torch.zeros_like(self.shift), first.new_zeros(*first.shape[::2], first.shape[2])
-
-    def add(self, x: Tensor) -> None:
-        """Take up rows, which are changed."""
-        self.rows += x.shape[1]
-        x -= self.shift
-        self.total += x.sum(1, keepdim=True)
-        self.gram.baddbmm_(x.mT, x)
-
-    def moments(self, group: int, rounding: float, *, sum_to_zero: bool) -> ColumnMoments:
-        """As `WholeCovariance.moments`."""
-        offset = self.total[group, 0] / self.rows
-        G = self.gram[group].triu()
-        G = (G + G.triu(1).T) / self.rows
-        size = G.diagonal().clone()
-        C = G.addr_(offset, offset, alpha=-1)
-        C.diagonal().clamp_(min=EPS * size)
-        # Of products summed in blocks; and what the square of the offset takes off.
-        unit = EPS * (16 + math.sqrt(self.rows / 256))
-        error = torch.where(size > 0, (unit * size / C.diagonal()).sqrt(), 0.0)
-        mean = self.shift[group, 0] + offset
-        return from_gram(self.rows, mean, C, error, rounding, sum_to_zero=sum_to_zero)
+        groups = range(len(self.summary.shift))
+        return [self.summary.moments(group, sum_to_zero=self.sum_to_zero) for group in groups]
 
 
 class Factor:
-    """The R factor of [1, H − 1sᵀ], s the first rows' mean, brought up to date with rows as they come.
+    """The R factor of [1, H − 1sᵀ], s near the mean of the first rows, brought up to date with rows as they come.
 
     Below its first row is the R factor of the centered H: singular values are known to rounding, where a Gram matrix
-    squares them and loses half the digits, at two to three times its cost.
-
-    Args:
-        groups, width: as of `WholeCovariance`.
+    squares them and loses half the digits, at half the cost.
     """
 
-    def __init__(self, groups: int, width: int):
-        # R, and below it rows that wait, so many that each QR decomposition is worth its while, and at most 134 MB.
-        self.most = width + 1 + max(256, min(4 * (width + 1), 2**24 // (width + 1)))
-        self.shape = groups, width
-        self.rows = self.updates = 0
+    def __init__(self, first: Tensor):
+        self.shift, self.rows, self.updates = _shift(first), 0, 0
+        self.varies = torch.zeros_like(self.shift, dtype=torch.bool)
+        self.R = first.new_empty(len(first), 0, first.shape[2] + 1)
 
     def add(self, x: Tensor) -> None:
-        if not self.rows:
-            groups, width = self.shape
-            self.stack, self.filled = x.new_empty(groups, self.most, width + 1), 0
-            self.shift = _shift(x)
-            self.varies = torch.zeros_like(self.shift, dtype=torch.bool)
-        self.rows += x.shape[1]
+        """Take up rows, which are changed."""
+        self.rows, self.updates = self.rows + x.shape[1], self.updates + 1
         x -= self.shift
         self.varies |= (x != 0).any(1, keepdim=True)
-        while x.shape[1]:
-            new = self.stack[:, self.filled : self.filled + x.shape[1]]
-            new[..., :1] = 1
-            new[..., 1:] = x[:, : new.shape[1]]
-            self.filled += new.shape[1]
-            x = x[:, new.shape[1] :]
-            if self.filled == self.most:
-                self._update()
+        self.R = torch.linalg.qr(torch.cat([self.R, nn.functional.pad(x, (1, 0), value=1.0)], 1), mode="r").R
 
-    def _update(self) -> None:
-        R = torch.linalg.qr(self.stack[:, : self.filled], mode="r").R
-        self.filled, self.updates = R.shape[1], self.updates + 1
-        self.stack[:, : self.filled] = R
-
-    def moments(self, group: int, rounding: float, *, sum_to_zero: bool) -> ColumnMoments:
-        R = torch.linalg.qr(self.stack[group, : self.filled], mode="r").R
+    def moments(self, group: int, *, sum_to_zero: bool) -> ColumnMoments:
+        """Of a group's rows, which may each sum to zero."""
+        R = self.R[group]
         mean, error = self.shift[group, 0] + R[0, 1:] / R[0, 0], (R.shape[1] + self.updates) * EPS
         F = R[1:, 1:] / math.sqrt(self.rows)
         return from_root(self.rows, mean, self.varies[group, 0], F, error, sum_to_zero=sum_to_zero)

@@ -72,7 +72,7 @@ class Figures:
         # Of the eigenvalues of squares, where these are enough.
         rounding = min(square_error(len(s)) * min(top / bottom, GRADED) ** 2, SQUARES)
         low, high = low * (1 - rounding), high * (1 + rounding)
-        how = "exact: " + m.how if m.missed is None else f"bound: {len(m.root)} random directions"
+        how = "exact: R factor in float64" if m.missed is None else f"bound: {len(m.root)} random directions"
         if self.rounding > 1e-10:
             how += " of activations in float32"
         if m.missed is not None:
@@ -130,9 +130,8 @@ class Figures:
         one = math.sqrt((with_ones and with_mean) + float(mean[~m.varies].square().sum()))
         mean, scale = mean[m.varies], scale[m.varies]
         root = m.root[:, m.varies] * scale
-        squares = m.gram * torch.outer(scale, scale) if m.gram is not None else None
         beside = one > 0 or (not m.full and bool(mean.any()))
-        values, known = root_of_squares(_bordered_squares(one, mean, root, squares), len(root) + beside)
+        values, known = root_of_squares(_bordered_squares(one, mean, root), len(root) + beside)
         if known:
             return values
         if wide := len(root) < root.shape[1]:
@@ -181,16 +180,12 @@ class Figures:
         return int((s > cut).sum())
 
 
-def _bordered_squares(one: float, mean: Tensor, F: Tensor, squares: Tensor | None = None) -> Tensor:
-    """MᵀM, or MMᵀ if that is smaller, of M = [[one, meanᵀ], [0, F]], without its first column if `one` is 0.
-
-    FᵀF is in `squares` if it is at hand.
-    """
-    if squares is None and len(F) < len(mean):
+def _bordered_squares(one: float, mean: Tensor, F: Tensor) -> Tensor:
+    """MᵀM, or MMᵀ if that is smaller, of M = [[one, meanᵀ], [0, F]], without its first column if `one` is 0."""
+    if len(F) < len(mean):
         side = F @ mean
         return _bordered(one**2 + float(mean @ mean), side, side, F @ F.T)
-    squares = F.T @ F if squares is None else squares
-    squares = squares + torch.outer(mean, mean)
+    squares = F.T @ F + torch.outer(mean, mean)
     return _bordered(one**2, one * mean, one * mean, squares) if one else squares
 
 

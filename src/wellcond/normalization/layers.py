@@ -1,8 +1,7 @@
 """Conditioning of what a layer sees: the extended hidden matrix of theory section 5.1, from one pass over the data.
 
 While the data pass, `RowsSeen` (collecting.py) makes rows of every call (rows.py) and gives them to a covariance
-(covariance.py, for wide ones sketch.py). Its moments (moments.py) make the figures (figures.py). Where a Gram matrix
-does not resolve them the data pass once more, for an R factor.
+(covariance.py, for wide ones sketch.py). Its moments (moments.py) make the figures (figures.py).
 """
 
 from __future__ import annotations
@@ -16,6 +15,7 @@ from wellcond.display import Table
 from wellcond.linalg import Estimate
 from wellcond.normalization.collecting import KINDS, Rows, RowsSeen, memory_for
 from wellcond.normalization.figures import NORMALIZATIONS, Figures
+from wellcond.normalization.moments import ColumnMoments
 from wellcond.problem import Problem, check_problem
 
 WIDEST = 2048
@@ -103,11 +103,11 @@ class Layers(list[LayerConditioning]):
 def layer_conditioning(problem: Problem, *, widest: int = WIDEST) -> list[LayerConditioning]:
     """κ of what every linear layer, convolution and attention projection sees, in the order of the passage.
 
-    One pass over the data, one Gram matrix a layer in float64, or its rows where they are few; layers that a Gram
-    matrix does not resolve get an R factor in a second pass. κ as it is has a relative error of about that of κ
-    standardized times rounding, wherever the mean is; its interval holds that. All calls of a layer, and of layers that
-    share its weight, give rows to one matrix, which has the first one's name. Layers that no data pass through come
-    last, with no rows and figures that are not defined. Inputs below 1e-130 count as zero.
+    One pass over the data; for each layer its rows where they are few, else their R factor in float64. κ as it is has a
+    relative error of about that of κ standardized times rounding, wherever the mean is; its interval holds that. All
+    calls of a layer, and of layers that share its weight, give rows to one matrix, which has the first one's name.
+    Layers that no data pass through come last, with no rows and figures that are not defined. Inputs below 1e-130 count
+    as zero.
 
     Args:
         problem: the network and its data.
@@ -139,16 +139,14 @@ def layer_conditioning(problem: Problem, *, widest: int = WIDEST) -> list[LayerC
             "nn.Conv2d, nn.Conv3d, nn.MultiheadAttention; wc.conditioning(wc.Hessian(problem)) measures any network"
         )
     problem.record_calls(KINDS, seen.call)
-    if not seen.finish():
-        problem.record_calls(KINDS, seen.call)
-        seen.finish()
     found = [_figures(name, rows) for name, rows in seen.by_name()]
     return Layers([*found, *map(LayerConditioning, seen.never_called())])
 
 
 def _figures(name: str, rows: Rows) -> LayerConditioning:
     with memory_for(name):
-        groups = [_of_group(name, rows, g) for g in range(len(rows.plain.moments))]
+        both = zip(rows.plain.moments(), rows.normalized.moments(), strict=True)
+        groups = [_of_group(name, rows, group, *moments) for group, moments in enumerate(both)]
     if not groups:  # called, but with no rows, as an expert that gets no tokens
         return LayerConditioning(name)
     if len(groups) == 1:
@@ -157,10 +155,9 @@ def _figures(name: str, rows: Rows) -> LayerConditioning:
     return replace(worst, groups=tuple(groups))
 
 
-def _of_group(name: str, rows: Rows, group: int) -> LayerConditioning:
-    m = rows.plain.moments[group]
+def _of_group(name: str, rows: Rows, group: int, m: ColumnMoments, normalized: ColumnMoments) -> LayerConditioning:
     figures = Figures(m, rows.bias, rows.plain.rounding)
-    by_row = Figures(rows.normalized.moments[group], rows.bias, rows.normalized.rounding)
+    by_row = Figures(normalized, rows.bias, rows.normalized.rounding)
     largest = figures.largest()
     spectra = {name.replace("_", " "): figures.spectrum(name) for name in NORMALIZATIONS}
     return LayerConditioning(

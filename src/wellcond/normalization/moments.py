@@ -10,9 +10,6 @@ from torch import Tensor
 
 EPS = torch.finfo(torch.float64).eps
 
-ENOUGH = 1e-8
-"""A relative error that a root from a Gram matrix may have; rows that are known to less may have a tenth of that."""
-
 SQUARES = 2e-9
 """Relative error up to which singular values are taken from eigenvalues of a Gram matrix."""
 
@@ -34,9 +31,6 @@ class ColumnMoments:
         full: whether what F lacks to full column rank is known without rounding: columns that never vary, and one
             dimension of rows that sum to zero. Then F is exact up to a factor I + E from the left,
             ‖E‖ ≤ error/values[-1].
-        resolved: whether another way to make the root would know no more.
-        gram: FᵀF without the columns that never vary, where it is at hand.
-        how: the root was made.
     """
 
     rows: int
@@ -48,9 +42,6 @@ class ColumnMoments:
     beyond: int = 0
     error: float = EPS
     full: bool = False
-    resolved: bool = True
-    gram: Tensor | None = None
-    how: str = "R factor in float64"
 
     @property
     def varies(self) -> Tensor:
@@ -95,51 +86,6 @@ def from_root(rows: int, mean: Tensor, varies: Tensor, F: Tensor, error: float, 
     if reflects:
         B = _unreflected(B, v)
     return ColumnMoments(rows, mean, deviation, _spread(B * D, varies), values, error=error, full=full)
-
-
-def from_gram(
-    rows: int, mean: Tensor, C: Tensor, known: Tensor, rounding: float, *, sum_to_zero: bool
-) -> ColumnMoments:
-    """Moments from the covariance, if it resolves them.
-
-    Args:
-        rows: N.
-        mean: (d,), of H.
-        C: (d, d); columns that never vary are exact zeros.
-        known: (d,), e with C_ij known to e_i·e_j·√(C_ii·C_jj).
-        rounding: to which H is known, relative to its columns.
-        sum_to_zero: as in `from_root`.
-    """
-    deviation = C.diagonal().sqrt()
-    varies = deviation > 0
-    D = deviation[varies]
-    if not len(D):
-        return ColumnMoments(rows, mean, deviation, C[:0], D, full=True)
-    C = C[varies][:, varies]
-    S = C / torch.outer(D, D)
-    if sum_to_zero:
-        v = _reflector(D)
-        S = _reflected(_reflected(S, v).T, v)[1:, 1:]
-    values = torch.linalg.eigvalsh(S).flip(0)
-    # Errors have all signs: their norm grows with the root of the number of columns. And the eigenvalues have theirs.
-    off = 2 * math.sqrt(len(D)) * float(known[varies].square().max()) + square_error(len(D)) * float(values[:1].sum())
-    positive = values.clamp_min(off)
-    kept = (values > off) & (off / (2 * positive) < (0.1 * rounding / positive.sqrt()).clamp_min(ENOUGH))
-    # Under what the entries are known to there is nothing, where the Gram matrix knows that much.
-    if not bool((kept | (values + off < rounding**2)).all()):
-        return ColumnMoments(rows, mean, deviation, C[:0], D[:0], resolved=False)
-    rank = int(kept.sum())
-    if rank == len(values):
-        F = torch.linalg.cholesky(S).T
-    else:
-        squares, vectors = torch.linalg.eigh(S)
-        F = (vectors * squares.clamp_min(0).sqrt()).T.flip(0)[:rank]
-    if sum_to_zero:
-        F = _unreflected(F, v)
-    s, full = values[:rank].sqrt(), rank == len(values)
-    error = off / (2 * float(s[-1])) if rank else off
-    gram, how = C if full else None, "Gram matrix in float64"
-    return ColumnMoments(rows, mean, deviation, _spread(F * D, varies), s, error=error, full=full, gram=gram, how=how)
 
 
 def root_of_squares(squares: Tensor, rank: int | None = None) -> tuple[Tensor, bool]:

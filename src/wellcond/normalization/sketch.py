@@ -26,28 +26,25 @@ class Sketch:
     known, and its rank adds to that of the matrix: bounds that hold with certainty, whatever Ω.
 
     Args:
-        groups: matrices to keep at once.
-        width: d.
-        like: a tensor on the rows' device.
+        first: rows of those to come, (groups, n, d).
 
     Source: Tropp, Yurtsever, Udell and Cevher, "Fixed-rank approximation of a positive-semidefinite matrix from
     streaming data", NeurIPS 2017.
     """
 
-    def __init__(self, groups: int, width: int, like: Tensor):
-        generator = torch.Generator(device=like.device).manual_seed(0)
+    def __init__(self, first: Tensor):
+        groups, _, width = first.shape
+        generator = torch.Generator(device=first.device).manual_seed(0)
         self.k = k = max(1, min(SKETCH, width, NUMBERS // (groups * width)))
-        self.directions = torch.randn(width, k, dtype=torch.float64, device=like.device, generator=generator)
-        self.products = like.new_zeros(groups, width, k)
-        self.squares, self.total = like.new_zeros(groups, width), like.new_zeros(groups, width)
-        self.sample = like.new_zeros(groups, 0, width)
-        self.rows = 0
+        self.directions = torch.randn(width, k, dtype=torch.float64, device=first.device, generator=generator)
+        self.products = first.new_zeros(groups, width, k)
+        self.squares, self.total = first.new_zeros(groups, width), first.new_zeros(groups, width)
+        self.sample = first.new_zeros(groups, 0, width)
+        self.shift, self.rows = first[:, :1].clone(), 0
+        self.varies = torch.zeros_like(self.shift, dtype=torch.bool)
 
     def add(self, x: Tensor) -> None:
-        """Take up rows, (groups, n, width) in float64."""
-        if not self.rows:
-            self.shift = x[:, :1].clone()
-            self.varies = torch.zeros_like(self.shift, dtype=torch.bool)
+        """Take up rows, (groups, n, width) in float64, which are changed."""
         x -= self.shift
         self.varies |= (x != 0).any(1, keepdim=True)
         self.rows += x.shape[1]
@@ -56,8 +53,8 @@ class Sketch:
         self.products.baddbmm_(x.mT, x @ self.directions)
         self.sample = torch.cat([self.sample, x[:, : self.k + 1 - self.sample.shape[1]]], 1)
 
-    def moments(self, group: int, rounding: float, *, sum_to_zero: bool) -> ColumnMoments:
-        """Of a group's rows; neither their accuracy nor their sums make a difference to a sketch."""
+    def moments(self, group: int, *, sum_to_zero: bool) -> ColumnMoments:
+        """Of a group's rows; what they sum to makes no difference to a sketch."""
         offset = self.total[group] / self.rows
         variance = (self.squares[group] / self.rows - offset.square()).clamp_min(0)
         seen = self.products[group] / self.rows - torch.outer(offset, offset @ self.directions)

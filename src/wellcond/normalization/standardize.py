@@ -145,9 +145,6 @@ class Standardize(nn.Module):
         folded.bias = nn.Parameter(bias.to(W.dtype), trainable)
         return folded
 
-    def extra_repr(self) -> str:
-        return f"{len(self.mean)} features, dim={self.dim}"
-
     def _check_folds(self, layer: nn.Module) -> None:
         if parametrize.is_parametrized(layer):
             raise ValueError("the layer's weight is parametrized; remove the parametrization before folding into it")

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from wellcond.display import Table
+from wellcond.display import Table, short
 
 
 @dataclass(frozen=True)
@@ -36,11 +36,6 @@ class LayerSparsity:
     def entries(self) -> int:
         """Number of entries."""
         return math.prod(self.shape)
-
-    @property
-    def fraction(self) -> float:
-        """Of entries that are zero."""
-        return self.zeros / self.entries if self.entries else 0.0
 
 
 @dataclass(frozen=True)
@@ -70,32 +65,28 @@ class Sparsity:
 
     def __repr__(self) -> str:
         """A table of the tensors of two or more dimensions, with the vectors in one line."""
-        weights = Sparsity(tuple(layer for layer in self.layers if layer.rows))
-        vectors = Sparsity(tuple(layer for layer in self.layers if not layer.rows))
+        weights = [layer for layer in self.layers if layer.rows]
+        vectors = [layer for layer in self.layers if not layer.rows]
         rows = [
             (
-                _short(layer.name),
+                short(layer.name, 36),
                 "×".join(map(str, layer.shape)),
-                _share(layer),
+                _share([layer]),
                 f"{layer.zero_rows} of {layer.rows}",
                 f"{layer.zero_columns} of {layer.columns}",
             )
-            for layer in weights.layers
+            for layer in weights
         ]
         if len(rows) > 1:
             rows.append(("all of these", "", _share(weights), "", ""))
-        if vectors.layers:
-            rows.append((f"{len(vectors.layers)} vectors", "", _share(vectors), "", ""))
+        if vectors:
+            rows.append((f"{len(vectors)} vectors", "", _share(vectors), "", ""))
         return Table(["parameter", "shape", "zeros", "zero rows", "zero columns"], rows, words=range(5)).text()
 
 
-def _share(of: LayerSparsity | Sparsity) -> str:
+def _share(layers: Sequence[LayerSparsity]) -> str:
+    of = Sparsity(tuple(layers))
     return f"{of.zeros:,} of {of.entries:,} ({of.fraction:.1%})"
-
-
-def _short(name: str, most: int = 36) -> str:
-    """The ends of a long name, which tell most."""
-    return name if len(name) <= most else f"{name[: most // 3]}…{name[-(most - most // 3 - 1) :]}"
 
 
 def sparsity(model: nn.Module) -> Sparsity:

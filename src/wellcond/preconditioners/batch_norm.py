@@ -16,7 +16,6 @@ from wellcond.preconditioners.standardization import Block, Standardization
 from wellcond.private_torch import in_backward, uncompiled
 from wellcond.problem import unwrapped
 
-Layer = nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d
 _LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
@@ -87,7 +86,7 @@ class BatchNormPreconditioner(Standardization):
             groups = getattr(layers[0], "groups", 1)
             made = _Statistics(weight, groups, momentum, eps_relative, eps)
             self._statistics[name] = made
-            self._handles += [m.register_forward_pre_hook(made.see, with_kwargs=True) for m in layers]
+            self._handles += [m.register_forward_hook(made.see, with_kwargs=True) for m in layers]
             blocks.append(Block(place.get(id(weight)), biases, groups, made))
         biases = [b for block in blocks for b in block.biases]
         if shared := [name for i, name in enumerate(named) if biases.count(i) > 1]:
@@ -187,7 +186,7 @@ class _Statistics:
         self.rows, self.counting = rows, False
         self.version += 1
 
-    def _add(self, module: nn.Module, x: Tensor) -> None:
+    def _add(self, x: Tensor, rows: int) -> None:
         dtype = torch.promote_types(self.weight.dtype, torch.float32)
         if self.mean.device != self.weight.device or self.mean.dtype != dtype:  # the model has moved
             self.mean, self.variance = (v.to(self.weight.device, dtype) for v in (self.mean, self.variance))
@@ -196,7 +195,7 @@ class _Statistics:
         if not spatial and x.dim() != 2:
             x = x.reshape(-1, x.shape[-1])
         self._follow(x, spatial)
-        self.rows = self.rows * self.counting + _rows(module, x, spatial)
+        self.rows = self.rows * self.counting + rows
         self.counting = True
         self.version += 1
 
@@ -211,8 +210,8 @@ class _Statistics:
         self.variance.add_(excess.nan_to_num_(0.0, 0.0, 0.0), alpha=1 - self.momentum)
 
     @uncompiled
-    def see(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Forward pre-hook."""
+    def see(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> None:
+        """Forward hook; the output says how many rows there were: examples, tokens or patches."""
         x = args[0] if args else kwargs.get("input")
         stands_in = module._parameters.get("weight") is not self.weight  # something measures
         if not module.training or not torch.is_grad_enabled() or stands_in or not isinstance(x, Tensor):
@@ -221,21 +220,7 @@ class _Statistics:
         if x.numel() == 0 or (again and self._forward):
             return
         self._forward = not again
-        self._add(module, x)
-
-
-def _rows(module: nn.Module, x: Tensor, spatial: int) -> int:
-    """Examples, tokens or patches."""
-    if not spatial:
-        return len(x)
-    conv: Any = module
-    positions = 1
-    for d, length in enumerate(x.shape[-spatial:]):
-        if conv.padding != "same":
-            padding = 0 if conv.padding == "valid" else conv.padding[d]
-            length = (length + 2 * padding - conv.dilation[d] * (conv.kernel_size[d] - 1) - 1) // conv.stride[d] + 1
-        positions *= length
-    return positions * (len(x) if x.dim() == spatial + 2 else 1)
+        self._add(x, output.numel() // len(self.weight))
 
 
 def _by_weight(model: nn.Module) -> list[tuple[str, Tensor, list[nn.Module]]]:

@@ -16,10 +16,6 @@ from wellcond import hooks
 from wellcond.parameters import flatten, unflatten
 from wellcond.problem import Problem, random_state
 
-_OURS = "wellcond"
-"""What wellcond attaches to an optimizer has this name among its step hooks, and its own attribute; users' hooks have
-numbers."""
-
 
 def clone(optimizer: Optimizer, twins: dict[int, Any], *, attached: bool) -> Optimizer:
     """A copy of an optimizer with its state, over copies of its parameters.
@@ -37,8 +33,8 @@ def clone(optimizer: Optimizer, twins: dict[int, Any], *, attached: bool) -> Opt
     twin = twins[id(optimizer)] = object.__new__(type(optimizer))
     for name, value in vars(optimizer).items():
         if name.startswith("_optimizer") and name.endswith("_hooks"):
-            value = OrderedDict((key, hook) for key, hook in value.items() if key == _OURS and attached)
-        elif name == "step" or (name in (_OURS, "__getstate__") and not attached):
+            value = OrderedDict((key, hook) for key, hook in value.items() if key == hooks.KEY and attached)
+        elif name == "step" or (name in (hooks.KEY, "__getstate__") and not attached):
             continue
         twin.__dict__[name] = copy.deepcopy(value, twins)
     return twin

@@ -58,6 +58,13 @@ class Preconditioner(ABC):
             ValueError: if P does not cover one of them, naming it.
         """
 
+    def refuse_uncovered(self, parameters: Sequence[Tensor], names: Sequence[str], message: str) -> None:
+        """Raise the message, with its {} filled in, for the first parameter that P does not cover."""
+        covered = set(map(id, self.parameters))
+        for name, p in zip(names, parameters, strict=True):
+            if id(p) not in covered:
+                raise ValueError(message.format(name))
+
     def gram(self, g: Sequence[Tensor]) -> list[Tensor]:
         """PPᵀ g, in new tensors."""
         return self.apply(self.adjoint(g))
@@ -124,14 +131,10 @@ class Diagonal(Preconditioner):
         return flatten([s.expand(p.shape) for p, s in zip(self.parameters, self.scales, strict=True)])
 
     def over(self, parameters: Sequence[Tensor], names: Sequence[str], dtype: torch.dtype | None = None) -> Diagonal:
-        position = {id(p): i for i, p in enumerate(self.parameters)}
-        for name, p in zip(names, parameters, strict=True):
-            if id(p) not in position:
-                raise ValueError(
-                    f"the preconditioner does not cover {name}: was it read off an optimizer over other parameters?"
-                )
-        scales = [self.scales[position[id(p)]].to(dtype) for p in parameters]
-        return Diagonal(parameters, scales, self.rounding)
+        message = "the preconditioner does not cover {}: was it read off an optimizer over other parameters?"
+        self.refuse_uncovered(parameters, names, message)
+        scales = dict(zip(map(id, self.parameters), self.scales, strict=True))
+        return Diagonal(parameters, [scales[id(p)].to(dtype) for p in parameters], self.rounding)
 
     @property
     def is_identity(self) -> bool:
@@ -148,27 +151,7 @@ class Diagonal(Preconditioner):
         return Diagonal(list(parameters.values()), [scales[i] for i in parameters], self.rounding + other.rounding)
 
 
-class ByName(Preconditioner):
-    """A preconditioner whose maps are one function, of their name and of what they are applied to."""
-
-    @abstractmethod
-    def change(self, how: str, x: Sequence[Tensor]) -> list[Tensor]:
-        """`how`, one of "apply", "adjoint", "invert" and "gram", of x."""
-
-    def apply(self, z: Sequence[Tensor]) -> list[Tensor]:
-        return self.change("apply", z)
-
-    def adjoint(self, g: Sequence[Tensor]) -> list[Tensor]:
-        return self.change("adjoint", g)
-
-    def invert(self, p: Sequence[Tensor]) -> list[Tensor]:
-        return self.change("invert", p)
-
-    def gram(self, g: Sequence[Tensor]) -> list[Tensor]:
-        return self.change("gram", g)
-
-
-class Composed(ByName):
+class Composed(Preconditioner):
     """P = P₁P₂, also written P1 @ P2 (which makes one `Diagonal` of two).
 
     It belongs to the parameters of both; one that a factor does not have is left alone by that factor.
@@ -180,9 +163,6 @@ class Composed(ByName):
     """
 
     def __init__(self, P1: Preconditioner, P2: Preconditioner, parameters: Sequence[Tensor] | None = None):
-        for P in (P1, P2):
-            if not isinstance(P, Preconditioner):
-                raise TypeError(f"got a {type(P).__name__} to compose; give two preconditioners")
         self.factors = P1, P2
         given = parameters if parameters is not None else [p for P in self.factors for p in P.parameters]
         self.parameters = list({id(p): p for p in given}.values())
@@ -190,25 +170,34 @@ class Composed(ByName):
         self._places = [[position[id(p)] for p in P.parameters] for P in self.factors]
         self.rounding = P1.rounding + P2.rounding
 
-    def change(self, how: str, x: Sequence[Tensor]) -> list[Tensor]:
-        result = list(x)
-        for factor, part in _FACTORS[how]:
-            places = self._places[factor]
-            for i, new in zip(places, getattr(self.factors[factor], part)([result[i] for i in places]), strict=True):
-                result[i] = new
+    def apply(self, z: Sequence[Tensor]) -> list[Tensor]:
+        return self._by(0, "apply", self._by(1, "apply", z))
+
+    def adjoint(self, g: Sequence[Tensor]) -> list[Tensor]:
+        return self._by(1, "adjoint", self._by(0, "adjoint", g))
+
+    def invert(self, p: Sequence[Tensor]) -> list[Tensor]:
+        return self._by(1, "invert", self._by(0, "invert", p))
+
+    def gram(self, g: Sequence[Tensor]) -> list[Tensor]:
+        """P₁(P₂P₂ᵀ)P₁ᵀ g."""
+        return self._by(0, "apply", self._by(1, "gram", self._by(0, "adjoint", g)))
+
+    def _by(self, factor: int, how: str, x: Sequence[Tensor]) -> list[Tensor]:
+        """One factor on its own parameters among all."""
+        result, places = list(x), self._places[factor]
+        changed = getattr(self.factors[factor], how)([result[i] for i in places])
+        for i, new in zip(places, changed, strict=True):
+            result[i] = new
         return result
 
     def over(self, parameters: Sequence[Tensor], names: Sequence[str], dtype: torch.dtype | None = None) -> Composed:
+        self.refuse_uncovered(parameters, names, "neither of the composed preconditioners covers {}; leave it out")
         factors: list[Preconditioner] = []
-        covered: set[int] = set()
         for P in self.factors:
             has = {id(p) for p in P.parameters}
             chosen = [(p, name) for p, name in zip(parameters, names, strict=True) if id(p) in has]
             factors.append(P.over([p for p, _ in chosen], [name for _, name in chosen], dtype))
-            covered |= has
-        for name, p in zip(names, parameters, strict=True):
-            if id(p) not in covered:
-                raise ValueError(f"neither of the composed preconditioners covers {name}; leave it out")
         return Composed(factors[0], factors[1], parameters)
 
     @property
@@ -222,12 +211,3 @@ class Composed(ByName):
     def stepped(self) -> None:
         for P in self.factors:
             P.stepped()
-
-
-_FACTORS = {
-    "apply": ((1, "apply"), (0, "apply")),
-    "adjoint": ((0, "adjoint"), (1, "adjoint")),
-    "invert": ((0, "invert"), (1, "invert")),
-    "gram": ((0, "adjoint"), (1, "gram"), (0, "apply")),  # P₁(P₂P₂ᵀ)P₁ᵀ
-}
-"""What is done by which factor, in turn."""

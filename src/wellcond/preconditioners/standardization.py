@@ -8,7 +8,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from wellcond.preconditioners.preconditioner import ByName
+from wellcond.preconditioners.preconditioner import Preconditioner
 
 
 class Moments(Protocol):
@@ -126,7 +126,7 @@ class _Factors:
         return torch.matmul(W, self.mean.transpose(1, 2)).squeeze(2)
 
 
-class Standardization(ByName):
+class Standardization(Preconditioner):
     """P = VD/q of each layer, and the identity on parameters of no layer.
 
     The matrix of a layer acts on ŵ_i = [b_i; W_i]: V = [[1, −μᵀ], [0, I]], D = diag(1, 1/σ̃).
@@ -141,7 +141,19 @@ class Standardization(ByName):
     def __init__(self, parameters: Sequence[Tensor], blocks: Sequence[Block]):
         self.parameters, self._blocks = list(parameters), list(blocks)
 
-    def change(self, how: str, x: Sequence[Tensor]) -> list[Tensor]:
+    def apply(self, z: Sequence[Tensor]) -> list[Tensor]:
+        return self._change("apply", z)
+
+    def adjoint(self, g: Sequence[Tensor]) -> list[Tensor]:
+        return self._change("adjoint", g)
+
+    def invert(self, p: Sequence[Tensor]) -> list[Tensor]:
+        return self._change("invert", p)
+
+    def gram(self, g: Sequence[Tensor]) -> list[Tensor]:
+        return self._change("gram", g)
+
+    def _change(self, how: str, x: Sequence[Tensor]) -> list[Tensor]:
         if len(x) != len(self.parameters):
             raise ValueError(f"got {len(x)} tensors for the {len(self.parameters)} parameters of P; give one for each")
         made: dict[int, Tensor] = {}
@@ -153,10 +165,8 @@ class Standardization(ByName):
         self, parameters: Sequence[Tensor], names: Sequence[str], dtype: torch.dtype | None = None
     ) -> Standardization:
         """The same P on some of the parameters, as if the others were constants; it follows the same statistics."""
-        ids = {id(p) for p in self.parameters}
-        for name, p in zip(names, parameters, strict=True):
-            if id(p) not in ids:
-                raise ValueError(f"the preconditioner does not cover {name}; build it of the model that has it")
+        message = "the preconditioner does not cover {}; build it of the model that has it"
+        self.refuse_uncovered(parameters, names, message)
         place = {id(p): i for i, p in enumerate(parameters)}
         chosen = [place.get(id(p)) for p in self.parameters]
         blocks = []

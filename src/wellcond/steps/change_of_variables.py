@@ -11,7 +11,7 @@ from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 
 from wellcond.hooks import Attached, name_of, parameters_of, unobserved
-from wellcond.preconditioners import Composed, Diagonal, NotPreconditionedError, Preconditioner, known_reading
+from wellcond.preconditioners import Diagonal, NotPreconditionedError, Preconditioner, known_reading
 from wellcond.steps.by_rule import can_step_by_rule, is_dense, step_by_rule
 from wellcond.steps.coordinates import Coordinates, Memory, decays_of_translation, fresh
 from wellcond.steps.through_p import ThroughP
@@ -88,9 +88,7 @@ class GivenP(Attached):
     def whole(self, optimizer: Optimizer, own: Preconditioner) -> Preconditioner:
         covered = self.covered(optimizer)
         given = self.P.over(covered, [name_of(p, optimizer) for p in covered], torch.float64)
-        if isinstance(given, Diagonal) and isinstance(own, Diagonal):
-            return (given @ own).over(own.parameters, [name_of(p, optimizer) for p in own.parameters])
-        return Composed(given, own, own.parameters)
+        return (given @ own).over(own.parameters, [name_of(p, optimizer) for p in own.parameters])
 
     def leave(self, optimizer: Optimizer) -> None:
         self._give_back_gradients()
@@ -202,6 +200,7 @@ class Precondition(GivenP):
 
     verb = "precondition"
     how = "gram"
+    order = 3, ""  # after all that is added to gradients
 
     def __init__(self, optimizer: Optimizer, P: Preconditioner, compiled: bool | None):
         if isinstance(optimizer, torch.optim.LBFGS):
@@ -210,10 +209,6 @@ class Precondition(GivenP):
                 "reparameterize"
             )
         super().__init__(optimizer, P, compiled)
-
-    @property
-    def order(self) -> tuple[int, str]:
-        return 3, ""  # after all that is added to gradients
 
     def seen(self, optimizer: Optimizer, parameters: Sequence[Tensor], gradients: Sequence[Tensor]) -> Sequence[Tensor]:
         raise ValueError(
@@ -236,6 +231,8 @@ class Reparameterize(GivenP):
 
     verb = "reparameterize"
     how = "adjoint"
+    order = -1, ""  # all the rest is in z
+    changes_variables = True
 
     def __init__(self, optimizer: Optimizer, P: Preconditioner, compiled: bool | None):
         self._inside: Coordinates | None = None
@@ -243,12 +240,6 @@ class Reparameterize(GivenP):
         super().__init__(optimizer, P, compiled)
         if isinstance(optimizer, torch.optim.LBFGS) and not P.constant:
             raise TypeError(f"LBFGS searches along a line on which P may not move; {_FREEZE}")
-
-    changes_variables = True
-
-    @property
-    def order(self) -> tuple[int, str]:
-        return -1, ""  # all the rest is in z
 
     def add_to_gradient(self, optimizer: Optimizer) -> None:
         super().add_to_gradient(optimizer)

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from wellcond.hooks import as_optimizer_sees, attachment_of, carried_by, parameters_of
+from wellcond.display import listed
+from wellcond.hooks import Handle, as_optimizer_sees, carried_by, parameters_of
 from wellcond.parameters import unflatten
 from wellcond.penalties import Penalty, Sparsity, sparsity_of
 from wellcond.preconditioners import reading_of, state_of
@@ -20,7 +21,7 @@ from wellcond.steps.penalty_step import Application
 from wellcond.steps.proximal import Group
 
 
-class Regularization:
+class Regularization(Handle):
     """A penalty in force on an optimizer: what `regularize` returns.
 
     Attributes:
@@ -31,8 +32,11 @@ class Regularization:
         strength: of the penalty; may be set at any time, so that it can be scheduled.
     """
 
+    application: Application
+
     def __init__(self, optimizer: Optimizer, application: Application):
-        self.optimizer, self.application = optimizer, application
+        super().__init__(optimizer, application)
+        self.space, self.via = application.space, application.via
 
     def __eq__(self, other: object) -> bool:
         """Two handles of one penalty on one optimizer are the same."""
@@ -44,14 +48,6 @@ class Regularization:
     @property
     def penalty(self) -> Penalty:
         return self.application.penalty
-
-    @property
-    def space(self) -> str:
-        return self.application.space
-
-    @property
-    def via(self) -> str:
-        return self.application.via
 
     @property
     def strength(self) -> float:
@@ -123,11 +119,6 @@ class Regularization:
         """Zeros, zero rows and zero columns of each parameter that the penalty is on."""
         return sparsity_of(zip(self.names(), self.parameters(), strict=True))
 
-    def remove(self) -> None:
-        """Take the penalty off; what it did stays done."""
-        if attachment := attachment_of(self.optimizer):
-            attachment.drop(self.application)
-
     def __repr__(self) -> str:
         of = {"intrinsic": "z = P⁻¹p", "original": "p", "euclidean": "p, P ignored"}[self.space]
         how = f"by a proximal step after each step of {type(self.optimizer).__name__}"
@@ -136,11 +127,9 @@ class Regularization:
             how = "by its gradient, " + ("added to .grad before" if added else "as a decay of its own beside")
             how += f" each step of {type(self.optimizer).__name__}"
         names, total = self.names(), len(parameters_of(self.optimizer))
-        shown = ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
-        removed = "" if self.application in self._in_force() else "removed: "
         lines = [
-            f"{removed}{self.penalty!r} on {of} ({self.space}), {how}",
-            f"  on {len(names)} of {total} parameters: {shown}",
+            f"{self._removed}{self.penalty!r} on {of} ({self.space}), {how}",
+            f"  on {len(names)} of {total} parameters: {listed(names, 4)}",
         ]
         lines += [f"  beside {other.penalty!r} ({other.space})" for other in self._others(self.parameters())]
         for i, group in enumerate(self.optimizer.param_groups):
@@ -165,29 +154,22 @@ class Regularization:
         """The element of least norm of ∇L + ∂R in the space, everything in force included."""
         squared, x = self._squared(p, group), p.double()
         inverse = 1.0 if squared is None else 1 / squared
-        others, proximal = self._others([p]), [self.application]
-        for other in others:  # one in z, ∇R(z), is P⁻¹∇R(P⁻¹p) in p
-            if other.via == "gradient":
-                g = g + inverse * spaces.move(other.penalty, other.space, x, squared)
-            else:
-                proximal.append(other)
+        others = self._others([p])
+        proximal = [a for a in others if a.via == "prox"]
+        added = [a for a in others if a.via == "gradient"]
+        (added if self.via == "gradient" and proximal else proximal).append(self.application)
+        for a in added:  # one in z, ∇R(z), is P⁻¹∇R(P⁻¹p) in p
+            g = g + inverse * spaces.move(a.penalty, a.space, x, squared)
         for _, strength, where in _decays(self.optimizer, group):
             g = g + strength * x * (inverse if where == "intrinsic" else 1.0)
-        space = next((a.space for a in proximal if a.via == "prox"), self.space)
-        if self.via == "gradient" and len(proximal) > 1:
-            g = g + inverse * spaces.move(self.penalty, self.space, x, squared)
-            proximal = proximal[1:]
-        x, g = spaces.coordinates(space, x, g, squared)
-        for application in sorted(proximal, key=lambda a: a.order):  # a constraint last: the nearest, then its cone
-            g = application.penalty.residual(x, g)
+        x, g = spaces.coordinates(proximal[0].space, x, g, squared)
+        for a in sorted(proximal, key=lambda a: a.order):  # a constraint last: the nearest, then its cone
+            g = a.penalty.residual(x, g)
         return g
-
-    def _in_force(self) -> list[Application]:
-        return [a for a in carried_by(self.optimizer) if isinstance(a, Application)]
 
     def _others(self, parameters: list[Tensor]) -> list[Application]:
         """What else is in force on some of these parameters."""
-        others = [a for a in self._in_force() if a is not self.application]
+        others = [a for a in carried_by(self.optimizer) if isinstance(a, Application) and a is not self.application]
         return [a for a in others if any(a.selection.holds(p) for p in parameters)]
 
 

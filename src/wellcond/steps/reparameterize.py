@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from wellcond.hooks import attach, attachment_of, parameters_of
+from wellcond.hooks import Handle, attach, parameters_of
 from wellcond.preconditioners import Preconditioner, unwrapped_optimizer
 from wellcond.steps.change_of_variables import GivenP, Precondition, Reparameterize
 from wellcond.steps.coordinates import fresh
@@ -101,32 +101,21 @@ def reparameterize(optimizer: Any, P: Preconditioner, *, compile: bool | None = 
     return Reparameterization(optimizer, application)
 
 
-class _Handle:
+class _GivenPHandle(Handle):
+    application: GivenP
     _in_words: str
 
     def __init__(self, optimizer: Optimizer, application: GivenP):
-        self.optimizer, self._application = optimizer, application
-
-    @property
-    def P(self) -> Preconditioner:
-        """The given preconditioner."""
-        return self._application.P
-
-    def remove(self) -> None:
-        """Take it off; what it did stays done, and what a step that raised has left is put back."""
-        self._application.abandon(self.optimizer)
-        if attachment := attachment_of(self.optimizer):
-            attachment.drop(self._application)
+        super().__init__(optimizer, application)
+        self.P = application.P
 
     def __repr__(self) -> str:
-        attachment = attachment_of(self.optimizer)
-        removed = "" if attachment and self._application in attachment.applications else "removed: "
-        covered, total = len(self._application.covered(self.optimizer)), len(parameters_of(self.optimizer))
+        covered, total = len(self.application.covered(self.optimizer)), len(parameters_of(self.optimizer))
         what = self._in_words.format(optimizer=type(self.optimizer).__name__, P=type(self.P).__name__)
-        return f"{removed}{what}\n  on {covered} of {total} parameters"
+        return f"{self._removed}{what}\n  on {covered} of {total} parameters"
 
 
-class Preconditioning(_Handle):
+class Preconditioning(_GivenPHandle):
     """PPᵀ in force on an optimizer's gradients: what `precondition` returns.
 
     Attributes:
@@ -137,7 +126,7 @@ class Preconditioning(_Handle):
     _in_words = "the gradient times PPᵀ before each step of {optimizer}, P a {P}"
 
 
-class Reparameterization(_Handle):
+class Reparameterization(_GivenPHandle):
     """An optimizer that runs in z: what `reparameterize` returns.
 
     Attributes:
@@ -150,6 +139,6 @@ class Reparameterization(_Handle):
     @torch.no_grad()
     def z(self) -> list[Tensor]:
         """P⁻¹p of the parameters that P covers, in the optimizer's order."""
-        parameters = self._application.covered(self.optimizer)
-        z = self._application.restricted(self.optimizer, parameters).invert(parameters)
+        parameters = self.application.covered(self.optimizer)
+        z = self.application.restricted(self.optimizer, parameters).invert(parameters)
         return fresh(parameters, parameters, z)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 
+from wellcond.display import begun
 from wellcond.hooks import name_of, parameters_of
 from wellcond.problem import parameter_kinds, unwrapped
 
@@ -138,11 +139,8 @@ class Selection:
         exact: list[Named] = [(name, p) for name, p in self.named if name == pattern]
         found = exact or [(name, p) for name, p in self.named if fnmatch.fnmatchcase(name, pattern)]
         if not found:
-            some = ", ".join(name for name, _ in self.named[:8])
-            raise ValueError(
-                f"the model has no parameter {pattern!r} that the optimizer trains; it has "
-                f"{some}{' …' * (len(self.named) > 8)}"
-            )
+            names = begun([name for name, _ in self.named], 8)
+            raise ValueError(f"the model has no parameter {pattern!r} that the optimizer trains; it has {names}")
         return found
 
 

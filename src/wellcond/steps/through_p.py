@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from wellcond.preconditioners import Diagonal
-from wellcond.steps.by_rule import Decay, Inside, Move, plain
+from wellcond.steps.by_rule import Decay, Inside, Move
 
 
 class ThroughP(Inside):
@@ -48,4 +48,5 @@ def _in_z(p: Tensor, g: Tensor, tensors: Sequence[Tensor], s: Sequence[Any], dec
 
 def _with_gram(p: Tensor, g: Tensor, tensors: Sequence[Tensor], s: Sequence[Any], decayed: Decay, move: Move) -> Tensor:
     (scale,) = tensors
-    return plain(p, scale * scale * g, (), s, decayed, move)
+    p, g = decayed(p, scale * scale * g)
+    return p.add_(move(g)[0])

@@ -7,28 +7,21 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, fx, nn
 
-ACTIVATIONS = (
-    nn.ReLU,
-    nn.ReLU6,
-    nn.LeakyReLU,
-    nn.PReLU,
-    nn.RReLU,
-    nn.ELU,
-    nn.SELU,
-    nn.CELU,
-    nn.GELU,
-    nn.SiLU,
-    nn.Mish,
-    nn.Softplus,
-    nn.Softsign,
-    nn.Tanh,
-    nn.Sigmoid,
-    nn.LogSigmoid,
-    nn.Hardtanh,
-    nn.Hardswish,
-    nn.Hardsigmoid,
-    nn.Tanhshrink,
-)
+OTHERS = {
+    "GLU",
+    "Hardshrink",
+    "LogSoftmax",
+    "MultiheadAttention",
+    "Softmax",
+    "Softmax2d",
+    "Softmin",
+    "Softshrink",
+    "Threshold",
+}
+"""Of the modules that torch calls activations those that act on several features, or cut what is small."""
+
+ACTIVATIONS = tuple(getattr(nn, name) for name in nn.modules.activation.__all__ if name not in OTHERS)
+
 _NAMES = "relu_", "leaky_relu", *(kind.__name__.lower() for kind in ACTIVATIONS)
 """Of functions and methods; some have no function."""
 _FUNCTIONS = {getattr(room, name) for room in (nn.functional, torch) for name in _NAMES if hasattr(room, name)}

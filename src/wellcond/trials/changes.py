@@ -8,10 +8,10 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-from wellcond.normalization import FeatureMoments, Standardize
+from wellcond.normalization import CONVOLUTIONS, FeatureMoments, Standardize, padding
 from wellcond.preconditioners import BatchNormPreconditioner
 from wellcond.problem import Problem, move
-from wellcond.trials.hidden_normalization import CONVOLUTIONS, batch_normalized, layer_normalized
+from wellcond.trials.hidden_normalization import batch_normalized, layer_normalized
 from wellcond.trials.network import Network, NotApplicableError
 from wellcond.trials.plain_training import alone, loss_of, run_of
 
@@ -72,15 +72,9 @@ def _standardize(network: Network, name: str, moments: FeatureMoments) -> None:
                 network.notes.append(f"{name} has got a bias, which takes up the mean")
             else:
                 layer.bias.copy_(undone.bias)
-        if isinstance(layer, CONVOLUTIONS) and layer.padding_mode == "zeros" and _pads(layer):
+        if isinstance(layer, CONVOLUTIONS) and layer.padding_mode == "zeros" and any(padding(layer)):
             network.notes.append(f"{name} pads with zeros: the function differs at the border")
     network.replace(name, nn.Sequential(front, layer))
-
-
-def _pads(layer: nn.Conv1d | nn.Conv2d | nn.Conv3d) -> bool:
-    if isinstance(layer.padding, str):
-        return layer.padding == "same" and any(size > 1 for size in layer.kernel_size)
-    return any(layer.padding)
 
 
 def batch_norm_preconditioned(given: Problem) -> Network:

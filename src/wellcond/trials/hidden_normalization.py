@@ -8,12 +8,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from wellcond.normalization import FeatureMoments
+from wellcond.normalization import CONVOLUTIONS, FeatureMoments
 from wellcond.problem import Problem, random_state
 from wellcond.trials.activations import Site, place_sites
 from wellcond.trials.network import Network, NotApplicableError
 
-CONVOLUTIONS = nn.Conv1d, nn.Conv2d, nn.Conv3d
 TRANSPOSED = nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d
 LAYERS = nn.Linear, *CONVOLUTIONS, *TRANSPOSED, nn.RNNBase, nn.Bilinear
 """What an activation must be followed by to be a hidden one."""

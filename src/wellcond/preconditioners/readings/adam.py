@@ -107,25 +107,16 @@ class RAdam(SecondMoment):
     translates = True
 
     def correct(self, group: Group, step: Scalar) -> tuple[Scalar, Scalar]:
-        t, beta, eps = step, group["betas"][1], group["eps"]
+        t, beta, eps = torch.as_tensor(step, dtype=torch.float64), group["betas"][1], group["eps"]
         limit = 2 / (1 - beta) - 1
         rho = limit - 2 * t * beta**t / (1 - beta**t)
-        if isinstance(rho, Tensor):
-            factor = self._rectification(rho, limit) * self.factor(group, step)
-            one = torch.ones_like(rho)
-            return torch.where(rho > 5, factor, 0 * one), torch.where(rho > 5, eps * factor, one)
-        if rho <= 5:  # the step was not adaptive: 1/P² = 1
-            return 0.0, 1.0
-        factor = self._rectification(rho, limit) * self.factor(group, step)
-        return factor, eps * factor
+        # 1/r_t, the rectification, is part of the factor; where the step was not adaptive 1/P² is 1.
+        inverse_r = ((limit - 4) * (limit - 2) * rho / ((rho - 4) * (rho - 2) * limit)) ** 0.5
+        factor = inverse_r * self.factor(group, t)
+        return torch.where(rho > 5, factor, 0.0), torch.where(rho > 5, eps * factor, 1.0)
 
     def root_v(self, state: State, group: Group) -> Tensor | None:
         return self.root(state, group) * self.factor(group, step_number(state)) if state else None
-
-    @staticmethod
-    def _rectification(rho: Scalar, limit: Scalar) -> Scalar:
-        """1/r_t."""
-        return ((limit - 4) * (limit - 2) * rho / ((rho - 4) * (rho - 2) * limit)) ** 0.5
 
 
 @reads(torch.optim.Adamax)
