@@ -122,7 +122,7 @@ def test_the_arguments_are_torchs_and_ours_after_them(name):
     ours = list(inspect.signature(getattr(wc.optim, name)).parameters.values())
     theirs = list(inspect.signature(getattr(torch.optim, name)).parameters.values())
     assert [(p.name, p.kind, p.default) for p in ours[: len(theirs)]] == [(p.name, p.kind, p.default) for p in theirs]
-    extra = ["penalty", "space", "penalized", "model", "compile"]
+    extra = ["penalty", "space", "penalized", "model", "compile", "state_dtype"]
     assert [p.name for p in ours[len(theirs) :]] == extra
 
 
@@ -416,6 +416,57 @@ def test_a_scaler_without_fused():
     close(parameters_of(ours), parameters_of(torchs))
 
 
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("penalty", [None, R.L1(0.05), R.GroupL1(0.05)], ids=str)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_float32_state_is_that_of_float32_parameters(case, penalty, dtype):
+    name, options = CASES[case]
+    space = "euclidean"
+    wide = built(name, parameters(dtype)[:2], options, penalty, space, state_dtype=torch.float32)
+    exact = built(name, [nn.Parameter(p.float()) for p in parameters(dtype)[:2]], options, penalty, space, ours=False)
+    for t in range(5):
+        set_gradients(parameters_of(wide), t)
+        for p, q in zip(parameters_of(wide), parameters_of(exact), strict=True):
+            q.data.copy_(p)
+            q.grad = torch.empty_like(q).copy_(p.grad)
+        wide.step()
+        exact.step()
+        for p, q in zip(parameters_of(wide), parameters_of(exact), strict=True):
+            torch.testing.assert_close(p.detach().float(), q.detach(), rtol=torch.finfo(dtype).eps, atol=1e-6)
+            for key, value in wide.state[p].items():
+                assert value.dtype == torch.float32
+                torch.testing.assert_close(value, exact.state[q][key], rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_float32_state_survives_bit_for_bit(case):
+    name, options = CASES[case]
+
+    def build(params=None):
+        params = params or parameters(torch.bfloat16)
+        return built(name, params, options, R.L1(0.05), state_dtype=torch.float32)
+
+    optimizer = build()
+    run(optimizer, 3)
+    saved = copy.deepcopy(optimizer.state_dict())
+    loaded = build([nn.Parameter(p.detach().clone()) for p in parameters_of(optimizer)])
+    loaded.load_state_dict(copy.deepcopy(saved))
+    same_state(loaded.state_dict(), saved)
+    copies = [copy.deepcopy(copy.deepcopy(optimizer)), pickle.loads(pickle.dumps(optimizer)), loaded]
+    expected = run(optimizer, 2, start=3)
+    for other in copies:
+        assert same(run(other, 2, start=3), expected)
+        same_state(other.state_dict(), optimizer.state_dict())
+    # Torch's class takes it, and gives its own.
+    torchs = built(name, parameters(torch.bfloat16), options, ours=False)
+    torchs.load_state_dict(copy.deepcopy(saved))
+    run(torchs, 1)
+    loaded.load_state_dict(torchs.state_dict())
+    for state, theirs in zip(loaded.state.values(), torchs.state.values(), strict=True):
+        assert all(value.dtype == torch.float32 for value in state.values())
+        assert all(torch.equal(value, theirs[key].float()) for key, value in state.items())
+
+
 # -- refusals --
 
 
@@ -423,10 +474,15 @@ def test_refusals():
     plain, matrix = nn.Parameter(torch.ones(2)), nn.Parameter(torch.ones(2, 2))
     complex_ = nn.Parameter(torch.ones(2, 2, dtype=torch.complex64))
     adam, l1 = wc.optim.Adam, R.L1(0.1)
+    wide = {"state_dtype": torch.float32}
     for params, options, message in [
         ([complex_], {"penalty": l1}, "complex"),
+        ([complex_], wide, "complex"),
         ([matrix], {"penalty": l1, "capturable": True}, "capturable"),
         ([matrix], {"penalty": l1, "differentiable": True}, "differentiable"),
+        ([matrix], {**wide, "capturable": True}, "capturable"),
+        ([matrix], {**wide, "fused": True}, "fused"),
+        ([matrix], {"state_dtype": torch.float64}, "give torch.float32"),
         ([matrix], {"penalized": [matrix]}, "give penalty="),
         ([plain], {"penalty": l1}, "no parameter"),
         ([matrix], {"penalty": l1, "space": "other"}, "space"),
@@ -442,9 +498,10 @@ def test_refusals():
 def test_a_sparse_gradient_under_a_penalty_is_refused(name):
     rows, other = nn.Parameter(torch.ones(3, 2)), nn.Parameter(torch.ones(3, 2))
     rows.grad, other.grad = torch.sparse_coo_tensor([[1]], [[1.0, 2.0]], (3, 2)), torch.ones(3, 2)
-    with pytest.raises(ValueError, match="sparse gradient"):
-        getattr(wc.optim, name)([rows, other], lr=0.1, compile=False, penalty=R.L1(0.1)).step()
-    assert torch.equal(rows, torch.ones(3, 2))
+    for options in ({"penalty": R.L1(0.1)}, {"state_dtype": torch.float32}):
+        with pytest.raises(ValueError, match="sparse gradient"):
+            getattr(wc.optim, name)([rows, other], lr=0.1, compile=False, **options).step()
+        assert torch.equal(rows, torch.ones(3, 2))
     optimizer = getattr(wc.optim, name)([rows, other], lr=0.1, penalty=R.Box(-0.5, 0.5), penalized=[other])
     optimizer.step()
     assert rows[1, 0] == 0.9 if name == "SGD" else rows[1, 0] < 1

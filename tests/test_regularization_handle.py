@@ -21,6 +21,7 @@ from tests.regularized import (
     batches,
     network,
     refused,
+    same,
     train,
     y,
 )
@@ -311,3 +312,13 @@ def test_a_nan_gradient():
                 optimizer.step()
                 finite.append(p.detach().isfinite())
             assert torch.equal(*finite), (penalty, space)  # no NaN of our own
+    model = network()
+    optimizer = torch.optim.Adam(model.parameters())
+    wc.regularize(optimizer, R.L1(0.1), check_finite=True, model=model)
+    for p in model.parameters():
+        p.grad = torch.ones_like(p)
+    model[2].weight.grad[0, 0] = torch.inf
+    before = [p.detach().clone() for p in model.parameters()]
+    with pytest.raises(FloatingPointError, match=r"gradient of 2\.weight has NaN or inf"):
+        optimizer.step()
+    assert same(before, [p.detach() for p in model.parameters()])

@@ -21,16 +21,22 @@ Move = Callable[[Tensor], tuple[Tensor, Tensor | None]]
 Around = Callable[[Tensor, Tensor, Sequence[Tensor], Sequence[Any], Decay, Move], Tensor]
 
 
+def plain(p: Tensor, g: Tensor, tensors: Sequence[Tensor], s: Sequence[Any], decayed: Decay, move: Move) -> Tensor:
+    """The step as it is."""
+    p, g = decayed(p, g)
+    return p.add_(move(g)[0])
+
+
 class Inside:
-    """What is inside a step, between the gradient and p.
+    """What is inside a step, between the gradient and p; this one is nothing.
 
     Attributes:
         around: makes the step, and is traced: it may ask nothing of values, and it is kept for the life of the process.
         key: of `around`.
     """
 
-    around: Around
-    key: Hashable
+    around: Around = staticmethod(plain)
+    key: Hashable = None
 
     def takes(self, p: Tensor) -> bool:
         """Whether the step is of this parameter."""
@@ -59,20 +65,23 @@ def is_dense(p: Tensor) -> bool:
     return strided and not p.is_complex()
 
 
-def step_by_rule(optimizer: Any, inside: Inside, compiled: bool | None) -> bool:
+def step_by_rule(
+    optimizer: Any, inside: Inside, compiled: bool | None, prepare: Callable[[Tensor], None] = lambda p: None
+) -> bool:
     """Take a step of the parameters that have a gradient and that `inside` takes.
 
     Args:
         optimizer: whose step, which `can_step_by_rule`.
         inside: what is inside it.
         compiled: whether it is; None for where that pays.
+        prepare: called with each parameter, once it has a state.
 
     Returns:
         Whether what was to be compiled was; it runs eagerly where no compiler works.
     """
     passes = Passes(compiled)
     for group in optimizer.param_groups:
-        _add(passes, optimizer, group, inside)
+        _add(passes, optimizer, group, inside, prepare)
     return passes.run()
 
 
@@ -83,7 +92,9 @@ def _with_gradient(optimizer: Any, group: Mapping[str, Any]) -> tuple[list[Tenso
     return lists[0], lists[1]
 
 
-def _add(passes: Passes, optimizer: Optimizer, group: Mapping[str, Any], inside: Inside) -> None:
+def _add(
+    passes: Passes, optimizer: Optimizer, group: Mapping[str, Any], inside: Inside, prepare: Callable[[Tensor], None]
+) -> None:
     """The step of a group's parameters, to the passes; their steps are counted here."""
     params, grads = _with_gradient(optimizer, {**group, "params": list(filter(inside.takes, group["params"]))})
     if not params:
@@ -93,6 +104,8 @@ def _add(passes: Passes, optimizer: Optimizer, group: Mapping[str, Any], inside:
     names, flags = rule.states(numbers), rule.flags(numbers)
     states = [optimizer.state[p] if names else {} for p in params]
     step = _beside(numbers, rule.count(params, states, numbers))
+    for p in params:
+        prepare(p)
     own = rule.scalars(numbers, step)
     maximize, decoupled = numbers["maximize"], bool(numbers.get("decoupled_weight_decay"))
     decay = 1 - numbers["lr"] * numbers["weight_decay"] if decoupled else numbers["weight_decay"]

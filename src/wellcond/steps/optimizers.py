@@ -11,9 +11,7 @@ from torch import nn
 from wellcond.penalties import Penalty
 from wellcond.preconditioners import reading_for, reads
 from wellcond.steps.optimizer import OnePassOptimizer
-from wellcond.steps.penalty_step import Application
-from wellcond.steps.regularize import attach
-from wellcond.steps.selection import Params, Selection
+from wellcond.steps.selection import Params
 
 _Class = TypeVar("_Class", bound=type[OnePassOptimizer])
 
@@ -31,12 +29,13 @@ def _with_penalty(cls: _Class) -> _Class:
         penalized: Params = None,
         model: nn.Module | None = None,
         compile: bool | None = None,
+        state_dtype: torch.dtype | None = None,
         **kwargs: Any,
     ) -> None:
         """Build it; the arguments before `penalty` are torch's, and so are the entries of its `state_dict`.
 
         Args:
-            penalty: one of `wellcond.penalties`; without one every step is torch's own.
+            penalty: one of `wellcond.penalties`; without one, and without `state_dtype`, every step is torch's own.
                 One of groups or whole matrices takes a second pass over memory, as does a step that a GradScaler
                 scales. It is in copies and pickles, not in a `state_dict`: give it again and load that.
             space: "intrinsic", "original" or "euclidean", as in `regularize`.
@@ -45,22 +44,17 @@ def _with_penalty(cls: _Class) -> _Class:
             model: gives the parameters names.
             compile: compile the step (once a dtype, some 10 s); by default where it is on a million entries or
                 more.
+            state_dtype: torch.float32 keeps the state of float16 and bfloat16 parameters in float32.
 
         Raises:
-            ValueError: for a penalty on what only torch's own step can do: complex parameters,
+            ValueError: for a penalty or a `state_dtype` on what only torch's own step can do: complex parameters,
                 sparse gradients, capturable or differentiable steps; and for what `regularize` refuses.
             TypeError: for what `regularize` refuses.
 
         Source: theory, sections 3.1, 4.5 and 4.7.
         """
         super(made, self).__init__(*args, **kwargs)
-        if penalty is not None:
-            selection = Selection(self, penalized, model)
-            application = Application(self, penalty, space, None, selection, compiled=compile, built_in=True)
-            self.check_takes(application)
-            attach(self, application)
-        elif penalized is not None:
-            raise ValueError("penalized selects parameters for a penalty; give penalty= too")
+        self._set_up(penalty, space, penalized, model, compile, state_dtype)
 
     theirs = inspect.signature(torchs.__init__)
     ours = [p for p in inspect.signature(__init__).parameters.values() if p.kind == p.KEYWORD_ONLY]

@@ -26,6 +26,7 @@ class Application(Attached):
         space: "intrinsic", "original" or "euclidean".
         via: "prox" or "gradient".
         selection: which parameters.
+        check_finite: whether gradients are checked before each step.
         compiled: whether the proximal step is; None for where that pays.
         built_in: whether the optimizer's own step does it, and no hook.
     """
@@ -38,6 +39,7 @@ class Application(Attached):
         via: str | None,
         selection: Selection,
         *,
+        check_finite: bool = False,
         compiled: bool | None = None,
         built_in: bool = False,
     ):
@@ -48,11 +50,12 @@ class Application(Attached):
             raise ValueError(f"space is {space!r}; give one of {', '.join(map(repr, spaces.SPACES))}")
         if via not in (None, "prox", "gradient"):
             raise ValueError(f'via is {via!r}; give "prox", "gradient" or None')
-        if compiled not in (None, True, False):
-            raise TypeError(f"compile is {compiled!r}; give True or False")
+        for name, given in (("compile", compiled), ("check_finite", check_finite)):
+            if given not in (None, True, False):
+                raise TypeError(f"{name} is {given!r}; give True or False")
         self.penalty, self.space, self.selection = copy.copy(penalty), space, selection
         self.via: str = via or ("gradient" if penalty.smooth else "prox")
-        self.compiled, self.built_in = compiled, built_in
+        self.check_finite, self.compiled, self.built_in = check_finite, compiled, built_in
         self._moved: list[Moved] = []
         self._check_optimizer(optimizer)
         self.check_parameters(optimizer)
@@ -131,6 +134,9 @@ class Application(Attached):
             if p.grad is not None and self.selection.holds(p)
         ]
         self._moved = moved
+        # What a GradScaler has found it deals with itself, and skips the step.
+        if self.check_finite and getattr(optimizer, "found_inf", None) is None:
+            self._check_finite(optimizer)
         for m in moved:
             if m.gradient.is_sparse and (self.via == "gradient" or not self.penalty.separable or m.rows() is None):
                 raise ValueError(
@@ -219,6 +225,12 @@ class Application(Attached):
                     self.penalty.gradient(like) if self.via == "gradient" else self.penalty.prox(like, 1.0)
         except (TypeError, ValueError) as error:
             raise type(error)(f"{name}: {error}") from None
+
+    def _check_finite(self, optimizer: Optimizer) -> None:
+        for m in self._moved:
+            values = m.gradient.coalesce().values() if m.gradient.is_sparse else m.gradient
+            if not bool(values.isfinite().all()):
+                raise FloatingPointError(f"the gradient of {self.selection.name(m.p, optimizer)} has NaN or inf in it")
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_moved": []}

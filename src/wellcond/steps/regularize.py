@@ -26,6 +26,7 @@ def regularize(
     params: Params = None,
     model: nn.Module | None = None,
     *,
+    check_finite: bool = False,
     compile: bool | None = None,
 ) -> Regularization:
     """Put a penalty on parameters of an optimizer, through its step hooks; nothing else in the training loop changes.
@@ -49,6 +50,8 @@ def regularize(
         model: gives the parameters names, and leaves out by default: biases, the parameters of normalization layers and
             embeddings, and weights under weight or spectral norm (whose size the loss doesn't see, so that a penalty
             takes it to zero).
+        check_finite: raise FloatingPointError naming the parameter whose gradient has NaN or inf in it, before the step
+            (waits for a GPU each step).
         compile: compile the proximal step (once, some 10 s); by default where it is on a million entries or more.
 
     Returns:
@@ -76,30 +79,34 @@ def regularize(
     """
     optimizer = unwrapped_optimizer(optimizer)
     selection = Selection(optimizer, params, model)
-    application = Application(optimizer, penalty, space, via, selection, compiled=compile)
-    attach(optimizer, application)
+    application = Application(optimizer, penalty, space, via, selection, check_finite=check_finite, compiled=compile)
+    attach(optimizer, application, stacklevel=3)
     return Regularization(optimizer, application)
 
 
-def attach(optimizer: Optimizer, application: Application) -> None:
-    """Put it in force; warns the caller's caller of embeddings under a dense adaptive optimizer.
+def attach(optimizer: Optimizer, application: Application, stacklevel: int) -> None:
+    """Put it in force; warns the caller `stacklevel` above of embeddings under a dense adaptive optimizer.
 
     Raises:
         ValueError: if a parameter is under a conflicting penalty already.
     """
     hooks.attach(optimizer, application)
-    held = [p for p in application.selection.embeddings if application.selection.holds(p)]
-    rows_of_the_batch = isinstance(optimizer, torch.optim.SparseAdam)
-    if held and application.via == "prox" and not rows_of_the_batch and application.reading(optimizer).needs_a_step:
-        warnings.warn(
-            f"{application.selection.name(held[0], optimizer)} is an embedding: rows that are not in the batch are "
-            "shrunk at every step too, and those that are rarely used become zero; with nn.Embedding(sparse=True) and "
-            "SparseAdam the penalty acts on the rows of the batch only",
-            stacklevel=3,
-        )
+    _warn_of_embeddings(optimizer, application, stacklevel + 1)
 
 
 def regularizations_of(optimizer: Any) -> list[Regularization]:
     """Handles of all penalties in force on an optimizer, also on a copy of one."""
     optimizer = unwrapped_optimizer(optimizer)
     return [Regularization(optimizer, a) for a in carried_by(optimizer) if isinstance(a, Application)]
+
+
+def _warn_of_embeddings(optimizer: Optimizer, new: Application, stacklevel: int) -> None:
+    held = [p for p in new.selection.embeddings if new.selection.holds(p)]
+    rows_of_the_batch = isinstance(optimizer, torch.optim.SparseAdam)
+    if held and new.via == "prox" and not rows_of_the_batch and new.reading(optimizer).needs_a_step:
+        warnings.warn(
+            f"{new.selection.name(held[0], optimizer)} is an embedding: rows that are not in the batch are shrunk at "
+            "every step too, and those that are rarely used become zero; with nn.Embedding(sparse=True) and SparseAdam "
+            "the penalty acts on the rows of the batch only",
+            stacklevel=stacklevel,
+        )

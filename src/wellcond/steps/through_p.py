@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from wellcond.preconditioners import Diagonal
-from wellcond.steps.by_rule import Decay, Inside, Move
+from wellcond.steps.by_rule import Decay, Inside, Move, plain
 
 
 class ThroughP(Inside):
@@ -48,5 +48,4 @@ def _in_z(p: Tensor, g: Tensor, tensors: Sequence[Tensor], s: Sequence[Any], dec
 
 def _with_gram(p: Tensor, g: Tensor, tensors: Sequence[Tensor], s: Sequence[Any], decayed: Decay, move: Move) -> Tensor:
     (scale,) = tensors
-    p, g = decayed(p, scale * scale * g)
-    return p.add_(move(g)[0])
+    return plain(p, scale * scale * g, (), s, decayed, move)
