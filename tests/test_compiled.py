@@ -14,7 +14,7 @@ from tests.problems import PROBLEMS, make
 from wellcond import private_torch
 from wellcond.curvature import EmpiricalFisher, GaussNewton, Hessian
 from wellcond.curvature.engine.compiled import FromConstants, FromInputs
-from wellcond.curvature.engine.products import MOST_PROGRAMS, Kept, _engine_of
+from wellcond.curvature.engine.keeping import MOST_PROGRAMS, Kept, engine_of
 from wellcond.problem import Problem
 
 
@@ -35,12 +35,12 @@ def vector(problem: Problem, seed: int = 0) -> torch.Tensor:
 
 
 def programs(operator) -> list:
-    return list(_engine_of(operator.problem)._programs.get(operator.key, {}).values())
+    return list(engine_of(operator.problem)._programs.get(operator.key, {}).values())
 
 
 def kept(problem: Problem) -> Kept:
     """What is kept in the open block."""
-    return _engine_of(problem).kept(problem)
+    return engine_of(problem).kept(problem)
 
 
 def trusted(operator, *kinds: type) -> set[int]:
@@ -70,7 +70,7 @@ def test_traced_products_are_the_eager_ones(uncompiled, name, kind):
                 assert close(B @ vector(traced, seed), A @ vector(eager, seed))
             assert trusted(B) == set(range(len(traced.batches)))
     assert kept(traced) is None
-    assert not _engine_of(traced)._blocks
+    assert not engine_of(traced)._blocks
     assert all(torch.equal(x, y) for x, y in zip(before, traced.model.state_dict().values(), strict=True))
 
 

@@ -9,7 +9,7 @@ from torch.func import functional_call, hessian, jacrev
 
 from tests.problems import PROBLEMS, batches_of, make, train
 from wellcond.curvature import GaussNewton, Hessian, OutputUnknownError
-from wellcond.curvature.engine.products import Kept, _engine_of
+from wellcond.curvature.engine.keeping import Kept, engine_of
 from wellcond.parameters import flatten, unflatten
 from wellcond.preconditioners import Diagonal, preconditioner_of
 from wellcond.problem import Problem
@@ -27,7 +27,7 @@ def problem_of(name: str) -> Problem:
 
 def kept(problem: Problem) -> Kept:
     """What is kept in the open block."""
-    return _engine_of(problem).kept(problem)
+    return engine_of(problem).kept(problem)
 
 
 def dense_twin(name: str) -> torch.Tensor:
@@ -73,7 +73,7 @@ def test_kept_graphs_give_the_same_products(name):
         with problem:
             first, second = operator @ v, operator @ v
             assert kept(problem).ways
-        assert not _engine_of(problem)._blocks
+        assert not engine_of(problem)._blocks
         assert torch.equal(first, second)
         assert torch.allclose(first, streamed, rtol=1e-12, atol=1e-14)
 

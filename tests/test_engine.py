@@ -18,7 +18,7 @@ from torch.utils.checkpoint import checkpoint
 
 from tests.problems import make
 from wellcond.curvature import EmpiricalFisher, GaussNewton, Hessian
-from wellcond.curvature.engine.products import Kept, _engine_of
+from wellcond.curvature.engine.keeping import Kept, engine_of
 from wellcond.parameters import flatten, unflatten
 from wellcond.problem import Problem
 from wellcond.problem.graphs import graph_bytes
@@ -34,7 +34,7 @@ def vector(problem: Problem) -> torch.Tensor:
 
 def kept(problem: Problem) -> Kept:
     """What is kept in the open block."""
-    return _engine_of(problem).kept(problem)
+    return engine_of(problem).kept(problem)
 
 
 def by_hand(problem: Problem, v: torch.Tensor) -> torch.Tensor:
@@ -247,7 +247,7 @@ def test_what_is_known_of_a_problem_goes_with_it():
     problem = Problem(case.model, case.loss_fn, case.data)
     with problem:
         Hessian(problem) @ vector(problem)
-    known = weakref.ref(_engine_of(problem)), weakref.ref(problem)
+    known = weakref.ref(engine_of(problem)), weakref.ref(problem)
     del problem
     gc.collect()
     assert all(x() is None for x in known)

@@ -31,7 +31,7 @@ def problem_of(name: str, **settings) -> Problem:
 
 
 def engine(problem: Problem) -> products._Engine:
-    return products._engine_of(problem)
+    return products.engine_of(problem)
 
 
 def scaled(problem: Problem) -> Diagonal:

@@ -18,7 +18,7 @@ from wellcond.problem.graphs import check_depends, graph_bytes
 from wellcond.problem.isolation import Isolation, one_thread, plain_settings, random_state, seed_all
 from wellcond.problem.parameters import one_device, positions_of, trainable, unwrapped, working_dtype
 from wellcond.problem.reachable import modules_of
-from wellcond.problem.twice import remedy_of
+from wellcond.problem.second_derivatives import remedy_of
 
 MEMORY_LIMIT = 2 * 2**30
 """Bytes of autograd graphs that a `with problem:` block may keep, unless given."""

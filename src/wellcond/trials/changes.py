@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from wellcond.normalization import CONVOLUTIONS, FeatureMoments, Standardize, padding
 from wellcond.preconditioners import BatchNormPreconditioner
 from wellcond.problem import Problem, move
+from wellcond.trials.copy_of_run import alone, loss_of, run_of
 from wellcond.trials.hidden_normalization import batch_normalized, layer_normalized
 from wellcond.trials.network import Network, NotApplicableError
-from wellcond.trials.plain_training import alone, loss_of, run_of
 
 
 def standardized_inputs(given: Problem) -> Network:

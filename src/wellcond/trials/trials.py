@@ -5,7 +5,7 @@ for its cost (`refused`), is then made inside `Failures.attempt`, so that one th
 other, and trains copies only. There are two ways to train, because there are two questions.
 
 - From where the run is (`effect`, `best`, `first_steps`): the remedy is a change of the optimizer or of some values, so
-  the copy takes the optimizer's state with it and takes the user's own steps (`plain_training`), once for each of a few
+  the copy takes the optimizer's state with it and takes the user's own steps (copy_of_run.py), once for each of a few
   orders of the batches, whose spread is the error.
 - By a changed network (`from_new_weights`, `normalized`): what the optimizer knows is about another function, so each
   network (`changes`) starts from a new optimizer and is compared at the best of some learning rates (`training`, which
@@ -26,11 +26,11 @@ from wellcond.linalg import Estimate
 from wellcond.preconditioners import reading_for, unwrapped_optimizer
 from wellcond.problem import Failures, LossNotFiniteError, Problem, TrainingRun, move, random_state
 from wellcond.trials.changes import CHANGES
+from wellcond.trials.copy_of_run import TensorStep, alone, copy_of, first_step, step
 from wellcond.trials.effect import Effect, NoEffect, why_none
 from wellcond.trials.network import Network, NotApplicableError
 from wellcond.trials.new_weights import fresh_share, renew
-from wellcond.trials.plain_training import TensorStep, alone, copy_of, first_step, step
-from wellcond.trials.training import Training
+from wellcond.trials.rate_search import Training
 
 K = TypeVar("K")
 

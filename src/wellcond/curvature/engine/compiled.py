@@ -14,7 +14,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from wellcond import private_torch
 from wellcond.curvature.engine.batch import BatchMatrices, product_by
-from wellcond.curvature.engine.kept import Way
+from wellcond.curvature.engine.kept_graph import Way
 from wellcond.problem import first_line
 
 OPTIONS = {"pattern_matcher": False, "layout_optimization": False}

@@ -1,4 +1,4 @@
-"""What is kept between products inside `with problem:`, and whether a kept graph may do without the network."""
+"""A kept graph as a way to products, and whether it may do without the network."""
 
 from __future__ import annotations
 
@@ -36,29 +36,6 @@ class Way(Protocol):
 
     def product(self, operator: BatchMatrices, index: int, v: Tensor) -> Tensor:
         """The product with a vector, (n,); inside `problem.evaluating()`, or `differentiating()` where it is alone."""
-
-
-class Kept:
-    """What belongs to the parameters as they are, while a `with problem:` block is open.
-
-    Attributes:
-        ways: by (the operator's key, batch).
-        matrices: by the operator's key.
-    """
-
-    def __init__(self) -> None:
-        self.ways: dict[tuple[Any, int], Way] = {}
-        self.matrices: dict[Any, Tensor] = {}
-
-    @property
-    def bytes(self) -> float:
-        """Of what the ways hold."""
-        return sum(way.bytes for way in self.ways.values())
-
-    def clear(self) -> None:
-        """Let all of it go, also where something still refers to this."""
-        self.ways.clear()
-        self.matrices.clear()
 
 
 class KeptGraph(NamedTuple):

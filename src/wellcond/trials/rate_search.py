@@ -23,8 +23,8 @@ from wellcond.preconditioners import (
 )
 from wellcond.problem import LossNotFiniteError, Problem, check_depends, move
 from wellcond.steps import precondition
+from wellcond.trials.copy_of_run import alone, run_of, step
 from wellcond.trials.network import Network
-from wellcond.trials.plain_training import alone, run_of, step
 
 DECADES = 8
 """Learning rates are searched up to so many powers of ten on either side of the given one."""
