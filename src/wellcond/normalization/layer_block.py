@@ -17,11 +17,7 @@ NORMALIZATIONS = ("centered", "scaled", "standardized")
 
 
 def layer_block(
-    problem: Problem,
-    layer: str | LayerConditioning,
-    normalization: str | None = None,
-    *,
-    curvature: type[GaussNewton] = GaussNewton,
+    problem: Problem, layer: str | LayerConditioning, normalization: str | None = None
 ) -> SymmetricOperator:
     """The Gauss-Newton block G of a layer's weight and bias, or PᵀGP with P what a normalization of its inputs does.
 
@@ -35,7 +31,6 @@ def layer_block(
             whatever they see; or the entry itself, which saves the pass over the data.
         normalization: None, "centered", "scaled" (by the root mean square) or "standardized", each column of Ĥ by its
             own figures; of a convolution a column is a channel at a place in the kernel.
-        curvature: another operator class of a problem, such as `wc.Hessian`.
 
     Raises:
         ValueError: for a name that is no layer's, a normalization that is none of these or takes the mean off a layer
@@ -57,7 +52,7 @@ def layer_block(
         raise ValueError(f"got normalization={normalization!r}; it is None, {', '.join(map(repr, NORMALIZATIONS))}")
     name = layer.name if isinstance(layer, LayerConditioning) else layer
     weight, bias = _parameters(problem.model, name)
-    block = curvature(problem).block(*[p for p in (weight, bias) if p is not None])
+    block = GaussNewton(problem).block(*[p for p in (weight, bias) if p is not None])
     if normalization is None:
         return block
     entries = _entries(layer_conditioning(problem) if isinstance(layer, str) else [layer], name)
