@@ -76,10 +76,10 @@ class Failures:
 
     def causes(self) -> dict[tuple[str, str], list[str]]:
         """By (why, where) what failed for it."""
-        found: dict[tuple[str, str], dict[str, None]] = {}
-        for what, why, place in self._parts:
-            found.setdefault((why, place), {})[what] = None
-        return {cause: list(parts) for cause, parts in found.items()}
+        found: dict[tuple[str, str], list[str]] = {}
+        for what, why, place in dict.fromkeys(self._parts):
+            found.setdefault((why, place), []).append(what)
+        return found
 
 
 def told(error: Exception) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -106,17 +107,15 @@ class Problem:
         roots = [self.model] + ([loss_fn] if isinstance(loss_fn, nn.Module) else [])
         self._isolation = Isolation(roots, self.parameters, mode, self._conversion, modules_of(loss_fn, loss))
         with random_state(seed, self.device):
-            found = read_batches(data, pairs=loss is None, batches=batches, seed=seed)
-        self.examples = sum(count_examples(b) for b in found)
-        weights = [float(weight(b)) if weight else float(count_examples(b)) for b in found]
+            self.batches = read_batches(data, pairs=loss is None, batches=batches, seed=seed)
+        self.examples = sum(map(count_examples, self.batches))
+        weights = [float((weight or count_examples)(batch)) for batch in self.batches]
         if not all(0 <= w < math.inf for w in weights) or not sum(weights) > 0:
             raise ValueError(f"the batches' weights are {weights[:5]} …; they are finite, ≥ 0 and not all 0")
         self.weights = [w / sum(weights) for w in weights]
-        self.batches = found
         self.unreached: list[str] = []
         self.loss_dtype = self.dtype
         self.closed = False
-        self._tiny: bool | None = None
         self._activations: float | None = None
         self._block: Block | None = None
         self._inside = False
@@ -151,16 +150,14 @@ class Problem:
     def gradient(self) -> Tensor:
         """∇L(p), (n,), in `dtype`; also finds out which parameters the loss does not reach (`unreached`)."""
         reached: set[int] = set()
-        total: list[Tensor] | None = None
+        gradient = torch.zeros(self.size, dtype=self.dtype, device=self.device)
         with self.evaluating():
             for i, w in enumerate(self.weights):
-                weighted = [w * g for g in self._gradients(i, reached)]
-                total = weighted if total is None else [a + b for a, b in zip(total, weighted, strict=True)]
+                gradient += w * flatten(self._gradients(i, reached))
         self.unreached = [name for j, name in enumerate(self.names) if j not in reached]
-        assert total is not None
-        gradient = flatten(total)
         if not torch.isfinite(gradient).all():
-            bad = next(n for n, g in zip(self.names, total, strict=True) if not torch.isfinite(g).all())
+            pieces = unflatten(gradient, self.parameters)
+            bad = next(n for n, g in zip(self.names, pieces, strict=True) if not torch.isfinite(g).all())
             raise ValueError(f"the gradient of {bad} is not finite; lower the learning rate or look for the overflow")
         return gradient
 
@@ -207,7 +204,7 @@ class Problem:
             with (
                 random_state(self.seed, self.device),
                 self._isolation.entered(self.device),
-                one_thread() if self._is_tiny() else contextlib.nullcontext(),
+                one_thread() if self._is_tiny else contextlib.nullcontext(),
             ):
                 yield
         except (RuntimeError, ValueError) as error:
@@ -222,7 +219,7 @@ class Problem:
         """As `evaluating`, for a backward pass in which nothing of the user's runs: the model is not touched."""
         if self.closed:
             raise ClosedError("this problem is closed")
-        with plain_settings(self.device), one_thread() if self._tiny else contextlib.nullcontext():
+        with plain_settings(self.device), one_thread() if self._is_tiny else contextlib.nullcontext():
             yield
 
     def begin(self, index: int) -> Any:
@@ -313,16 +310,13 @@ class Problem:
     ) -> None:
         """One pass over the data; `record(name, module, args, kwargs)` before every call of a module of this kind."""
 
-        def hook(name: str) -> Callable[..., None]:
-            return lambda module, args, kwargs: record(name, module, args, kwargs)
-
         # Without gradients torch may fuse a transformer's layers and call none of its modules.
         fused = torch.backends.mha.get_fastpath_enabled()
         with self.evaluating(), torch.no_grad(), contextlib.ExitStack() as stack:
             for name, module in self.model.named_modules():
                 if isinstance(module, kind):
                     assert isinstance(module, nn.Module)
-                    stack.callback(module.register_forward_pre_hook(hook(name), with_kwargs=True).remove)
+                    stack.callback(module.register_forward_pre_hook(partial(record, name), with_kwargs=True).remove)
             stack.callback(torch.backends.mha.set_fastpath_enabled, fused)
             torch.backends.mha.set_fastpath_enabled(False)
             for i in range(len(self.batches)):
@@ -384,14 +378,14 @@ class Problem:
         assert self.loss_fn is not None
         return self.loss_fn(self.model(batch[0]) if output is None else output, batch[1])
 
+    @cached_property
     def _is_tiny(self) -> bool:
         """Whether operations are so small that a second thread brings nothing, and costs much on a busy machine.
         Decided by size, so that the same run gives the same bits."""
-        if self._tiny is None:
-            self._tiny = self.device.type == "cpu" and self.size * max(map(count_examples, self.batches)) < TINY
-            # few parameters may still mean long sequences or large images
-            self._tiny = self._tiny and self.largest_activations() < TINY
-        return self._tiny
+        if self.device.type != "cpu" or self.size * max(map(count_examples, self.batches)) >= TINY:
+            return False
+        # few parameters may still mean long sequences or large images
+        return self.largest_activations() < TINY
 
 
 def check_problem(problem: Problem) -> None:
