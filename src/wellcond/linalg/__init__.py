@@ -10,7 +10,6 @@ makes a curve (measures.py). Traces and diagonals (randomized.py) need no Lanczo
 from wellcond.linalg.deflation import DeflatedTails as DeflatedTails
 from wellcond.linalg.deflation import Isolated as Isolated
 from wellcond.linalg.density import SpectralDensity as SpectralDensity
-from wellcond.linalg.density import spectral_density as spectral_density
 from wellcond.linalg.eigenvalues import Eigenvalues as Eigenvalues
 from wellcond.linalg.eigenvalues import eigenvalues as eigenvalues
 from wellcond.linalg.estimate import CONFIDENCE as CONFIDENCE
@@ -24,6 +23,7 @@ from wellcond.linalg.operator import SymmetricOperator as SymmetricOperator
 from wellcond.linalg.operator import check_operator as check_operator
 from wellcond.linalg.quadrature import Quadrature as Quadrature
 from wellcond.linalg.quadrature import deflated_trace as deflated_trace
+from wellcond.linalg.sampled_density import spectral_density as spectral_density
 from wellcond.linalg.vectors import NOT_FINITE as NOT_FINITE
 from wellcond.linalg.vectors import RandomDirections as RandomDirections
 from wellcond.linalg.vectors import inner as inner

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -147,16 +147,17 @@ class DeflatedTails:
 
     def estimate_above(self, x: Tensor) -> Tensor:
         """The Gauss rules' own estimate of the fraction ≥ x, without error, (g,)."""
-        if not self.rest.quadratures:
-            return self.whole.estimate_above(x)
-        known = (self.isolated >= x[:, None]).double().sum(1)
-        return (known + self.rest.size * self.rest.estimate_above(x)) / self.size
+        return self.mean_of(lambda values: (values >= x[:, None]).double())
 
-    def estimate_magnitude(self) -> float:
-        """The Gauss rules' estimate of the mean of |λ|, without error."""
+    def mean_of(self, f: Callable[[Tensor], Tensor]) -> Tensor:
+        """The Gauss rules' own estimate of the mean of f over the eigenvalues, without error.
+
+        Args:
+            f: (m,) eigenvalues → (m,) or (g, m).
+        """
         if not self.rest.quadratures:
-            return self.whole.estimate_magnitude()
-        return (float(self.isolated.abs().sum()) + self.rest.size * self.rest.estimate_magnitude()) / self.size
+            return self.whole.mean_of(f)
+        return (f(self.isolated).sum(-1) + self.rest.size * self.rest.mean_of(f)) / self.size
 
     @property
     def size(self) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -174,15 +174,10 @@ class SpectralTails:
             low, high = torch.maximum(low, self.size * fewest), torch.minimum(high, self.size * greatest)
         return low.clamp(0, self.size), torch.maximum(low, high).clamp(0, self.size)
 
-    def estimate_above(self, x: Tensor) -> Tensor:
-        """The Gauss rules' own estimate of the fraction ≥ x, without error, (g,)."""
+    def mean_of(self, f: Callable[[Tensor], Tensor]) -> Tensor:
+        """The Gauss rules' own estimate of the mean of f over the eigenvalues, without error; f as in `DeflatedTails`."""
         rules = [q.nodes_and_weights() for q in self.quadratures]
-        return torch.stack([(w * (nodes >= x[:, None])).sum(1) for nodes, w in rules]).mean(0)
-
-    def estimate_magnitude(self) -> float:
-        """The Gauss rules' estimate of the mean of |λ|, without error."""
-        rules = [q.nodes_and_weights() for q in self.quadratures]
-        return sum(float((w * nodes.abs()).sum()) for nodes, w in rules) / len(rules)
+        return torch.stack([(w * f(nodes)).sum(-1) for nodes, w in rules]).mean(0)
 
     def limit(self, mean: Tensor, end: float) -> Tensor:
         """The fraction between the mean and the end, 0 or 1, beyond which the mean would be too unlikely, by bisection.

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from wellcond.linalg.estimate import Estimate, student
-from wellcond.linalg.vectors import NOT_FINITE, RandomDirections, inner, largest, norm, random_signs, without
+from wellcond.linalg.vectors import NOT_FINITE, RandomDirections, inner, largest, norm, without
 
 FEWEST = 20
 """Products under which the spread of the samples says too little about their error."""
@@ -94,7 +94,7 @@ def estimate_diagonal(operator: Multiplying, products: int, seed: int) -> Diagon
     generator = torch.Generator(device=operator.device).manual_seed(seed + 1)
     mean, spread = torch.zeros_like(known), torch.zeros_like(known)
     for i in range(1, probes + 1):
-        signs = random_signs(known, generator)
+        signs = torch.randint(2, known.shape, generator=generator, device=known.device).to(known) * 2 - 1
         sample = signs * sketch.outside(operator.matvec(sketch.outside(signs)))
         if i == 1:  # in units of it squares neither overflow nor underflow
             unit = max(largest(sample), torch.finfo(sample.dtype).tiny)

@@ -95,8 +95,3 @@ class RandomDirections:
         """The next direction, (n,)."""
         x = torch.randn(self.size, dtype=self.dtype, device=self.device, generator=self.generator)
         return x / norm(x)
-
-
-def random_signs(like: Tensor, generator: torch.Generator) -> Tensor:
-    """±1 with equal probability for every entry of a long vector."""
-    return torch.randint(2, like.shape, generator=generator, device=like.device).to(like.dtype) * 2 - 1
