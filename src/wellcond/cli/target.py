@@ -17,7 +17,6 @@ import torch
 
 from wellcond.problem import TrainingRun, first_line
 
-DEFAULT_FUNCTION = "setup"
 _PACKAGE = str(Path(__file__).parents[1])
 
 
@@ -37,7 +36,7 @@ def load_target(target: str) -> TrainingRun:
     """Import a file or module and call its function.
 
     Args:
-        target: "file.py", "file.py:function", "package.module" or "package.module:function".
+        target: "file.py", "file.py:function", "package.module" or "package.module:function"; by default `setup`.
 
     Raises:
         TargetError: for anything that keeps the function from returning a `TrainingRun`.
@@ -45,7 +44,7 @@ def load_target(target: str) -> TrainingRun:
     where, _, function = target.partition(":")
     if not where.strip("./"):
         raise TargetError(f"got the target {target!r}; give file.py[:function] or package.module[:function]")
-    function = function or DEFAULT_FUNCTION
+    function = function or "setup"
     module = _call(f"importing {where}", lambda: _import(where))
     found = getattr(module, function, None)
     if not callable(found):
@@ -59,8 +58,6 @@ def load_target(target: str) -> TrainingRun:
     except ValueError:
         pass
     run = _call(f"{function}() in {where}", found)
-    if inspect.iscoroutine(run):
-        run.close()
     if not isinstance(run, TrainingRun):
         raise TargetError(
             f"{function}() in {where} returned {type(run).__name__}; it should return "

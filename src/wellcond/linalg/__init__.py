@@ -24,7 +24,7 @@ from wellcond.linalg.operator import check_operator as check_operator
 from wellcond.linalg.quadrature import Quadrature as Quadrature
 from wellcond.linalg.quadrature import deflated_trace as deflated_trace
 from wellcond.linalg.sampled_density import spectral_density as spectral_density
-from wellcond.linalg.vectors import NOT_FINITE as NOT_FINITE
 from wellcond.linalg.vectors import RandomDirections as RandomDirections
+from wellcond.linalg.vectors import finite as finite
 from wellcond.linalg.vectors import inner as inner
 from wellcond.linalg.vectors import norm as norm

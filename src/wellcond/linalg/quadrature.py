@@ -175,7 +175,7 @@ class SpectralTails:
         return low.clamp(0, self.size), torch.maximum(low, high).clamp(0, self.size)
 
     def mean_of(self, f: Callable[[Tensor], Tensor]) -> Tensor:
-        """The Gauss rules' own estimate of the mean of f over the eigenvalues, without error; f as in `DeflatedTails`."""
+        """The Gauss rules' own estimate of the mean of f over the eigenvalues, as in `DeflatedTails`."""
         rules = [q.nodes_and_weights() for q in self.quadratures]
         return torch.stack([(w * f(nodes)).sum(-1) for nodes, w in rules]).mean(0)
 

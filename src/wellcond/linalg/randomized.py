@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from wellcond.linalg.estimate import Estimate, student
-from wellcond.linalg.vectors import NOT_FINITE, RandomDirections, inner, largest, norm, without
+from wellcond.linalg.vectors import RandomDirections, finite, inner, largest, norm, without
 
 FEWEST = 20
 """Products under which the spread of the samples says too little about their error."""
@@ -118,9 +118,7 @@ class _Sketch:
         Q = torch.empty(count, operator.size, dtype=operator.dtype, device=operator.device)
         for j in range(count):
             y = operator.matvec(directions.draw())
-            length = norm(y)
-            if not math.isfinite(length):
-                raise FloatingPointError(NOT_FINITE)
+            length = finite(norm(y))
             y = without(Q[:j], y)
             if norm(y) <= 10 * torch.finfo(operator.dtype).eps * length:
                 # The range is exhausted, and zero is left outside: any direction fills the basis.

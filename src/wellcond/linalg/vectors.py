@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -15,10 +16,21 @@ STREAM = 0x5EED0FD12EC7
 """Sets the random directions' streams apart from those that `torch.manual_seed` starts."""
 
 
-NOT_FINITE = (
-    "a product with the curvature is not finite: the loss has no second derivative at these parameters (for example √ "
-    "or a norm at 0), or it overflows"
-)
+T = TypeVar("T", float, Tensor)
+
+
+def finite(x: T) -> T:
+    """What was made of products, as it is.
+
+    Raises:
+        FloatingPointError: if it is not finite.
+    """
+    if not bool(torch.as_tensor(x).isfinite().all()):
+        raise FloatingPointError(
+            "a product with the curvature is not finite: the loss has no second derivative at these parameters (for "
+            "example √ or a norm at 0), or it overflows"
+        )
+    return x
 
 
 def inner(x: Tensor, y: Tensor) -> Tensor:

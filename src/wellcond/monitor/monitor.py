@@ -204,7 +204,7 @@ class Monitor:
         return self._budget.total
 
     def remove(self) -> None:
-        """Follow the optimizer no longer, and close the file; what was recorded stays."""
+        """Follow the optimizer no longer, and end the file; what was recorded stays."""
         if self._handle is None:
             return
         self._handle.remove()
@@ -212,7 +212,6 @@ class Monitor:
         self.history.finished = True
         if self._writer is not None:
             self._writer.write("end", step=self.step, share=self.share)
-            self._writer.close()
 
     def __enter__(self) -> Monitor:
         return self
@@ -267,22 +266,21 @@ class Monitor:
         try:
             with self._plain():
                 look = self._looking.look(optimizer, [p for p in parts if p != FINDINGS], self._training, room)
+                changes, notes = self._look_for_findings(look, parts)
         except Exception as error:
             failed = " ".join(str(error).split()) or type(error).__name__
         self._losses.flush()
-        if look is not None:
-            with self._plain():
-                changes, notes = self._look_for_findings(look, parts)
         now, budget = time.perf_counter(), self._budget
         for part, seconds in (look.seconds if look else {parts[0]: now - started}).items():
             budget.took(part, seconds)
         told = {note for record in self.history for note in record.notes}
+        rate = optimizer.param_groups[0].get("lr")
         record = Record(
             step=self.step,
             seconds=budget.elapsed(now),
             why=why,
             loss=self._losses.latest,
-            learning_rate=_learning_rate(optimizer),
+            learning_rate=None if rate is None else float(rate),
             changes=changes,
             jumps=self._losses.take_jumps(),
             failed=failed,
@@ -330,11 +328,6 @@ class Monitor:
                     "run goes on",
                     stacklevel=2,
                 )
-
-
-def _learning_rate(optimizer: Optimizer) -> float | None:
-    lr = optimizer.param_groups[0].get("lr")
-    return None if lr is None else float(lr)
 
 
 def _figures(look: Look) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from wellcond.problem.parameter_kinds import biases as biases
 from wellcond.problem.parameter_kinds import embeddings as embeddings
 from wellcond.problem.parameter_kinds import normalizations as normalizations
 from wellcond.problem.parameters import optimized_parameters as optimized_parameters
+from wellcond.problem.parameters import positions_of as positions_of
 from wellcond.problem.parameters import unwrapped as unwrapped
 from wellcond.problem.problem import LossNotFiniteError as LossNotFiniteError
 from wellcond.problem.problem import Problem as Problem

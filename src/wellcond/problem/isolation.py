@@ -18,12 +18,12 @@ from wellcond import private_torch
 RANDOM = (torch.Generator, random.Random, np.random.Generator, np.random.RandomState)
 """What can hold a random state of its own."""
 
+
 @contextlib.contextmanager
 def random_state(seed: int, device: torch.device) -> Iterator[None]:
     """Python's, numpy's and torch's global random state, seeded inside and restored after."""
-    on_cpu = device.type in ("cpu", "meta")
-    forked = contextlib.nullcontext() if on_cpu else torch.random.fork_rng([device], device_type=device.type)
-    with forked, states_kept([random, np.random, torch.default_generator]):
+    devices = [] if device.type in ("cpu", "meta") else [device]
+    with torch.random.fork_rng(devices, device_type=device.type), states_kept([random, np.random]):
         seed_all(seed, device)
         yield
 

@@ -80,18 +80,18 @@ def trainable(model: nn.Module, chosen: Iterable[nn.Parameter | str] | None) -> 
 
 def positions_of(
     which: Iterable[str | nn.Module | nn.Parameter],
-    named: list[tuple[str, nn.Parameter]],
+    model: nn.Module,
     parameters: list[nn.Parameter],
 ) -> list[int]:
     """Places, rising, of the parameters that names, patterns of names, modules or parameters point to.
 
     Args:
         which: what points to them.
-        named: all names, of a tied parameter every one.
+        model: whose names, of a tied parameter every one.
         parameters: those that have a place.
     """
     ids = {id(p): i for i, p in enumerate(parameters)}
-    named = [(name, p) for name, p in named if id(p) in ids]
+    named = [(name, p) for name, p in model.named_parameters(remove_duplicate=False) if id(p) in ids]
     names = [name for name, _ in named]
     found: set[int] = set()
     for item in which:

@@ -17,7 +17,7 @@ from wellcond.problem.batches import count_examples, move, read_batches, tensors
 from wellcond.problem.block import Block
 from wellcond.problem.graphs import check_depends, graph_bytes
 from wellcond.problem.isolation import Isolation, one_thread, plain_settings, random_state, seed_all
-from wellcond.problem.parameters import one_device, positions_of, trainable, unwrapped, working_dtype
+from wellcond.problem.parameters import one_device, trainable, unwrapped, working_dtype
 from wellcond.problem.reachable import modules_of
 from wellcond.problem.twice import remedy_of
 
@@ -263,11 +263,6 @@ class Problem:
             )
         self.loss_dtype = value.dtype
         return value.reshape(())
-
-    def positions_of(self, which: Iterable[str | nn.Module | nn.Parameter], among: tuple[int, ...]) -> tuple[int, ...]:
-        """Places, among some of `parameters`, of those that names, patterns, modules or parameters point to."""
-        named = list(self.model.named_parameters(remove_duplicate=False))
-        return tuple(among[i] for i in positions_of(which, named, [self.parameters[i] for i in among]))
 
     def inputs(self, index: int) -> tuple[list[Tensor], list[Tensor]]:
         """All that an evaluation of a batch depends on, inside `evaluating`: what the modules hold, and the batch."""

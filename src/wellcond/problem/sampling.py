@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch.utils.data import BatchSampler, DataLoader, IterableDataset, RandomSampler, SequentialSampler
 
-from wellcond.problem.batches import count_examples, each_batch, is_one_batch, read_batches, until, with_rows
+from wellcond.problem.batches import count_examples, each_batch, is_one_batch, until, with_rows
 from wellcond.problem.isolation import random_state
 
 LARGE = 1024
@@ -30,20 +30,19 @@ def draw_batches(data: Any, *, pairs: bool, examples: int | None, least: int, se
         seed: of the draw, and of what the data set itself draws.
 
     Raises:
-        TypeError, ValueError: as `wellcond.Problem` for its data.
+        TypeError, ValueError: as `wellcond.Problem`, for data of a kind that it does not take.
     """
     rng = random.Random(seed)
     with random_state(seed, torch.device("cpu")):
         if is_one_batch(data, pairs):
             N, most = count_examples(data), examples or LARGE
-            return [data if N <= most else with_rows(data, sorted(rng.sample(range(N), most)))]
+            return [data if most >= N else with_rows(data, sorted(rng.sample(range(N), most)))]
         wanted = examples or least
         if isinstance(data, DataLoader):
             data = _shuffled(data, wanted, rng)
         elif isinstance(data, list | tuple):
             data = rng.sample(data, len(data))
-        found = list(until(each_batch(data, pairs=pairs, seed=seed), wanted))
-        return read_batches(found, pairs=pairs, batches=None, seed=seed)
+        return list(until(each_batch(data, pairs=pairs, seed=seed), wanted))
 
 
 def _shuffled(loader: DataLoader[Any], wanted: int, rng: random.Random) -> DataLoader[Any]:

@@ -133,13 +133,7 @@ def edge_ratio(
 
 
 def suggest_learning_rate(
-    problem: Problem,
-    optimizer: Any,
-    *,
-    target: float = TARGET,
-    curvature: CurvatureOperator | None = None,
-    max_products: int = 80,
-    seed: int = 0,
+    problem: Problem, optimizer: Any, *, target: float = TARGET, seed: int = 0
 ) -> SuggestedLearningRate:
     """The learning rate that brings the edge ratio to a target, everything else as it is.
 
@@ -150,8 +144,6 @@ def suggest_learning_rate(
         problem: the loss and the data.
         optimizer: as for `edge_ratio`.
         target: the edge ratio to have, above 0 and below 1.
-        curvature: the Hessian of the problem unless given.
-        max_products: to spend on λ_max.
         seed: of the Lanczos start.
 
     Raises:
@@ -161,7 +153,7 @@ def suggest_learning_rate(
     """
     if not 0 < target < 1:
         raise ValueError(f"got target={target}; an edge ratio to aim at is above 0 and below 1, where a step is stable")
-    edge = edge_ratio(problem, optimizer, curvature=curvature, max_products=max_products, seed=seed)
+    edge = edge_ratio(problem, optimizer, seed=seed)
     rate = edge.allowed.scaled(target)
     if edge.learning_rate > 0:
         factor = rate.scaled(1 / edge.learning_rate)
