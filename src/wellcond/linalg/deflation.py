@@ -167,4 +167,4 @@ class DeflatedTails:
     @property
     def products(self) -> int:
         """Matrix-vector products behind the bounds."""
-        return self.whole.products + self.rest.products
+        return sum(q.steps for q in (*self.whole.quadratures, *self.rest.quadratures))

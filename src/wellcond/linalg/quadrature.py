@@ -193,8 +193,3 @@ class SpectralTails:
             likely = torch.xlogy(f, f / r) - f + r <= tau
             near, far = torch.where(likely, f, near), torch.where(likely, far, f)
         return far
-
-    @property
-    def products(self) -> int:
-        """Matrix-vector products behind the quadratures."""
-        return sum(q.steps for q in self.quadratures)

@@ -231,19 +231,17 @@ class Monitor:
         started = time.perf_counter()
         if self._nests and nested(optimizer):
             return
-        budget, pace, booked = self._budget, self._pace, 0.0
+        budget, pace, booked = self._budget, self._pace, self._budget.total
         self.step += 1
         self._training = self._model.training
         pace.begin_step(started)
         self._jumped |= self._losses.end_step(self.step)
         if pace.is_due(self.step, self._jumped, started):
-            before = budget.total
             chosen = pace.choose(started, lambda: self._probe(optimizer))
             if chosen is not None:
                 self._measure(optimizer, "jump" if self._jumped else "every", *chosen)
-            booked = budget.total - before
         pace.ended_at = time.perf_counter()
-        budget.counted(pace.ended_at - started - booked)
+        budget.counted(pace.ended_at - started - (budget.total - booked))
 
     def _probe(self, optimizer: Optimizer) -> float:
         """Seconds that a look with the fewest products takes."""

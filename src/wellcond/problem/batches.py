@@ -118,7 +118,7 @@ def move(batch: Any, device: torch.device, dtype: torch.dtype | None = None) -> 
     return with_tensors(batch, lambda x: x.to(device, dtype if x.is_floating_point() else None, copy=True))
 
 
-def with_tensors(batch: Any, change: Callable[[Tensor], Tensor]) -> Any:
+def with_tensors(batch: Any, change: Callable[[Tensor], Any]) -> Any:
     """The same nested batch with every tensor changed, in the order of `tensors_of`."""
     if isinstance(batch, Tensor):
         return change(batch)
@@ -145,17 +145,15 @@ def with_rows(batch: Any, rows: slice | list[int]) -> Any:
     return with_tensors(batch, lambda x: x[rows])
 
 
-def signature(batch: Any) -> Any:
+def signature(batch: Any) -> str:
     """The same for two batches that take one way through a network: shapes, strides, dtypes, and all that is no
     tensor."""
-    if isinstance(batch, Tensor):
-        dense = batch.layout == torch.strided and not batch.is_nested
-        return tuple(batch.shape), batch.stride() if dense else batch.layout, batch.dtype
-    if isinstance(batch, Mapping):
-        return tuple((key, signature(value)) for key, value in batch.items())
-    if isinstance(batch, tuple | list):
-        return tuple(signature(value) for value in batch)
-    return repr(batch)
+
+    def layout(x: Tensor) -> Any:
+        dense = x.layout == torch.strided and not x.is_nested
+        return tuple(x.shape), x.stride() if dense else x.layout, x.dtype
+
+    return repr(with_tensors(batch, layout))
 
 
 def is_one_batch(data: Any, pairs: bool) -> bool:

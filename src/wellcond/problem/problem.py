@@ -123,7 +123,6 @@ class Problem:
         self._given: tuple[dict[int, Tensor], Any] | None = None
         self.leaves: list[Tensor] = []
         self.batch: Any = None
-        self._input_storages: set[int] = set()
 
     def like(self, **changes: Any) -> Problem:
         """The same problem with other arguments, by their names; batches weigh as many examples as they have.
@@ -149,12 +148,12 @@ class Problem:
 
     def gradient(self) -> Tensor:
         """∇L(p), (n,), in `dtype`; also finds out which parameters the loss does not reach (`unreached`)."""
-        reached: set[int] = set()
+        reached: set[str] = set()
         gradient = torch.zeros(self.size, dtype=self.dtype, device=self.device)
         with self.evaluating():
             for i, w in enumerate(self.weights):
                 gradient += w * flatten(self._gradients(i, reached))
-        self.unreached = [name for j, name in enumerate(self.names) if j not in reached]
+        self.unreached = [name for name in self.names if name not in reached]
         if not torch.isfinite(gradient).all():
             pieces = unflatten(gradient, self.parameters)
             bad = next(n for n, g in zip(self.names, pieces, strict=True) if not torch.isfinite(g).all())
@@ -225,14 +224,8 @@ class Problem:
     def begin(self, index: int) -> Any:
         """A batch where the model is, with buffers and random state as every evaluation of it finds them."""
         self.seed_batch(index)
-        if self._given is not None:
-            held, self.batch = self._given
-            self.leaves = self._isolation.renew(held)
-            return self.batch
-        self.leaves = self._isolation.renew(self._moved)
-        self.batch = move(self.batches[index], self.device, self._conversion)
-        inputs = self.batch[0] if self.whole_loss is None else self.batch
-        self._input_storages = {t.untyped_storage().data_ptr() for t in tensors_of(inputs)}
+        held, self.batch = self._given or (self._moved, move(self.batches[index], self.device, self._conversion))
+        self.leaves = self._isolation.renew(held)
         return self.batch
 
     def largest_activations(self) -> float:
@@ -249,9 +242,9 @@ class Problem:
     def batch_loss(self, index: int, output: Any = None) -> Tensor:
         """The loss of a batch, (), inside `evaluating`; of an output of `batch_output`, just computed, if given."""
         value = self._loss_as_given(index, output)
-        if not isinstance(value, Tensor) or value.numel() != 1:
-            if not isinstance(value, Tensor):
-                raise TypeError(f"the loss of batch {index} is a {type(value).__name__}; return a scalar tensor")
+        if not isinstance(value, Tensor):
+            raise TypeError(f"the loss of batch {index} is a {type(value).__name__}; return a scalar tensor")
+        if value.numel() != 1:
             raise ValueError(
                 f"the loss of batch {index} is not a scalar but has shape {tuple(value.shape)}; take its mean over the "
                 "examples"
@@ -319,7 +312,9 @@ class Problem:
 
     def is_input(self, x: Tensor) -> bool:
         """Whether a tensor seen while evaluating is (a view of) the batch's own input."""
-        return x.untyped_storage().data_ptr() in self._input_storages
+        inputs = self.batch[0] if self.whole_loss is None else self.batch
+        storage = x.untyped_storage().data_ptr()
+        return any(storage == t.untyped_storage().data_ptr() for t in tensors_of(inputs))
 
     @property
     def block(self) -> Block | None:
@@ -352,16 +347,15 @@ class Problem:
 
     # -- inner workings ------------------------------------------------------------------------------------------
 
-    def _gradients(self, index: int, reached: set[int]) -> list[Tensor]:
-        """Of a batch's loss by each of the leaves, inside `evaluating`; the positions of those it reaches are added."""
+    def _gradients(self, index: int, reached: set[str]) -> list[Tensor]:
+        """Of a batch's loss by each of the leaves, inside `evaluating`; the names of those it reaches are added."""
         loss = self.batch_loss(index)
         check_depends(loss)
         found = torch.autograd.grad(loss, self.leaves, allow_unused=True)
-        for position, g in enumerate(found):
+        for name, g in zip(self.names, found, strict=True):
             if g is not None:
-                reached.add(position)
+                reached.add(name)
                 if g.layout != torch.strided:
-                    name = self.names[position]
                     raise ValueError(f"the gradient of {name} is sparse; build the embedding with sparse=False")
         return [torch.zeros_like(x) if g is None else g for g, x in zip(found, self.leaves, strict=True)]
 
