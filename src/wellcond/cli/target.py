@@ -10,14 +10,14 @@ import sys
 import traceback
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType, TracebackType
+from types import ModuleType
 from typing import Any
 
 import torch
 
 from wellcond.problem import TrainingRun, first_line
 
-_PACKAGE = str(Path(__file__).parents[1])
+_OURS = (str(Path(__file__).parents[1]), "<frozen importlib", importlib.__file__, contextlib.__file__)
 
 
 class TargetError(Exception):
@@ -55,8 +55,6 @@ def load_target(target: str) -> TrainingRun:
         inspect.signature(found).bind()
     except TypeError:
         raise TargetError(f"{function}() in {where} needs arguments; wellcond calls it without any") from None
-    except ValueError:
-        pass
     run = _call(f"{function}() in {where}", found)
     if not isinstance(run, TrainingRun):
         raise TargetError(
@@ -112,20 +110,12 @@ def move_run(run: TrainingRun, device: str) -> None:
 
 def user_traceback(error: BaseException) -> str:
     """The part of a traceback that is not ours, as text; empty if the error is ours alone."""
-    tb: TracebackType | None = error.__traceback__
-    while tb is not None and _is_ours(tb):
-        tb = tb.tb_next
-    if isinstance(error, SyntaxError):
-        # It has no frame in the file that could not be compiled, but says where itself.
-        return "".join(traceback.format_exception_only(error))
-    if tb is None:
+    told = traceback.TracebackException.from_exception(error)
+    theirs = [frame for frame in told.stack if not frame.filename.startswith(_OURS)]
+    if not theirs and not isinstance(error, SyntaxError):  # which has no frame in the file that it is about
         return ""
-    return "".join(traceback.format_exception(type(error), error.with_traceback(tb), tb, chain=False))
-
-
-def _is_ours(tb: TracebackType) -> bool:
-    name = tb.tb_frame.f_code.co_filename
-    return name.startswith((_PACKAGE, "<frozen importlib")) or name in (importlib.__file__, contextlib.__file__)
+    told.stack = traceback.StackSummary.from_list(theirs)
+    return "".join(told.format(chain=False))
 
 
 def _import(where: str) -> ModuleType:

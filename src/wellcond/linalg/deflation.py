@@ -138,11 +138,11 @@ class DeflatedTails:
     def fraction_above(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """The same as fractions of all eigenvalues."""
         low, high = self.count_above(x)
-        return low / self.size, high / self.size
+        return low / self.whole.size, high / self.whole.size
 
     def fraction_below(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Bounds of the fraction of eigenvalues < x, (g,) each."""
-        (low, high), n = self.count_above(x), self.size
+        (low, high), n = self.count_above(x), self.whole.size
         return (n - high) / n, (n - low) / n
 
     def estimate_above(self, x: Tensor) -> Tensor:
@@ -157,12 +157,7 @@ class DeflatedTails:
         """
         if not self.rest.quadratures:
             return self.whole.mean_of(f)
-        return (f(self.isolated).sum(-1) + self.rest.size * self.rest.mean_of(f)) / self.size
-
-    @property
-    def size(self) -> int:
-        """n, eigenvalues in all."""
-        return self.whole.size
+        return (f(self.isolated).sum(-1) + self.rest.size * self.rest.mean_of(f)) / self.whole.size
 
     @property
     def products(self) -> int:

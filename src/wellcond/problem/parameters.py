@@ -130,12 +130,9 @@ def working_dtype(names: list[str], parameters: list[nn.Parameter], asked: torch
         raise ValueError(f"got dtype={asked}; a curvature is measured in torch.float32 or torch.float64")
     if asked is not None:
         return asked
-    if strange := [(n, p.dtype) for n, p in zip(names, parameters, strict=True) if p.dtype not in _MEASURED]:
-        raise ValueError(f"{strange[0][0]} is {strange[0][1]}; give dtype=torch.float32")
-    kinds = {_MEASURED[p.dtype] for p in parameters}
-    if len(kinds) > 1:
-        odd = next(i for i, p in enumerate(parameters) if _MEASURED[p.dtype] != _MEASURED[parameters[0].dtype])
-        raise ValueError(
-            f"{names[0]} is {parameters[0].dtype} and {names[odd]} {parameters[odd].dtype}; give dtype=torch.float32"
-        )
-    return kinds.pop()
+    for name, p in zip(names, parameters, strict=True):
+        if p.dtype not in _MEASURED:
+            raise ValueError(f"{name} is {p.dtype}; give dtype=torch.float32")
+        if _MEASURED[p.dtype] != _MEASURED[parameters[0].dtype]:
+            raise ValueError(f"{names[0]} is {parameters[0].dtype} and {name} {p.dtype}; give dtype=torch.float32")
+    return _MEASURED[parameters[0].dtype]

@@ -122,6 +122,7 @@ class Problem:
         self._moved: dict[int, Tensor] = {}
         self._given: tuple[dict[int, Tensor], Any] | None = None
         self.leaves: list[Tensor] = []
+        self._inputs: list[Tensor] = []
         self.batch: Any = None
 
     def like(self, **changes: Any) -> Problem:
@@ -211,7 +212,7 @@ class Problem:
                 raise
             raise ValueError(remedy) from error
         finally:
-            self._inside, self.leaves, self.batch = False, [], None
+            self._inside, self.leaves, self.batch, self._inputs = False, [], None, []
 
     @contextlib.contextmanager
     def differentiating(self) -> Iterator[None]:
@@ -226,6 +227,7 @@ class Problem:
         self.seed_batch(index)
         held, self.batch = self._given or (self._moved, move(self.batches[index], self.device, self._conversion))
         self.leaves = self._isolation.renew(held)
+        self._inputs = list(tensors_of(self.batch[0] if self.whole_loss is None else self.batch))
         return self.batch
 
     def largest_activations(self) -> float:
@@ -312,9 +314,8 @@ class Problem:
 
     def is_input(self, x: Tensor) -> bool:
         """Whether a tensor seen while evaluating is (a view of) the batch's own input."""
-        inputs = self.batch[0] if self.whole_loss is None else self.batch
         storage = x.untyped_storage().data_ptr()
-        return any(storage == t.untyped_storage().data_ptr() for t in tensors_of(inputs))
+        return any(storage == t.untyped_storage().data_ptr() for t in self._inputs)
 
     @property
     def block(self) -> Block | None:
