@@ -166,29 +166,28 @@ class Writer:
     """Appends lines to a file, each flushed as a whole; when that fails it says so once and gives up.
 
     Args:
-        path: a new file, or one that a monitor wrote before, which is continued by a new run.
+        path: a new file, or one that a monitor wrote before, which is continued by a new run; None for no file.
 
     Raises:
         ValueError: for a file that is something else.
     """
 
-    def __init__(self, path: Path):
-        self._path: Path | None = path.absolute()
+    def __init__(self, path: str | Path | None):
+        self._path = None if path is None else Path(path).absolute()
         with self._giving_up():
-            if path.exists() and path.stat().st_size:
-                _last_run(path)
-                if not path.read_bytes().endswith(b"\n"):
+            if self._path is not None and self._path.exists() and self._path.stat().st_size:
+                _last_run(self._path)
+                if not self._path.read_bytes().endswith(b"\n"):
                     self._append(b"\n")
 
     def write(self, kind: str, **content: Any) -> None:
         """One line."""
         text = json.dumps({"kind": kind, **content}, ensure_ascii=False, allow_nan=False)
-        with self._giving_up():
-            self._append(text.encode() + b"\n")
+        self._append(text.encode() + b"\n")
 
     def _append(self, line: bytes) -> None:
         if self._path is not None:
-            with self._path.open("ab") as file:
+            with self._giving_up(), self._path.open("ab") as file:
                 file.write(line)
 
     @contextlib.contextmanager
@@ -199,6 +198,6 @@ class Writer:
             warnings.warn(
                 f"wellcond.Monitor can't write {self._path} ({error.strerror or error}); the run goes on, and its "
                 "history is kept in memory only",
-                stacklevel=4,
+                stacklevel=5,
             )
             self._path = None

@@ -142,9 +142,8 @@ class Monitor:
         self._budget = Budget(overhead, RESERVED)
         self._pace = Pace(self._budget, self._looking, every)
         self._losses, self._findings, self._jumped = Losses(), Findings(), False
-        self._writer, self._scalars = Writer(Path(path)) if path is not None else None, writer
-        if self._writer is not None:
-            self._writer.write("run", schema=SCHEMA, run=self.history.run)
+        self._writer, self._scalars = Writer(path), writer
+        self._writer.write("run", schema=SCHEMA, run=self.history.run)
         self._training = self._model.training  # in the last step, whatever it is when a measurement is asked for
         self._nests = can_nest(optimizer)
         self._handle: Any = optimizer.register_step_post_hook(self._after_step)
@@ -210,8 +209,7 @@ class Monitor:
         self._handle.remove()
         self._handle = None
         self.history.finished = True
-        if self._writer is not None:
-            self._writer.write("end", step=self.step, share=self.share)
+        self._writer.write("end", step=self.step, share=self.share)
 
     def __enter__(self) -> Monitor:
         return self
@@ -311,8 +309,7 @@ class Monitor:
     def _tell(self, record: Record) -> None:
         """Everyone who wants to know; no one of them can stop training."""
         self.history.records.append(record)
-        if self._writer is not None:
-            self._writer.write("record", record=record.to_json())
+        self._writer.write("record", record=record.to_json())
         if self.show:
             print(record.line(), flush=True)
         if self._scalars is not None:
