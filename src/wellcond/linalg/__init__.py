@@ -15,7 +15,6 @@ from wellcond.linalg.eigenvalues import eigenvalues as eigenvalues
 from wellcond.linalg.estimate import CONFIDENCE as CONFIDENCE
 from wellcond.linalg.estimate import Estimate as Estimate
 from wellcond.linalg.estimate import jackknife as jackknife
-from wellcond.linalg.estimate import student as student
 from wellcond.linalg.lanczos import Lanczos as Lanczos
 from wellcond.linalg.operator import DENSE_LIMIT as DENSE_LIMIT
 from wellcond.linalg.operator import MatrixOperator as MatrixOperator

@@ -57,11 +57,6 @@ class Isolated:
         """n − k, the dimension of what is left."""
         return self.run.operator.size - int(self.locked.sum())
 
-    @property
-    def slack(self) -> float:
-        """How far an eigenvalue of A may be from its partner among the isolated ones and the rest's (Weyl)."""
-        return float(self.coupling[self.locked].norm())
-
     @cached_property
     def vectors(self) -> Tensor:
         """(k, n), orthonormal rows."""
@@ -98,7 +93,7 @@ class DeflatedTails:
 
     Attributes:
         isolated: (k,), eigenvalues.
-        slack: by which they and the rest's may be off.
+        slack: how far an eigenvalue of A may be from its partner among them and the rest's (Weyl), and rounding.
         whole: of the first run, on all of the space.
         rest: of the probes of what the isolated ones leave.
     """
@@ -123,7 +118,8 @@ class DeflatedTails:
         n, part = known.run.operator.size, (1 + confidence) / 2
         whole = SpectralTails(n, [Quadrature.of(known.run)], known.theta, rounding, part)
         rest = SpectralTails(known.remaining, probes, known.theta[~known.locked], rounding, part)
-        return cls(known.values, known.slack + rounding, whole, rest)
+        slack = float(known.coupling[known.locked].norm()) + rounding
+        return cls(known.values, slack, whole, rest)
 
     def count_above(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Bounds of the number of eigenvalues ≥ x, (g,) each, whole numbers: of those from the first run on the whole

@@ -34,8 +34,7 @@ class Quadrature:
     @classmethod
     def of(cls, run: Lanczos) -> Quadrature:
         """What a Lanczos run says about its start vector; where it started anew, what it said before."""
-        T = run.tridiagonal()
-        return cls(T, 0.0 if run.exhausted else run.residual, run.rounding, run.steps)
+        return cls(run.tridiagonal(), 0.0 if run.exhausted else run.residual, run.rounding, run.steps)
 
     def nodes_and_weights(self) -> tuple[Tensor, Tensor]:
         """Gauss nodes, rising, and their weights, which sum to 1; (m,) each."""

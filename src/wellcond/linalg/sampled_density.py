@@ -72,7 +72,12 @@ def spectral_density(
     """
     check_operator(operator)
     points = points or (100 if scale == "log" else 400)
-    _check(probes, steps, scale, points, confidence)
+    if probes < 1 or steps < 2:
+        raise ValueError(f"got probes={probes}, steps={steps}; at least one probe of two steps is needed")
+    if scale not in ("linear", "log"):
+        raise ValueError(f'got scale={scale!r}; it is "linear" or "log"')
+    if points < 4 or not 0 < confidence < 1:
+        raise ValueError(f"got points={points}, confidence={confidence}; at least 4 points, a confidence in (0, 1)")
     n, spent = operator.size, operator.products
     first = n if n <= probes * steps else steps
     with operator.keeping(probes * steps):
@@ -159,15 +164,6 @@ def _sampled(
         known = replace(known, locked=torch.zeros_like(known.locked))
         measures = [continued(known.theta, known.S[0], torch.zeros_like(known.theta), known.theta)]
     return known, quadratures, measures
-
-
-def _check(probes: int, steps: int, scale: str, points: int, confidence: float) -> None:
-    if probes < 1 or steps < 2:
-        raise ValueError(f"got probes={probes}, steps={steps}; at least one probe of two steps is needed")
-    if scale not in ("linear", "log"):
-        raise ValueError(f'got scale={scale!r}; it is "linear" or "log"')
-    if points < 4 or not 0 < confidence < 1:
-        raise ValueError(f"got points={points}, confidence={confidence}; at least 4 points, a confidence in (0, 1)")
 
 
 def _linear_edges(nodes: Tensor, weights: Tensor, points: int) -> Tensor:

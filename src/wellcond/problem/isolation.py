@@ -143,7 +143,7 @@ class Isolation:
                     (container.extend if isinstance(container, list) else container.update)(held)
                 self._saved = []
 
-    def renew(self, given: Mapping[int, Tensor] | None = None) -> list[Tensor]:
+    def renew(self, given: Mapping[int, Tensor]) -> list[Tensor]:
         """Give every module new copies of what it holds, so that each evaluation starts from the same state; returns
         the leaves that stand for the measured parameters.
 
@@ -153,7 +153,6 @@ class Isolation:
         Args:
             given: by the id of a tensor held, what to copy instead of it.
         """
-        given = given or {}
         copies: dict[int, Any] = {}
 
         def copy_of(x: Any) -> Any:

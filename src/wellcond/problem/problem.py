@@ -30,6 +30,9 @@ a product took 0.35 ms on one or two threads for 1,810 parameters and 128 exampl
 and 64; with other work on the machine an examination of the former took 334 s on two threads and 32 s on one."""
 
 
+Kinds = type[nn.Module] | tuple[type[nn.Module], ...]
+
+
 class LossNotFiniteError(ValueError):
     """The loss is infinite or not a number."""
 
@@ -285,7 +288,7 @@ class Problem:
         """Set the random state to that with which an evaluation of a batch begins, inside `evaluating`."""
         seed_all(self.seed * 1_000_003 + index, self.device)
 
-    def record_inputs(self, kind: type | tuple[type, ...], record: Callable[[str, nn.Module, Tensor], None]) -> None:
+    def record_inputs(self, kind: Kinds, record: Callable[[str, nn.Module, Tensor], None]) -> None:
         """One pass over the data; `record(name, module, input)` before every call of a module of this kind."""
 
         def first(name: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -294,9 +297,7 @@ class Problem:
         self.record_calls(kind, first)
 
     def record_calls(
-        self,
-        kind: type | tuple[type, ...],
-        record: Callable[[str, nn.Module, tuple[Any, ...], dict[str, Any]], None],
+        self, kind: Kinds, record: Callable[[str, nn.Module, tuple[Any, ...], dict[str, Any]], None]
     ) -> None:
         """One pass over the data; `record(name, module, args, kwargs)` before every call of a module of this kind."""
 
@@ -305,7 +306,6 @@ class Problem:
         with self.evaluating(), torch.no_grad(), contextlib.ExitStack() as stack:
             for name, module in self.model.named_modules():
                 if isinstance(module, kind):
-                    assert isinstance(module, nn.Module)
                     stack.callback(module.register_forward_pre_hook(partial(record, name), with_kwargs=True).remove)
             stack.callback(torch.backends.mha.set_fastpath_enabled, fused)
             torch.backends.mha.set_fastpath_enabled(False)

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import random
 from collections import deque
 from collections.abc import Callable, Iterable
-from types import CodeType, FunctionType, MethodType, ModuleType
+from types import CellType, CodeType, FunctionType, MethodType, ModuleType
 from typing import Any
 
 import numpy as np
@@ -73,11 +72,8 @@ def _inside(x: Any) -> list[Any]:
 
 
 def _cells(function: FunctionType) -> list[Any]:
-    contents = []
-    for cell in function.__closure__ or ():
-        with contextlib.suppress(ValueError):  # not filled yet
-            contents.append(cell.cell_contents)
-    return contents
+    not_filled_yet = CellType()
+    return [cell.cell_contents for cell in function.__closure__ or () if cell != not_filled_yet]
 
 
 def _globals(function: FunctionType) -> list[Any]:

@@ -44,7 +44,7 @@ def alone(problem: Problem, seed: int) -> Iterator[None]:
     with random_state(seed, problem.device), torch.enable_grad(), contextlib.ExitStack() as stack:
         if beside.modules:
             stack.enter_context(beside.entered(problem.device))
-            beside.renew()
+            beside.renew({})
         yield
 
 
