@@ -102,11 +102,13 @@ class SymmetricOperator(ABC):
         if not isinstance(V, Tensor) or V.ndim != 2:
             what = f"a tensor of shape {tuple(V.shape)}" if isinstance(V, Tensor) else f"a {type(V).__name__}"
             raise ValueError(f"got {what}; give a tensor of shape ({self.size},) or ({self.size}, k)")
+        if not V.shape[1]:
+            return torch.zeros_like(V)
         with self.keeping(V.shape[1]):
             return self._columns(V)
 
     def _columns(self, V: Tensor) -> Tensor:
-        """The product with each column of V, (n, k) → (n, k)."""
+        """The product with each of the one or more columns of V, (n, k) → (n, k)."""
         return torch.stack([self.matvec(column.contiguous()) for column in V.T], dim=1)
 
     def __matmul__(self, x: Tensor) -> Tensor:

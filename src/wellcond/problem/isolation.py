@@ -101,6 +101,9 @@ class Isolation:
         dtype: floating-point buffers and parameters are converted to it; None leaves them.
         beside: other modules that the loss may use, such as a discriminator or a teacher. They keep their flags, and
             their parameters, which no forward pass writes into, are not copied.
+
+    Attributes:
+        training: all modules, and whether each is in train mode while a measurement runs.
     """
 
     def __init__(
@@ -111,20 +114,18 @@ class Isolation:
         dtype: torch.dtype | None,
         beside: Sequence[nn.Module] = (),
     ):
-        self.training = {m: m.training for root in beside for m in root.modules()}
         own = {m: (mode == "train" and (m.training or not root.training)) for root in roots for m in root.modules()}
-        self.training |= own
-        self.modules = [*own, *(m for m in self.training if m not in own)]
+        self.training = own | {m: m.training for root in beside for m in root.modules() if m not in own}
         held = {id(p) for m in own for p in m._parameters.values()}
         self._lent = {id(p) for m in self.training for p in m._parameters.values()} - held
         self.measured, self.dtype = measured, dtype
-        self._recurrent = any(isinstance(m, nn.RNNBase) for m in self.modules)
+        self._recurrent = any(isinstance(m, nn.RNNBase) for m in self.training)
         self._saved: list[tuple[nn.Module, dict[str, Any], dict[str, Any], dict[str, Any]]] = []
 
     @contextlib.contextmanager
     def entered(self, device: torch.device) -> Iterator[None]:
         """Inside, the settings are those that make a network differentiable twice; `renew` before each forward."""
-        self._saved = [(m, dict(m.__dict__), dict(m._parameters), dict(m._buffers)) for m in self.modules]
+        self._saved = [(m, dict(m.__dict__), dict(m._parameters), dict(m._buffers)) for m in self.training]
         before: list[tuple[Any, Any]] = []
         for m, attributes, parameters, buffers in self._saved:
             own = (x for name, x in attributes.items() if type(x) in (list, dict, set) and not name.startswith("_"))
