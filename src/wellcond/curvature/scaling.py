@@ -15,13 +15,13 @@ FLOOR = 1e-4
 out of the region where a quadratic says anything."""
 
 PRODUCTS = 120
-"""Random ones, for the norms of the rows of a matrix that is too large to be formed."""
+"""Random ones, for the diagonal or the norms of the rows of a matrix that is too large to be formed."""
 
 
 def jacobi(curvature: CurvatureOperator, *, floor: float = FLOOR, seed: int = 0) -> Diagonal:
     """P = |diag C|^(−1/2): PᵀCP then has a unit diagonal, within a factor n of the best that a diagonal can do.
 
-    Above 2,000 parameters the diagonal is estimated, by as many products as `curvature.diagonal` takes by default.
+    Above 2,000 parameters the diagonal is estimated.
 
     Args:
         curvature: C, of a problem; Gauss-Newton, or a Hessian by the absolute values of its diagonal.
@@ -30,7 +30,8 @@ def jacobi(curvature: CurvatureOperator, *, floor: float = FLOOR, seed: int = 0)
 
     Source: theory, section 3.2; van der Sluis 1969.
     """
-    return _inverse_root(curvature, curvature.diagonal(seed=seed).values.abs(), floor)
+    products = None if curvature.size <= DENSE_LIMIT else PRODUCTS
+    return _inverse_root(curvature, curvature.diagonal(products, seed=seed).values.abs(), floor)
 
 
 def row_scaling(
@@ -54,14 +55,12 @@ def row_scaling(
     if curvature.size <= DENSE_LIMIT:
         return _inverse_root(curvature, torch.linalg.vector_norm(curvature.dense(), dim=1), floor)
     directions = RandomDirections(curvature.size, curvature.dtype, curvature.device, seed)
-    squares = torch.zeros(curvature.size, dtype=curvature.dtype, device=curvature.device)
-    unit = 0.0
+    squares = torch.zeros(curvature.size, dtype=torch.float64, device=curvature.device)
     with curvature.keeping(PRODUCTS):
         for _ in range(PRODUCTS):
-            product = curvature.matvec(directions.draw())
-            unit = unit or float(product.abs().max()) or 1.0  # in units of it squares neither overflow nor underflow
-            squares += (product / unit).square()
-    return _inverse_root(curvature, unit * (squares * (curvature.size / PRODUCTS)).sqrt(), floor)
+            squares += curvature.matvec(directions.draw()).double().square()
+    norms = (squares * (curvature.size / PRODUCTS)).sqrt().to(curvature.dtype)
+    return _inverse_root(curvature, norms, floor)
 
 
 def _inverse_root(curvature: CurvatureOperator, sizes: Tensor, floor: float) -> Diagonal:

@@ -60,16 +60,11 @@ def norm(x: Tensor) -> float:
     length = math.sqrt(float(inner(x, x)))
     if 1e-15 < length < 1e15:
         return length
-    unit = largest(x)
+    unit = float(x.abs().max())
     if unit == 0 or not math.isfinite(unit):
         return unit
     scaled = x / unit
     return unit * math.sqrt(float(inner(scaled, scaled)))
-
-
-def largest(x: Tensor) -> float:
-    """The largest absolute value in a long vector."""
-    return float(x.abs().max())
 
 
 def without(Q: Tensor, v: Tensor) -> Tensor:
