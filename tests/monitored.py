@@ -6,6 +6,7 @@ import os
 import random
 import signal
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -137,19 +138,16 @@ def dies_in_a_line(path: str) -> None:
     monitor = wc.Monitor(model, nn.MSELoss(), (x, x[:, :1]), optimizer, every=1, overhead=None, path=Path(path))
     for step in range(4):
         if step == 3:
-            monitor._writer._file = _Half(monitor._writer._file)
+            monitor._writer._append = partial(_half, Path(path))
         optimizer.zero_grad()
         nn.functional.mse_loss(model(x), x[:, :1]).backward()
         optimizer.step()
 
 
-class _Half:
-    def __init__(self, file: Any):
-        self.file = file
-
-    def write(self, line: bytes) -> None:
-        self.file.write(line[: len(line) // 2])
-        self.file.flush()
+def _half(path: Path, line: bytes) -> None:
+    with path.open("ab") as file:
+        file.write(line[: len(line) // 2])
+        file.flush()
         os.kill(os.getpid(), signal.SIGKILL)
 
 

@@ -641,7 +641,8 @@ def test_parameters_that_thaw_are_measured_from_then_on():
     case.model[0].requires_grad_(True)
     train(case, optimizer, 2)
     assert [r.failed for r in monitor.history] == [None] * 4
-    assert monitor._looking._vectors["hessian"].numel() == sum(p.numel() for p in case.model.parameters())
+    n = sum(p.numel() for p in case.model.parameters())
+    assert monitor._looking._vectors["hessian", n].numel() == n
 
 
 # -- the batches it looks at -------------------------------------------------------------------------------------------

@@ -16,7 +16,8 @@ from torch import nn
 from tests.problems import PROBLEMS, SPECTRA, batches_of, make, random_spectrum, train
 from wellcond.curvature import EmpiricalFisher, GaussNewton, Hessian, OutputUnknownError
 from wellcond.curvature.engine import products
-from wellcond.linalg import MatrixOperator, eigenvalues, student
+from wellcond.linalg import MatrixOperator, eigenvalues
+from wellcond.linalg.estimate import student
 from wellcond.parameters import flatten
 from wellcond.preconditioners import Diagonal, preconditioner_of
 from wellcond.problem import Problem

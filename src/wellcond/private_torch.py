@@ -97,16 +97,11 @@ def out_of_vmap(x: Tensor) -> Tensor | None:
     try:
         from torch._C._functorch import get_unwrapped, is_functorch_wrapped_tensor, maybe_get_bdim
     except ImportError:
-        return x if _has_storage(x) else None
+        with contextlib.suppress(NotImplementedError):  # as wrappers answer
+            x.untyped_storage()
+            return x
+        return None
     while is_functorch_wrapped_tensor(x):
         mapped, x = maybe_get_bdim(x), get_unwrapped(x)
         x = x.movedim(mapped, 0) if mapped >= 0 else x
     return x
-
-
-def _has_storage(x: Tensor) -> bool:
-    try:
-        x.untyped_storage()
-    except NotImplementedError:  # as wrappers answer
-        return False
-    return True

@@ -7,23 +7,14 @@ import importlib.util
 import json
 import sys
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import torch
 import typer
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    SpinnerColumn,
-    Task,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
+from rich.progress import Progress, SpinnerColumn, TextColumn
 from rich.text import Text
 
 from wellcond import __version__
@@ -231,14 +222,8 @@ def evidence_command(
             with writing(f"into {output}"):
                 output.mkdir(parents=True, exist_ok=True)
         check_writable(json_file)
-        with _progress(Console(stderr=True), "runs") as progress:
-            task = progress.add_task("starting", total=None)
-            evidence = run_claims(
-                claims,
-                quick=quick,
-                jobs=jobs,
-                progress=lambda name, done, total: progress.update(task, description=name, completed=done, total=total),
-            )
+        with _progress(Console(stderr=True), "starting") as advance:
+            evidence = run_claims(claims, quick=quick, jobs=jobs, progress=advance)
         print_table(evidence, console)
         if json_file is not None:
             write_text(json_file, json.dumps(evidence.to_json(), indent=1, ensure_ascii=False, allow_nan=False) + "\n")
@@ -252,20 +237,15 @@ def evidence_command(
 
 def _examined(target: str, checkpoint: Path | None, device: str | None, errors: Console, **options: Any) -> Examination:
     """Load the run and examine it, with a progress bar."""
-    with _progress(errors) as progress:
-        task = progress.add_task(f"running {target}", total=None)
+    with _progress(errors, f"running {target}") as advance:
         run = load_target(target)
         if checkpoint is not None:
             load_checkpoint(run, checkpoint)
         if device is not None:
             move_run(run, device)
-        progress.update(task, description="reading the data, first gradient")
-
-        def show(stage: str, done: float, planned: int) -> None:
-            progress.update(task, description=stage, completed=done, total=planned)
-
+        advance("reading the data, first gradient", 0, None)
         try:
-            return examine(run.model, run.loss_fn, run.data, run.optimizer, loss=run.loss, progress=show, **options)
+            return examine(run.model, run.loss_fn, run.data, run.optimizer, loss=run.loss, progress=advance, **options)
         except SystemExit as error:
             raise TargetError(f"the run's own code raised {first_line(error)}", user_traceback(error)) from error
 
@@ -290,26 +270,13 @@ def _one_line_for_mistakes(errors: Console, whole: bool) -> Iterator[None]:
         raise typer.Exit(MISTAKE) from error
 
 
-class _Left(TimeRemainingColumn):
-    """The time left, once the number of products is known."""
-
-    def render(self, task: Task) -> Text:
-        return Text() if task.total is None else super().render(task) + Text(" left")
-
-
-def _progress(console: Console, counted: str = "products") -> Progress:
-    return Progress(
-        SpinnerColumn(),
-        TextColumn("{task.description}", markup=False),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn(counted),
-        TimeElapsedColumn(),
-        _Left(),
-        console=console,
-        transient=True,
-        disable=not console.is_terminal,
-    )
+@contextlib.contextmanager
+def _progress(console: Console, first: str) -> Iterator[Callable[[str, float, int | None], None]]:
+    """A progress bar; gives what is called with a stage, how many of its parts are done, and all."""
+    columns = SpinnerColumn(), TextColumn("{task.description}", markup=False), *Progress.get_default_columns()[1:]
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+        task = progress.add_task(first, total=None)
+        yield lambda stage, done, total: progress.update(task, description=stage, completed=done, total=total)
 
 
 def main() -> None:

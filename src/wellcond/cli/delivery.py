@@ -70,10 +70,9 @@ def deliver(examination: Examination, console: Console, output: Path, json_file:
     }
     for what, write in parts.items():
         try:
-            with writing(what):
-                write()
-        except TargetError as error:
-            failed[what] = str(error)
+            write()
+        except OSError as error:
+            failed[what] = f"can't write {what}: {error.strerror}"
             if what == summary or piped:
                 _abandon(sys.stdout)
     if summary not in failed and str(output) not in failed:

@@ -10,15 +10,14 @@ import sys
 import traceback
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType, TracebackType
+from types import ModuleType
 from typing import Any
 
 import torch
 
 from wellcond.problem import TrainingRun, first_line
 
-DEFAULT_FUNCTION = "setup"
-_PACKAGE = str(Path(__file__).parents[1])
+_OURS = (str(Path(__file__).parents[1]), "<frozen importlib", importlib.__file__, contextlib.__file__)
 
 
 class TargetError(Exception):
@@ -37,7 +36,7 @@ def load_target(target: str) -> TrainingRun:
     """Import a file or module and call its function.
 
     Args:
-        target: "file.py", "file.py:function", "package.module" or "package.module:function".
+        target: "file.py", "file.py:function", "package.module" or "package.module:function"; by default `setup`.
 
     Raises:
         TargetError: for anything that keeps the function from returning a `TrainingRun`.
@@ -45,7 +44,7 @@ def load_target(target: str) -> TrainingRun:
     where, _, function = target.partition(":")
     if not where.strip("./"):
         raise TargetError(f"got the target {target!r}; give file.py[:function] or package.module[:function]")
-    function = function or DEFAULT_FUNCTION
+    function = function or "setup"
     module = _call(f"importing {where}", lambda: _import(where))
     found = getattr(module, function, None)
     if not callable(found):
@@ -56,11 +55,7 @@ def load_target(target: str) -> TrainingRun:
         inspect.signature(found).bind()
     except TypeError:
         raise TargetError(f"{function}() in {where} needs arguments; wellcond calls it without any") from None
-    except ValueError:
-        pass
     run = _call(f"{function}() in {where}", found)
-    if inspect.iscoroutine(run):
-        run.close()
     if not isinstance(run, TrainingRun):
         raise TargetError(
             f"{function}() in {where} returned {type(run).__name__}; it should return "
@@ -115,20 +110,12 @@ def move_run(run: TrainingRun, device: str) -> None:
 
 def user_traceback(error: BaseException) -> str:
     """The part of a traceback that is not ours, as text; empty if the error is ours alone."""
-    tb: TracebackType | None = error.__traceback__
-    while tb is not None and _is_ours(tb):
-        tb = tb.tb_next
-    if isinstance(error, SyntaxError):
-        # It has no frame in the file that could not be compiled, but says where itself.
-        return "".join(traceback.format_exception_only(error))
-    if tb is None:
+    told = traceback.TracebackException.from_exception(error)
+    theirs = [frame for frame in told.stack if not frame.filename.startswith(_OURS)]
+    if not theirs and not isinstance(error, SyntaxError):  # which has no frame in the file that it is about
         return ""
-    return "".join(traceback.format_exception(type(error), error.with_traceback(tb), tb, chain=False))
-
-
-def _is_ours(tb: TracebackType) -> bool:
-    name = tb.tb_frame.f_code.co_filename
-    return name.startswith((_PACKAGE, "<frozen importlib")) or name in (importlib.__file__, contextlib.__file__)
+    told.stack = traceback.StackSummary.from_list(theirs)
+    return "".join(told.format(chain=False))
 
 
 def _import(where: str) -> ModuleType:

@@ -201,6 +201,6 @@ def _mean_magnitude(tails: DeflatedTails, lower: float, upper: float) -> Estimat
         widths = grid.diff()
         low += float((widths * fewest[1:]).sum())
         high += float((widths * most[:-1]).sum())
-    likely = tails.estimate_magnitude()
+    likely = float(tails.mean_of(Tensor.abs))
     how = f"mean |λ| by Chebyshev-Markov-Stieltjes bounds, {tails.products} products"
     return Estimate(min(max(likely, low), high), low, high, how, CONFIDENCE)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from wellcond.conditioning.figures import Conditioning, check_symmetric, ratio
-from wellcond.linalg import NOT_FINITE, Estimate, SymmetricOperator
+from wellcond.linalg import Estimate, SymmetricOperator, finite
 
 HOW = "exact: all eigenvalues"
 
@@ -39,9 +39,7 @@ class WholeConditioning(Conditioning):
         Raises:
             FloatingPointError: if the matrix is not finite, or not symmetric.
         """
-        matrix = operator.dense().cpu().double()
-        if not torch.isfinite(matrix).all():
-            raise FloatingPointError(NOT_FINITE)
+        matrix = finite(operator.dense()).cpu().double()
         # How far the products were from symmetric measures their rounding; the rest is the eigensolver's.
         asymmetry = float(torch.linalg.matrix_norm(matrix - matrix.T)) / 2
         values, vectors = torch.linalg.eigh((matrix + matrix.T) / 2)

@@ -34,9 +34,7 @@ class Hessian(CurvatureOperator):
         """The Gauss-Newton matrix of the same problem; None where the loss is not split into output and target."""
         if self.problem.loss_fn is None:
             return None
-        stand_in = GaussNewton(self.problem).damped(self.damping)
-        if len(self.positions) < len(self.problem.parameters):
-            stand_in = stand_in.block(*self.parameters)
+        stand_in = GaussNewton(self.problem).block(*self.parameters).damped(self.damping)
         return stand_in if stand_in.positive_semidefinite else None
 
     def batch_graph(self, index: int) -> _Graph:

@@ -15,7 +15,7 @@ from wellcond.curvature.engine import kept_matrix, multiply, multiply_columns
 from wellcond.linalg import SymmetricOperator
 from wellcond.parameters import flatten, unflatten
 from wellcond.preconditioners import Preconditioner
-from wellcond.problem import Problem, check_problem
+from wellcond.problem import Problem, check_problem, positions_of
 
 WORTH_KEEPING = 2
 """Products from which on a kept graph pays: it costs a third of a gradient to size, one to make and about 1.5 for each
@@ -62,7 +62,7 @@ class CurvatureOperator(SymmetricOperator):
             TypeError, ValueError: for what is none of these, or no parameter of this operator.
         """
         block = copy.copy(self)
-        block.positions = self.problem.positions_of(which, self.positions)
+        block.positions = tuple(self.positions[i] for i in positions_of(which, self.problem.model, self.parameters))
         block.size, block.products = sum(p.numel() for p in block.parameters), 0
         block.on_product = block.on_batch = None
         return block

@@ -14,37 +14,36 @@ FLOOR = 1e-4
 """Entries under this fraction of the largest are raised to it: P would send parameters with next to no curvature far
 out of the region where a quadratic says anything."""
 
+PRODUCTS = 120
+"""Random ones, for the diagonal or the norms of the rows of a matrix that is too large to be formed."""
 
-def jacobi(curvature: CurvatureOperator, *, floor: float = FLOOR, products: int = 120, seed: int = 0) -> Diagonal:
+
+def jacobi(curvature: CurvatureOperator, *, floor: float = FLOOR, seed: int = 0) -> Diagonal:
     """P = |diag C|^(−1/2): PᵀCP then has a unit diagonal, within a factor n of the best that a diagonal can do.
+
+    Above 2,000 parameters the diagonal is estimated.
 
     Args:
         curvature: C, of a problem; Gauss-Newton, or a Hessian by the absolute values of its diagonal.
         floor: entries under this fraction of the largest are raised to it, 0 < floor ≤ 1.
-        products: for the diagonal above 2,000 parameters; it is then an estimate.
         seed: of the random directions.
 
     Source: theory, section 3.2; van der Sluis 1969.
     """
-    small = curvature.size <= DENSE_LIMIT
-    diagonal = curvature.diagonal(None if small else products, seed=seed).values
-    return _inverse_root(curvature, diagonal.abs(), floor)
+    products = None if curvature.size <= DENSE_LIMIT else PRODUCTS
+    return _inverse_root(curvature, curvature.diagonal(products, seed=seed).values.abs(), floor)
 
 
 def row_scaling(
-    curvature: CurvatureOperator,
-    *,
-    floor: float = FLOOR,
-    products: int = 120,
-    seed: int = 0,
-    squared_rows: Tensor | None = None,
+    curvature: CurvatureOperator, *, floor: float = FLOOR, seed: int = 0, squared_rows: Tensor | None = None
 ) -> Diagonal:
     """P = diag(norms of the rows of C)^(−1/2): P²C then has rows of equal norm. What Adam's √v is said to measure.
+
+    Above 2,000 parameters the norms are estimated.
 
     Args:
         curvature: C, of a problem.
         floor: norms under this fraction of the largest are raised to it, 0 < floor ≤ 1.
-        products: random ones, for the norms above 2,000 parameters; they are then estimates.
         seed: of the random directions.
         squared_rows: (s, n), samples of the squared norms where there are some, as `Conditioning.squared_row_norms`.
 
@@ -55,17 +54,13 @@ def row_scaling(
         return _inverse_root(curvature, norms, floor)
     if curvature.size <= DENSE_LIMIT:
         return _inverse_root(curvature, torch.linalg.vector_norm(curvature.dense(), dim=1), floor)
-    if products < 1:
-        raise ValueError(f"got products={products}; at least one random product is needed")
     directions = RandomDirections(curvature.size, curvature.dtype, curvature.device, seed)
-    squares = torch.zeros(curvature.size, dtype=curvature.dtype, device=curvature.device)
-    unit = 0.0
-    with curvature.keeping(products):
-        for _ in range(products):
-            product = curvature.matvec(directions.draw())
-            unit = unit or float(product.abs().max()) or 1.0  # in units of it squares neither overflow nor underflow
-            squares += (product / unit).square()
-    return _inverse_root(curvature, unit * (squares * (curvature.size / products)).sqrt(), floor)
+    squares = torch.zeros(curvature.size, dtype=torch.float64, device=curvature.device)
+    with curvature.keeping(PRODUCTS):
+        for _ in range(PRODUCTS):
+            squares += curvature.matvec(directions.draw()).double().square()
+    norms = (squares * (curvature.size / PRODUCTS)).sqrt().to(curvature.dtype)
+    return _inverse_root(curvature, norms, floor)
 
 
 def _inverse_root(curvature: CurvatureOperator, sizes: Tensor, floor: float) -> Diagonal:

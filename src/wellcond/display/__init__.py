@@ -1,7 +1,6 @@
 """How numbers, names, tables and plots look. Imports nothing of ours."""
 
 from wellcond.display.axes import axes as axes
-from wellcond.display.density_plot import plot as plot
 from wellcond.display.numbers import number as number
 from wellcond.display.numbers import number_to_json as number_to_json
 from wellcond.display.renderer import Renderer as Renderer

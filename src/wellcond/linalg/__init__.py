@@ -10,13 +10,11 @@ makes a curve (measures.py). Traces and diagonals (randomized.py) need no Lanczo
 from wellcond.linalg.deflation import DeflatedTails as DeflatedTails
 from wellcond.linalg.deflation import Isolated as Isolated
 from wellcond.linalg.density import SpectralDensity as SpectralDensity
-from wellcond.linalg.density import spectral_density as spectral_density
 from wellcond.linalg.eigenvalues import Eigenvalues as Eigenvalues
 from wellcond.linalg.eigenvalues import eigenvalues as eigenvalues
 from wellcond.linalg.estimate import CONFIDENCE as CONFIDENCE
 from wellcond.linalg.estimate import Estimate as Estimate
 from wellcond.linalg.estimate import jackknife as jackknife
-from wellcond.linalg.estimate import student as student
 from wellcond.linalg.lanczos import Lanczos as Lanczos
 from wellcond.linalg.operator import DENSE_LIMIT as DENSE_LIMIT
 from wellcond.linalg.operator import MatrixOperator as MatrixOperator
@@ -24,7 +22,8 @@ from wellcond.linalg.operator import SymmetricOperator as SymmetricOperator
 from wellcond.linalg.operator import check_operator as check_operator
 from wellcond.linalg.quadrature import Quadrature as Quadrature
 from wellcond.linalg.quadrature import deflated_trace as deflated_trace
-from wellcond.linalg.vectors import NOT_FINITE as NOT_FINITE
+from wellcond.linalg.sampled_density import spectral_density as spectral_density
 from wellcond.linalg.vectors import RandomDirections as RandomDirections
+from wellcond.linalg.vectors import finite as finite
 from wellcond.linalg.vectors import inner as inner
 from wellcond.linalg.vectors import norm as norm

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -57,11 +57,6 @@ class Isolated:
         """n − k, the dimension of what is left."""
         return self.run.operator.size - int(self.locked.sum())
 
-    @property
-    def slack(self) -> float:
-        """How far an eigenvalue of A may be from its partner among the isolated ones and the rest's (Weyl)."""
-        return float(self.coupling[self.locked].norm())
-
     @cached_property
     def vectors(self) -> Tensor:
         """(k, n), orthonormal rows."""
@@ -98,7 +93,7 @@ class DeflatedTails:
 
     Attributes:
         isolated: (k,), eigenvalues.
-        slack: by which they and the rest's may be off.
+        slack: how far an eigenvalue of A may be from its partner among them and the rest's (Weyl), and rounding.
         whole: of the first run, on all of the space.
         rest: of the probes of what the isolated ones leave.
     """
@@ -123,7 +118,8 @@ class DeflatedTails:
         n, part = known.run.operator.size, (1 + confidence) / 2
         whole = SpectralTails(n, [Quadrature.of(known.run)], known.theta, rounding, part)
         rest = SpectralTails(known.remaining, probes, known.theta[~known.locked], rounding, part)
-        return cls(known.values, known.slack + rounding, whole, rest)
+        slack = float(known.coupling[known.locked].norm()) + rounding
+        return cls(known.values, slack, whole, rest)
 
     def count_above(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Bounds of the number of eigenvalues ≥ x, (g,) each, whole numbers: of those from the first run on the whole
@@ -138,32 +134,28 @@ class DeflatedTails:
     def fraction_above(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """The same as fractions of all eigenvalues."""
         low, high = self.count_above(x)
-        return low / self.size, high / self.size
+        return low / self.whole.size, high / self.whole.size
 
     def fraction_below(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Bounds of the fraction of eigenvalues < x, (g,) each."""
-        (low, high), n = self.count_above(x), self.size
+        (low, high), n = self.count_above(x), self.whole.size
         return (n - high) / n, (n - low) / n
 
     def estimate_above(self, x: Tensor) -> Tensor:
         """The Gauss rules' own estimate of the fraction ≥ x, without error, (g,)."""
-        if not self.rest.quadratures:
-            return self.whole.estimate_above(x)
-        known = (self.isolated >= x[:, None]).double().sum(1)
-        return (known + self.rest.size * self.rest.estimate_above(x)) / self.size
+        return self.mean_of(lambda values: (values >= x[:, None]).double())
 
-    def estimate_magnitude(self) -> float:
-        """The Gauss rules' estimate of the mean of |λ|, without error."""
-        if not self.rest.quadratures:
-            return self.whole.estimate_magnitude()
-        return (float(self.isolated.abs().sum()) + self.rest.size * self.rest.estimate_magnitude()) / self.size
+    def mean_of(self, f: Callable[[Tensor], Tensor]) -> Tensor:
+        """The Gauss rules' own estimate of the mean of f over the eigenvalues, without error.
 
-    @property
-    def size(self) -> int:
-        """n, eigenvalues in all."""
-        return self.whole.size
+        Args:
+            f: (m,) eigenvalues → (m,) or (g, m).
+        """
+        if not self.rest.quadratures:
+            return self.whole.mean_of(f)
+        return (f(self.isolated).sum(-1) + self.rest.size * self.rest.mean_of(f)) / self.whole.size
 
     @property
     def products(self) -> int:
         """Matrix-vector products behind the bounds."""
-        return self.whole.products + self.rest.products
+        return sum(q.steps for q in (*self.whole.quadratures, *self.rest.quadratures))

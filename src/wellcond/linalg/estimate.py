@@ -97,10 +97,8 @@ class Estimate:
     @classmethod
     def from_json(cls, written: Mapping[str, Any]) -> Estimate:
         """What `to_json` wrote."""
-        value, low, high = (
-            math.nan if written[end] is None else float(written[end]) for end in ("value", "low", "high")
-        )
-        return cls(value, low, high, str(written["how"]), float(written["confidence"]))
+        ends = {end: math.nan if written[end] is None else float(written[end]) for end in ("value", "low", "high")}
+        return cls(**ends, how=str(written["how"]), confidence=float(written["confidence"]))
 
     def __str__(self) -> str:
         """The figure as a person reads it: with its interval, unless that is narrower than 1 %.

@@ -10,7 +10,7 @@ from torch import Tensor
 from wellcond.linalg.missed import MissedBound
 from wellcond.linalg.operator import SymmetricOperator
 from wellcond.linalg.targets import Targets
-from wellcond.linalg.vectors import NOT_FINITE, RandomDirections, inner, norm, rotate, without
+from wellcond.linalg.vectors import RandomDirections, finite, inner, norm, rotate, without
 
 
 class Lanczos:
@@ -166,9 +166,7 @@ class Lanczos:
         m, first = self.dimension, self._coupled
         Q, eps = self._basis[: m + 1], torch.finfo(self.operator.dtype).eps
         w = self.operator.matvec(Q[m])
-        alpha = float(inner(Q[m], w))
-        if not math.isfinite(alpha):
-            raise FloatingPointError(NOT_FINITE)
+        alpha = finite(float(inner(Q[m], w)))
         w = w - alpha * Q[m]  # not in place: the operator may hold on to what it returned
         expected = self._T[m, first:m]
         w.addmv_(Q[first:m].T, expected.to(w), alpha=-1)
@@ -180,9 +178,7 @@ class Lanczos:
             w.addmv_(Q.T, components, alpha=-1)
             removed, first_pass = components.cpu().double(), math.isinf(beta)
             found += removed
-            beta = norm(w)
-            if not math.isfinite(beta):
-                raise FloatingPointError(NOT_FINITE)
+            beta = finite(norm(w))
             if not first_pass or float(removed.norm()) <= beta:
                 break
         alpha += float(found[m])

@@ -61,8 +61,7 @@ def continued(theta: Tensor, start: Tensor, coupling: Tensor, within: Tensor) ->
     weights = weights / weights.sum()
     # Half of a node's mass lies below it: exact to the order of the spacing squared where the density is smooth.
     middle = weights.cumsum(0) - weights / 2
-    ends = torch.tensor([0.0, 1.0], dtype=torch.float64)
-    below = torch.cat([ends[:1], middle, ends[1:]])
+    below = torch.cat([middle.new_zeros(1), middle, middle.new_ones(1)])
     return Measure(torch.cat([nodes[:1], nodes, nodes[-1:]]).clamp(a, b), below)
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from wellcond.linalg.estimate import CONFIDENCE, Estimate
 from wellcond.linalg.randomized import DiagonalEstimate, estimate_diagonal, estimate_trace
-from wellcond.linalg.vectors import NOT_FINITE
+from wellcond.linalg.vectors import finite
 
 EVALUATION = 32.0
 """Roundings, relative to the largest eigenvalue, by which a matrix evaluated in floating point may differ from the
@@ -152,7 +152,7 @@ class SymmetricOperator(ABC):
         """
         products = self._affordable(products)
         if products >= self.size:
-            values = self._finite_diagonal()
+            values = finite(self.dense().diagonal().clone())
             return DiagonalEstimate(values, torch.zeros_like(values), self.size, "exact")
         with self.keeping(products):
             estimate = estimate_diagonal(self.undamped(), products, seed)
@@ -171,7 +171,7 @@ class SymmetricOperator(ABC):
             raise ValueError(f"got confidence={confidence}; it is above 0 and below 1")
         products = self._affordable(products)
         if products >= self.size:
-            diagonal = self._finite_diagonal().double()
+            diagonal = finite(self.dense().diagonal()).double()
             error = EVALUATION * torch.finfo(self.dtype).eps * math.sqrt(self.size) * float(diagonal.abs().max())
             value = float(diagonal.sum())
             return Estimate(value, value - error, value + error, f"exact: the whole matrix, {self.size} products")
@@ -184,12 +184,6 @@ class SymmetricOperator(ABC):
         if products is None:
             return self.size if self.size <= DENSE_LIMIT else 120
         return products
-
-    def _finite_diagonal(self) -> Tensor:
-        diagonal = self.dense().diagonal().clone()
-        if not bool(torch.isfinite(diagonal).all()):
-            raise FloatingPointError(NOT_FINITE)
-        return diagonal
 
     def undamped(self) -> Self:
         """This operator without the damping, which is known: sampled with the rest it would only be noise. Its products

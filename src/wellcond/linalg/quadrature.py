@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -34,8 +34,7 @@ class Quadrature:
     @classmethod
     def of(cls, run: Lanczos) -> Quadrature:
         """What a Lanczos run says about its start vector; where it started anew, what it said before."""
-        T = run.tridiagonal()
-        return cls(T, 0.0 if run.exhausted else run.residual, run.rounding, run.steps)
+        return cls(run.tridiagonal(), 0.0 if run.exhausted else run.residual, run.rounding, run.steps)
 
     def nodes_and_weights(self) -> tuple[Tensor, Tensor]:
         """Gauss nodes, rising, and their weights, which sum to 1; (m,) each."""
@@ -174,15 +173,10 @@ class SpectralTails:
             low, high = torch.maximum(low, self.size * fewest), torch.minimum(high, self.size * greatest)
         return low.clamp(0, self.size), torch.maximum(low, high).clamp(0, self.size)
 
-    def estimate_above(self, x: Tensor) -> Tensor:
-        """The Gauss rules' own estimate of the fraction ≥ x, without error, (g,)."""
+    def mean_of(self, f: Callable[[Tensor], Tensor]) -> Tensor:
+        """The Gauss rules' own estimate of the mean of f over the eigenvalues, as in `DeflatedTails`."""
         rules = [q.nodes_and_weights() for q in self.quadratures]
-        return torch.stack([(w * (nodes >= x[:, None])).sum(1) for nodes, w in rules]).mean(0)
-
-    def estimate_magnitude(self) -> float:
-        """The Gauss rules' estimate of the mean of |λ|, without error."""
-        rules = [q.nodes_and_weights() for q in self.quadratures]
-        return sum(float((w * nodes.abs()).sum()) for nodes, w in rules) / len(rules)
+        return torch.stack([(w * f(nodes)).sum(-1) for nodes, w in rules]).mean(0)
 
     def limit(self, mean: Tensor, end: float) -> Tensor:
         """The fraction between the mean and the end, 0 or 1, beyond which the mean would be too unlikely, by bisection.
@@ -198,8 +192,3 @@ class SpectralTails:
             likely = torch.xlogy(f, f / r) - f + r <= tau
             near, far = torch.where(likely, f, near), torch.where(likely, far, f)
         return far
-
-    @property
-    def products(self) -> int:
-        """Matrix-vector products behind the quadratures."""
-        return sum(q.steps for q in self.quadratures)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from wellcond.linalg.estimate import Estimate, student
-from wellcond.linalg.vectors import NOT_FINITE, RandomDirections, inner, largest, norm, random_signs, without
+from wellcond.linalg.vectors import RandomDirections, finite, inner, norm, without
 
 FEWEST = 20
 """Products under which the spread of the samples says too little about their error."""
@@ -92,19 +92,16 @@ def estimate_diagonal(operator: Multiplying, products: int, seed: int) -> Diagon
     Q, probes = sketch.Q, products - 2 * len(sketch.Q)
     known = 2 * sketch.products - ((sketch.H.to(Q) @ Q) * Q).sum(0)
     generator = torch.Generator(device=operator.device).manual_seed(seed + 1)
-    mean, spread = torch.zeros_like(known), torch.zeros_like(known)
+    mean, spread = torch.zeros(2, operator.size, dtype=torch.float64, device=operator.device)
     for i in range(1, probes + 1):
-        signs = random_signs(known, generator)
-        sample = signs * sketch.outside(operator.matvec(sketch.outside(signs)))
-        if i == 1:  # in units of it squares neither overflow nor underflow
-            unit = max(largest(sample), torch.finfo(sample.dtype).tiny)
-        sample = sample / unit
+        signs = torch.randint(2, known.shape, generator=generator, device=known.device).to(known) * 2 - 1
+        sample = (signs * sketch.outside(operator.matvec(sketch.outside(signs)))).double()
         before = sample - mean
         mean += before / i
         spread += before * (sample - mean)
-    error = unit * (spread / (probes - 1) / probes).sqrt()
+    error = (spread / (probes - 1) / probes).sqrt().to(known)
     how = f"Hutchinson outside {len(Q)} directions, {products} products"
-    return DiagonalEstimate(known + unit * mean, error, products, how)
+    return DiagonalEstimate(known + mean.to(known), error, products, how)
 
 
 class _Sketch:
@@ -118,9 +115,7 @@ class _Sketch:
         Q = torch.empty(count, operator.size, dtype=operator.dtype, device=operator.device)
         for j in range(count):
             y = operator.matvec(directions.draw())
-            length = norm(y)
-            if not math.isfinite(length):
-                raise FloatingPointError(NOT_FINITE)
+            length = finite(norm(y))
             y = without(Q[:j], y)
             if norm(y) <= 10 * torch.finfo(operator.dtype).eps * length:
                 # The range is exhausted, and zero is left outside: any direction fills the basis.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -15,10 +16,21 @@ STREAM = 0x5EED0FD12EC7
 """Sets the random directions' streams apart from those that `torch.manual_seed` starts."""
 
 
-NOT_FINITE = (
-    "a product with the curvature is not finite: the loss has no second derivative at these parameters (for example √ "
-    "or a norm at 0), or it overflows"
-)
+T = TypeVar("T", float, Tensor)
+
+
+def finite(x: T) -> T:
+    """What was made of products, as it is.
+
+    Raises:
+        FloatingPointError: if it is not finite.
+    """
+    if not bool(torch.as_tensor(x).isfinite().all()):
+        raise FloatingPointError(
+            "a product with the curvature is not finite: the loss has no second derivative at these parameters (for "
+            "example √ or a norm at 0), or it overflows"
+        )
+    return x
 
 
 def inner(x: Tensor, y: Tensor) -> Tensor:
@@ -48,16 +60,11 @@ def norm(x: Tensor) -> float:
     length = math.sqrt(float(inner(x, x)))
     if 1e-15 < length < 1e15:
         return length
-    unit = largest(x)
+    unit = float(x.abs().max())
     if unit == 0 or not math.isfinite(unit):
         return unit
     scaled = x / unit
     return unit * math.sqrt(float(inner(scaled, scaled)))
-
-
-def largest(x: Tensor) -> float:
-    """The largest absolute value in a long vector."""
-    return float(x.abs().max())
 
 
 def without(Q: Tensor, v: Tensor) -> Tensor:
@@ -95,8 +102,3 @@ class RandomDirections:
         """The next direction, (n,)."""
         x = torch.randn(self.size, dtype=self.dtype, device=self.device, generator=self.generator)
         return x / norm(x)
-
-
-def random_signs(like: Tensor, generator: torch.Generator) -> Tensor:
-    """±1 with equal probability for every entry of a long vector."""
-    return torch.randint(2, like.shape, generator=generator, device=like.device).to(like.dtype) * 2 - 1

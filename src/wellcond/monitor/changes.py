@@ -9,6 +9,7 @@ from typing import NamedTuple
 from wellcond.examination import FINDINGS, Find
 from wellcond.monitor.measuring import Look
 from wellcond.monitor.record import Change
+from wellcond.problem import first_line
 
 LITTLE = 0.02
 """A finding that takes less than this of a look's time is looked for every time."""
@@ -47,8 +48,7 @@ class Findings:
             try:
                 finding = find(look.measurements, look.subject)
             except Exception as error:  # costs no other finding
-                words = " ".join(f"{type(error).__name__}: {error}".split())[:200]
-                notes.append(f"{find.__module__.rpartition('.')[2]} could not be looked for: {words}.")
+                notes.append(f"{find.__module__.rpartition('.')[2]} could not be looked for: {first_line(error)}.")
             else:
                 looked_for.add(find)
                 if finding is not None:

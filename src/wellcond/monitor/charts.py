@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from wellcond.monitor.history import History
-from wellcond.monitor.record import FIGURES, LABELS, Record
+from wellcond.monitor.record import LABELS, Record
 from wellcond.report import BOUND, FIRST, LOG, SECOND, Chart, new_figure
 
 SHOWN = 200
@@ -65,8 +65,7 @@ def spread(records: Sequence[Record]) -> Sequence[Record]:
 def _figure(key: str, names: Sequence[str], history: History) -> Any:
     figure, shown = new_figure(), []
     for role, mark, dash, name in zip((FIRST, SECOND), ("circle", "square"), ("solid", "dash"), names, strict=False):
-        if name in FIGURES:
-            _add_band(figure, name, history, role)
+        _add_band(figure, name, history, role)
         steps, values = history.series(name)
         shown += [v for v in values if math.isfinite(v)]
         figure.add_scatter(

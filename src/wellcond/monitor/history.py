@@ -6,10 +6,10 @@ import contextlib
 import json
 import math
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any, ClassVar
+from typing import Any, ClassVar
 
 from wellcond.display import Renderer, Table
 from wellcond.examination import Severity, check_schema
@@ -156,7 +156,7 @@ def _last_run(path: Path) -> History | None:
                 check_schema(line, SCHEMA, str(path), "not a history of wellcond.Monitor, by its first line")
             with contextlib.suppress(*_TORN):
                 if kind == "run":
-                    history = History(_run(line["run"]))
+                    history = History(dict(line["run"]))
                 elif kind == "record" and history is not None:
                     history.records.append(Record.from_json(line["record"]))
                 elif kind == "end" and history is not None:
@@ -164,64 +164,42 @@ def _last_run(path: Path) -> History | None:
     return history
 
 
-def _run(written: Mapping[str, Any]) -> dict[str, Any]:
-    """With what is read from it as what it should be."""
-    kinds: dict[type, tuple[str, ...]] = {
-        str: ("model", "optimizer", "torch"),
-        int: ("parameters", "examples", "every", "seed"),
-        float: ("started",) if written["overhead"] is None else ("started", "overhead"),
-    }
-    return {**written, **{name: kind(written[name]) for kind, names in kinds.items() for name in names}}
-
-
 class Writer:
     """Appends lines to a file, each flushed as a whole; when that fails it says so once and gives up.
 
     Args:
-        path: a new file, or one that a monitor wrote before, which is continued by a new run.
+        path: a new file, or one that a monitor wrote before, which is continued by a new run; None for no file.
 
     Raises:
         ValueError: for a file that is something else.
     """
 
-    def __init__(self, path: Path):
-        self.path = path
-        self._file: IO[bytes] | None = None
+    def __init__(self, path: str | Path | None):
+        self._path = None if path is None else Path(path).absolute()
         with self._giving_up():
-            torn = False
-            if path.exists() and path.stat().st_size:
-                _last_run(path)
-                torn = not path.read_bytes().endswith(b"\n")
-            self._file = path.open("ab")
-            if torn:
-                self._file.write(b"\n")
+            if self._path is not None and self._path.exists() and self._path.stat().st_size:
+                _last_run(self._path)
+                if not self._path.read_bytes().endswith(b"\n"):
+                    self._append(b"\n")
 
     def write(self, kind: str, **content: Any) -> None:
         """One line."""
-        if self._file is None:
-            return
-        with self._giving_up():
-            text = json.dumps({"kind": kind, **content}, ensure_ascii=False, allow_nan=False)
-            self._file.write(text.encode() + b"\n")
-            self._file.flush()
+        text = json.dumps({"kind": kind, **content}, ensure_ascii=False, allow_nan=False)
+        self._append(text.encode() + b"\n")
 
-    def close(self) -> None:
-        if self._file is not None:
-            with self._giving_up():
-                self._file.close()
-            self._file = None
+    def _append(self, line: bytes) -> None:
+        if self._path is not None:
+            with self._giving_up(), self._path.open("ab") as file:
+                file.write(line)
 
     @contextlib.contextmanager
     def _giving_up(self) -> Iterator[None]:
         try:
             yield
         except OSError as error:
-            file, self._file = self._file, None
             warnings.warn(
-                f"wellcond.Monitor can't write {self.path} ({error.strerror or error}); the run goes on, and its "
+                f"wellcond.Monitor can't write {self._path} ({error.strerror or error}); the run goes on, and its "
                 "history is kept in memory only",
-                stacklevel=4,
+                stacklevel=5,
             )
-            if file is not None:
-                with contextlib.suppress(OSError):
-                    file.close()
+            self._path = None

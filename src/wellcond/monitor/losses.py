@@ -24,9 +24,6 @@ median absolute deviation, for `LASTING` steps: one hard batch is none."""
 RENEWED = 16
 """Losses after which the limit is computed again, which costs more than all else in a step."""
 
-LATEST = 1000
-"""Steps after which a loss is read whether it is said to have arrived or not."""
-
 
 class Losses:
     """Takes one loss or several a step, whose mean is the step's.
@@ -73,7 +70,7 @@ class Losses:
         if now:
             self._waiting.append((step, now))
         jumped = False
-        while self._waiting and (len(self._waiting) > LATEST or _arrived(self._waiting[0][1])):
+        while self._waiting and all(isinstance(x, float) or x.arrived for x in self._waiting[0][1]):
             jumped |= self._read()
         return jumped
 
@@ -119,10 +116,6 @@ def _limit(window: Iterable[float]) -> float:
     middle = rising[len(rising) // 2]
     deviation = 1.4826 * sorted([abs(x - middle) for x in rising])[len(rising) // 2]
     return max(rising[-1], middle + SIGMAS * max(deviation, 1e-3 * abs(middle)))
-
-
-def _arrived(values: list[float | _OnItsWay]) -> bool:
-    return all(isinstance(x, float) or x.arrived for x in values)
 
 
 class _OnItsWay:

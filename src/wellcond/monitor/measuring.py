@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from wellcond.conditioning import Conditioning, Effort, conditioning
-from wellcond.curvature import CurvatureOperator, GaussNewton, Hessian, OutputUnknownError
+from wellcond.curvature import GaussNewton, Hessian, OutputUnknownError
 from wellcond.display import begun
 from wellcond.examination import Measurements, Settings, Subject, first_order
 from wellcond.linalg import SymmetricOperator, eigenvalues
@@ -52,11 +52,6 @@ class Look:
     subject: Subject
     seconds: dict[str, float] = field(default_factory=dict)
 
-    def under_P(self, curvature: CurvatureOperator) -> SymmetricOperator:
-        """The curvature as the optimizer's preconditioner leaves it."""
-        P = self.subject.P
-        return curvature if P is None or not self.measurements.preconditioned else curvature.preconditioned(P)
-
 
 class Looking:
     """Measures a run at its parameters as they are, without a trace.
@@ -75,8 +70,7 @@ class Looking:
         self.model, self.loss_fn, self.loss, self.batches, self.seed = model, loss_fn, loss, batches, seed
         self.possible = [EDGE, PLAIN, CONDITION, LAYERS]
         self.product_seconds: float | None = None
-        self._vectors: dict[str, Tensor] = {}
-        self._names: list[str] = []
+        self._vectors: dict[tuple[str, int], Tensor] = {}  # by curvature and size, which changes as parameters thaw
         # A loss function or a forward pass may draw from a generator that it finds somewhere.
         self._generators = generators_of(model, loss_fn, loss)
 
@@ -93,9 +87,6 @@ class Looking:
             parameters=chosen,
             seed=self.seed,
         )
-        if problem.names != self._names:
-            self._names = problem.names
-            self._vectors.clear()
         return problem, left_out
 
     def probe(self, optimizer: Optimizer, training: bool) -> float:
@@ -152,10 +143,11 @@ class Looking:
 
     def _edge(self, seen: Look, deadline: float, most: int) -> None:
         m, problem, optimizer = seen.measurements, seen.subject.problem, seen.subject.optimizer
-        H = Hessian(problem)
+        H, P = Hessian(problem), seen.subject.P
         key = "hessian_preconditioned" if m.preconditioned else "hessian"
+        under_P = H.preconditioned(P) if m.preconditioned and P is not None else H
         runs = 1 + (optimizer is not None and takes_products(optimizer))
-        m.figures[key] = self._largest(key, seen.under_P(H), min(most, self._affordable(deadline, runs)))
+        m.figures[key] = self._largest(key, under_P, min(most, self._affordable(deadline, runs)))
         if optimizer is not None:
             m.edge = edge_ratio(
                 problem,
@@ -163,7 +155,7 @@ class Looking:
                 largest=m.figures[key].largest,
                 curvature=H,
                 max_products=min(most, self._affordable(deadline, 1)),
-                start=self._vectors[key],
+                start=self._vectors[key, problem.size],
                 seed=self.seed,
             )
         m.products += H.products
@@ -188,22 +180,22 @@ class Looking:
             operator,
             tol=TOLERANCE,
             verify=False,
-            start=self._vectors.get(key),
+            start=self._vectors.get((key, operator.size)),
             min_products=min(FEWEST, most),
             max_products=most,
             seed=self.seed,
         )
-        self._vectors[key] = e.vectors[:, 0]
+        self._vectors[key, operator.size] = e.vectors[:, 0]
         self.product_seconds = (time.perf_counter() - started) / (operator.products - before)
         return Conditioning.of_ends(e, operator.size)
 
     def _condition(self, seen: Look) -> None:
-        m = seen.measurements
+        m, P = seen.measurements, seen.subject.P
         try:
             G = GaussNewton(seen.subject.problem)
             kinds: dict[str, SymmetricOperator] = {"gauss_newton": G}
-            if m.preconditioned:
-                kinds["gauss_newton_preconditioned"] = seen.under_P(G)
+            if m.preconditioned and P is not None:
+                kinds["gauss_newton_preconditioned"] = G.preconditioned(P)
             for key, operator in kinds.items():
                 m.figures[key] = conditioning(operator, effort=KAPPA, dense_limit=0, seed=self.seed)
             m.products += G.products

@@ -142,9 +142,8 @@ class Monitor:
         self._budget = Budget(overhead, RESERVED)
         self._pace = Pace(self._budget, self._looking, every)
         self._losses, self._findings, self._jumped = Losses(), Findings(), False
-        self._writer, self._scalars = Writer(Path(path)) if path is not None else None, writer
-        if self._writer is not None:
-            self._writer.write("run", schema=SCHEMA, run=self.history.run)
+        self._writer, self._scalars = Writer(path), writer
+        self._writer.write("run", schema=SCHEMA, run=self.history.run)
         self._training = self._model.training  # in the last step, whatever it is when a measurement is asked for
         self._nests = can_nest(optimizer)
         self._handle: Any = optimizer.register_step_post_hook(self._after_step)
@@ -204,15 +203,13 @@ class Monitor:
         return self._budget.total
 
     def remove(self) -> None:
-        """Follow the optimizer no longer, and close the file; what was recorded stays."""
+        """Follow the optimizer no longer, and end the file; what was recorded stays."""
         if self._handle is None:
             return
         self._handle.remove()
         self._handle = None
         self.history.finished = True
-        if self._writer is not None:
-            self._writer.write("end", step=self.step, share=self.share)
-            self._writer.close()
+        self._writer.write("end", step=self.step, share=self.share)
 
     def __enter__(self) -> Monitor:
         return self
@@ -232,19 +229,17 @@ class Monitor:
         started = time.perf_counter()
         if self._nests and nested(optimizer):
             return
-        budget, pace, booked = self._budget, self._pace, 0.0
+        budget, pace, booked = self._budget, self._pace, self._budget.total
         self.step += 1
         self._training = self._model.training
         pace.begin_step(started)
         self._jumped |= self._losses.end_step(self.step)
         if pace.is_due(self.step, self._jumped, started):
-            before = budget.total
             chosen = pace.choose(started, lambda: self._probe(optimizer))
             if chosen is not None:
                 self._measure(optimizer, "jump" if self._jumped else "every", *chosen)
-            booked = budget.total - before
         pace.ended_at = time.perf_counter()
-        budget.counted(pace.ended_at - started - booked)
+        budget.counted(pace.ended_at - started - (budget.total - booked))
 
     def _probe(self, optimizer: Optimizer) -> float:
         """Seconds that a look with the fewest products takes."""
@@ -267,22 +262,21 @@ class Monitor:
         try:
             with self._plain():
                 look = self._looking.look(optimizer, [p for p in parts if p != FINDINGS], self._training, room)
+                changes, notes = self._look_for_findings(look, parts)
         except Exception as error:
             failed = " ".join(str(error).split()) or type(error).__name__
         self._losses.flush()
-        if look is not None:
-            with self._plain():
-                changes, notes = self._look_for_findings(look, parts)
         now, budget = time.perf_counter(), self._budget
         for part, seconds in (look.seconds if look else {parts[0]: now - started}).items():
             budget.took(part, seconds)
         told = {note for record in self.history for note in record.notes}
+        rate = optimizer.param_groups[0].get("lr")
         record = Record(
             step=self.step,
             seconds=budget.elapsed(now),
             why=why,
             loss=self._losses.latest,
-            learning_rate=_learning_rate(optimizer),
+            learning_rate=None if rate is None else float(rate),
             changes=changes,
             jumps=self._losses.take_jumps(),
             failed=failed,
@@ -315,8 +309,7 @@ class Monitor:
     def _tell(self, record: Record) -> None:
         """Everyone who wants to know; no one of them can stop training."""
         self.history.records.append(record)
-        if self._writer is not None:
-            self._writer.write("record", record=record.to_json())
+        self._writer.write("record", record=record.to_json())
         if self.show:
             print(record.line(), flush=True)
         if self._scalars is not None:
@@ -330,11 +323,6 @@ class Monitor:
                     "run goes on",
                     stacklevel=2,
                 )
-
-
-def _learning_rate(optimizer: Optimizer) -> float | None:
-    lr = optimizer.param_groups[0].get("lr")
-    return None if lr is None else float(lr)
 
 
 def _figures(look: Look) -> dict[str, Any]:

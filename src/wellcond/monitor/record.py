@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from wellcond.display import number
-from wellcond.examination import Severity
 from wellcond.linalg import Estimate
 
 FIGURES = {
@@ -41,12 +40,6 @@ class Change:
     severity: str | None
     before: str | None
     title: str
-
-    @classmethod
-    def from_json(cls, written: Mapping[str, Any]) -> Change:
-        """From a record's line."""
-        now, before = (x if x is None else Severity.of(x).word for x in (written["severity"], written["before"]))
-        return cls(str(written["key"]), now, before, str(written["title"]))
 
 
 @dataclass(frozen=True)
@@ -126,7 +119,7 @@ class Record:
         for name in ("seconds", "cost", "share", "loss", "learning_rate", "measured_loss", "gradient_norm"):
             if given.get(name) is not None:
                 given[name] = float(given[name])
-        given["changes"] = [Change.from_json(c) for c in given.get("changes", [])]
+        given["changes"] = [Change(**c) for c in given.get("changes", [])]
         return cls(**{**given, "step": int(given["step"])})
 
     def line(self) -> str:

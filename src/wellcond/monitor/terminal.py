@@ -62,7 +62,8 @@ def view(history: History, width: int) -> RenderableType:
     if not records:
         return Group(*parts, Text(history.unmeasured))
     last = records[-1]
-    when = "" if history.finished else f", {_ago(run['started'] + last.seconds)}"
+    ago = max(0.0, time.time() - run["started"] - last.seconds)
+    when = "" if history.finished else f", {ago:.0f} s ago"
     parts.append(
         Text(
             f"step {last.step:,}, {len(records)} measurements in {number(last.seconds)} s{when}; the monitor took "
@@ -108,15 +109,9 @@ def watch(path: Path, console: Console, *, once: bool = False) -> History:
     size = -1
     with Live(view(history, console.width), console=console, auto_refresh=False) as live:
         while not history.finished:
+            time.sleep(POLL)
             now = path.stat().st_size
             if now != size:
                 history, size = read_history(path), now
             live.update(view(history, console.width), refresh=True)
-            if not history.finished:
-                time.sleep(POLL)
     return history
-
-
-def _ago(at: float) -> str:
-    """How long ago a moment was."""
-    return f"{max(0.0, time.time() - at):.0f} s ago"

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 
-from wellcond.problem.isolation import RANDOM
-from wellcond.problem.reachable import generators_of, states_kept
+from wellcond.problem.isolation import RANDOM, states_kept
+from wellcond.problem.reachable import generators_of
 
 DEFAULT_EXAMPLES = 8192
 """A loader over more examples than this is read up to here, unless the number of batches is given."""
@@ -34,7 +34,9 @@ def read_batches(data: Any, *, pairs: bool, batches: int | None, seed: int) -> l
     if batches is not None and batches < 1:
         raise ValueError(f"got batches={batches}; at least one batch is needed")
     stream = each_batch(data, pairs=pairs, seed=seed)
-    found = list(_take(stream, batches) if isinstance(data, DataLoader) else itertools.islice(stream, batches))
+    if batches is None and isinstance(data, DataLoader):
+        stream = until(stream, DEFAULT_EXAMPLES)
+    found = list(itertools.islice(stream, batches))
     if not found:
         raise ValueError("data is empty: there is no batch to measure on")
     for i, batch in enumerate(found):
@@ -86,6 +88,16 @@ def count_examples(batch: Any) -> int:
     raise TypeError(f"a batch holds no tensor but is a {_describe(batch)}; give tensors, or tuples or dicts of them")
 
 
+def until(stream: Iterator[Any], examples: int) -> Iterator[Any]:
+    """Batches until there are so many examples."""
+    seen = 0
+    for batch in stream:
+        yield batch
+        seen += count_examples(batch)
+        if seen >= examples:
+            return
+
+
 def tensors_of(batch: Any) -> Iterator[Tensor]:
     """The tensors of a nested batch, in order."""
     if isinstance(batch, Tensor):
@@ -106,7 +118,7 @@ def move(batch: Any, device: torch.device, dtype: torch.dtype | None = None) -> 
     return with_tensors(batch, lambda x: x.to(device, dtype if x.is_floating_point() else None, copy=True))
 
 
-def with_tensors(batch: Any, change: Callable[[Tensor], Tensor]) -> Any:
+def with_tensors(batch: Any, change: Callable[[Tensor], Any]) -> Any:
     """The same nested batch with every tensor changed, in the order of `tensors_of`."""
     if isinstance(batch, Tensor):
         return change(batch)
@@ -125,17 +137,23 @@ def with_tensors(batch: Any, change: Callable[[Tensor], Tensor]) -> Any:
     return batch
 
 
-def signature(batch: Any) -> Any:
+def with_rows(batch: Any, rows: slice | list[int]) -> Any:
+    """Some examples of a batch; the batch itself where not all its tensors have one row per example."""
+    N = count_examples(batch)
+    if any(x.ndim == 0 or x.shape[0] != N for x in tensors_of(batch)):
+        return batch
+    return with_tensors(batch, lambda x: x[rows])
+
+
+def signature(batch: Any) -> str:
     """The same for two batches that take one way through a network: shapes, strides, dtypes, and all that is no
     tensor."""
-    if isinstance(batch, Tensor):
-        dense = batch.layout == torch.strided and not batch.is_nested
-        return tuple(batch.shape), batch.stride() if dense else batch.layout, batch.dtype
-    if isinstance(batch, Mapping):
-        return tuple((key, signature(value)) for key, value in batch.items())
-    if isinstance(batch, tuple | list):
-        return tuple(signature(value) for value in batch)
-    return repr(batch)
+
+    def layout(x: Tensor) -> Any:
+        dense = x.layout == torch.strided and not x.is_nested
+        return tuple(x.shape), x.stride() if dense else x.layout, x.dtype
+
+    return repr(with_tensors(batch, layout))
 
 
 def is_one_batch(data: Any, pairs: bool) -> bool:
@@ -158,27 +176,16 @@ def _describe(batch: Any) -> str:
     return type(batch).__name__
 
 
-def _take(stream: Iterator[Any], batches: int | None) -> Iterator[Any]:
-    if batches is not None:
-        yield from itertools.islice(stream, batches)
-        return
-    seen = 0
-    for batch in stream:
-        yield batch
-        seen += count_examples(batch)
-        if seen >= DEFAULT_EXAMPLES:
-            return
-
-
 def _from_loader(loader: DataLoader[Any], seed: int) -> Iterator[Any]:
     """Batches as the loader would make them, from its data set and copies of its samplers: iterating the loader
     itself inside a training loop can end its epoch, and moves its generator."""
-    dataset, collate = loader.dataset, loader.collate_fn
-    with states_kept(generators_of(dataset, collate)):
-        yield from _collated(loader, dataset, collate, seed)
+    with states_kept(generators_of(loader.dataset, loader.collate_fn)):
+        yield from map(loader.collate_fn, _not_collated(loader, seed))
 
 
-def _collated(loader: DataLoader[Any], dataset: Any, collate: Any, seed: int) -> Iterator[Any]:
+def _not_collated(loader: DataLoader[Any], seed: int) -> Iterator[Any]:
+    """What its collate function makes batches of."""
+    dataset: Any = loader.dataset
     if isinstance(dataset, IterableDataset):
         stream = iter(dataset)
         if isinstance(dataset, Iterator) or iter(dataset) is stream:
@@ -187,19 +194,18 @@ def _collated(loader: DataLoader[Any], dataset: Any, collate: Any, seed: int) ->
                 "at; give a list of batches"
             )
         if loader.batch_size is None:
-            yield from map(collate, stream)
+            yield from stream
             return
         while chunk := list(itertools.islice(stream, loader.batch_size)):
             if len(chunk) == loader.batch_size or not loader.drop_last:
-                yield collate(chunk)
+                yield chunk
         return
-    indices = iter(_copy_of_sampler(loader.batch_sampler or loader.sampler, seed))
+    indices = _copy_of_sampler(loader.batch_sampler or loader.sampler, seed)
     if loader.batch_sampler is None:
-        yield from (collate(dataset[i]) for i in indices)
+        yield from (dataset[i] for i in indices)
         return
-    for chunk in indices:
-        getitems = getattr(dataset, "__getitems__", None)
-        yield collate(getitems(chunk) if getitems else [dataset[i] for i in chunk])
+    fetch = getattr(dataset, "__getitems__", None) or (lambda chunk: [dataset[i] for i in chunk])
+    yield from map(fetch, indices)
 
 
 def _copy_of_sampler(sampler: Any, seed: int) -> Any:

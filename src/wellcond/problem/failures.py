@@ -76,10 +76,10 @@ class Failures:
 
     def causes(self) -> dict[tuple[str, str], list[str]]:
         """By (why, where) what failed for it."""
-        found: dict[tuple[str, str], dict[str, None]] = {}
-        for what, why, place in self._parts:
-            found.setdefault((why, place), {})[what] = None
-        return {cause: list(parts) for cause, parts in found.items()}
+        found: dict[tuple[str, str], list[str]] = {}
+        for what, why, place in dict.fromkeys(self._parts):
+            found.setdefault((why, place), []).append(what)
+        return found
 
 
 def told(error: Exception) -> str:
@@ -99,10 +99,8 @@ def where(error: BaseException) -> str:
 
 def raised_by_us(error: BaseException) -> bool:
     """Whether an exception comes from a `raise` of this package: then its message is meant for the user."""
-    tb = error.__traceback__
-    while tb is not None and tb.tb_next is not None:
-        tb = tb.tb_next
-    return tb is not None and tb.tb_frame.f_code.co_filename.startswith(_PACKAGE)
+    frames = traceback.extract_tb(error.__traceback__)
+    return bool(frames) and frames[-1].filename.startswith(_PACKAGE)
 
 
 def first_line(error: BaseException) -> str:

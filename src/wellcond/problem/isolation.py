@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import random
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,23 +18,40 @@ from wellcond import private_torch
 RANDOM = (torch.Generator, random.Random, np.random.Generator, np.random.RandomState)
 """What can hold a random state of its own."""
 
-_PLAIN = {type(None), bool, int, float, str, tuple, list, dict, set, torch.Size}
-"""Most attributes of modules, which the slower question need not be asked of."""
-
 
 @contextlib.contextmanager
 def random_state(seed: int, device: torch.device) -> Iterator[None]:
     """Python's, numpy's and torch's global random state, seeded inside and restored after."""
-    python, numpy, cpu = random.getstate(), np.random.get_state(), torch.default_generator.get_state()
-    on_cpu = device.type in ("cpu", "meta")
-    with contextlib.nullcontext() if on_cpu else torch.random.fork_rng([device], device_type=device.type):
-        try:
-            seed_all(seed, device)
-            yield
-        finally:
-            random.setstate(python)
-            np.random.set_state(numpy)
-            torch.default_generator.set_state(cpu)
+    devices = [] if device.type in ("cpu", "meta") else [device]
+    with torch.random.fork_rng(devices, device_type=device.type), states_kept([random, np.random]):
+        seed_all(seed, device)
+        yield
+
+
+@contextlib.contextmanager
+def states_kept(generators: Iterable[Any]) -> Iterator[None]:
+    """The generators are afterwards in the states that they were in."""
+    before = [(g, _state(g)) for g in generators]
+    try:
+        yield
+    finally:
+        for generator, state in before:
+            _restore(generator, state)
+
+
+def _state(generator: Any) -> Any:
+    if isinstance(generator, np.random.Generator):
+        return generator.bit_generator.state
+    return generator.getstate() if hasattr(generator, "getstate") else generator.get_state()
+
+
+def _restore(generator: Any, state: Any) -> None:
+    if isinstance(generator, np.random.Generator):
+        generator.bit_generator.state = state
+    elif hasattr(generator, "setstate"):
+        generator.setstate(state)
+    else:
+        generator.set_state(state)
 
 
 def seed_all(seed: int, device: torch.device) -> None:
@@ -54,12 +71,7 @@ def seed_all(seed: int, device: torch.device) -> None:
 @contextlib.contextmanager
 def plain_settings(device: torch.device) -> Iterator[None]:
     """Gradients on, and neither inference mode nor autocast, whatever the caller has set."""
-    with contextlib.ExitStack() as stack:
-        if torch.is_inference_mode_enabled():
-            stack.enter_context(torch.inference_mode(False))
-        stack.enter_context(torch.enable_grad())
-        if torch.is_autocast_enabled(device.type):
-            stack.enter_context(torch.autocast(device.type, enabled=False))
+    with torch.inference_mode(False), torch.enable_grad(), torch.autocast(device.type, enabled=False):
         yield
 
 
@@ -89,6 +101,9 @@ class Isolation:
         dtype: floating-point buffers and parameters are converted to it; None leaves them.
         beside: other modules that the loss may use, such as a discriminator or a teacher. They keep their flags, and
             their parameters, which no forward pass writes into, are not copied.
+
+    Attributes:
+        training: all modules, and whether each is in train mode while a measurement runs.
     """
 
     def __init__(
@@ -99,52 +114,37 @@ class Isolation:
         dtype: torch.dtype | None,
         beside: Sequence[nn.Module] = (),
     ):
-        self.training = {m: m.training for root in beside for m in root.modules()}
         own = {m: (mode == "train" and (m.training or not root.training)) for root in roots for m in root.modules()}
-        self.training |= own
-        self.modules = [*own, *(m for m in self.training if m not in own)]
+        self.training = own | {m: m.training for root in beside for m in root.modules() if m not in own}
         held = {id(p) for m in own for p in m._parameters.values()}
         self._lent = {id(p) for m in self.training for p in m._parameters.values()} - held
         self.measured, self.dtype = measured, dtype
-        self._recurrent = any(isinstance(m, nn.RNNBase) for m in self.modules)
-        self._saved: list[tuple[nn.Module, dict[str, Any], dict[str, Any], dict[str, Any], dict[str, Any]]] = []
+        self._recurrent = any(isinstance(m, nn.RNNBase) for m in self.training)
+        self._saved: list[tuple[nn.Module, dict[str, Any], dict[str, Any], dict[str, Any]]] = []
 
     @contextlib.contextmanager
     def entered(self, device: torch.device) -> Iterator[None]:
         """Inside, the settings are those that make a network differentiable twice; `renew` before each forward."""
-        self._saved = [
-            (m, dict(m.__dict__), dict(m._parameters), dict(m._buffers), dict(m._modules)) for m in self.modules
-        ]
-        collections = [
-            (x, copy.copy(x))
-            for _, attributes, *_ in self._saved
-            for name, x in attributes.items()
-            if type(x) in (list, dict, set) and not name.startswith("_")
-        ]
+        self._saved = [(m, dict(m.__dict__), dict(m._parameters), dict(m._buffers)) for m in self.training]
+        before: list[tuple[Any, Any]] = []
+        for m, attributes, parameters, buffers in self._saved:
+            own = (x for name, x in attributes.items() if type(x) in (list, dict, set) and not name.startswith("_"))
+            before += [(m.__dict__, attributes), (m._parameters, parameters), (m._buffers, buffers)]
+            before += [(x, copy.copy(x)) for x in (m._modules, *own)]
+        recurrence = torch.backends.cudnn.flags(enabled=False) if self._recurrent else contextlib.nullcontext()
         # Only the math kernel of attention, and no cuDNN recurrence, can be differentiated twice.
-        with plain_settings(device), sdpa_kernel(SDPBackend.MATH), contextlib.ExitStack() as stack:
-            if self._recurrent:
-                stack.enter_context(torch.backends.cudnn.flags(enabled=False))
-            stack.enter_context(private_torch.as_written())
+        with plain_settings(device), sdpa_kernel(SDPBackend.MATH), recurrence, private_torch.as_written():
             try:
                 for m, training in self.training.items():
-                    if m.training != training:
-                        m.training = training
+                    m.training = training
                 yield
             finally:
-                for m, attributes, *held in self._saved:
-                    current: list[dict[str, Any]] = [m._parameters, m._buffers, m._modules]
-                    for now, before in zip(current, held, strict=True):
-                        now.clear()
-                        now.update(before)
-                    m.__dict__.clear()
-                    m.__dict__.update(attributes)
-                for collection, before in collections:
-                    collection.clear()
-                    (collection.extend if isinstance(collection, list) else collection.update)(before)
+                for container, held in before:
+                    container.clear()
+                    (container.extend if isinstance(container, list) else container.update)(held)
                 self._saved = []
 
-    def renew(self, given: Mapping[int, Tensor] | None = None) -> list[Tensor]:
+    def renew(self, given: Mapping[int, Tensor]) -> list[Tensor]:
         """Give every module new copies of what it holds, so that each evaluation starts from the same state; returns
         the leaves that stand for the measured parameters.
 
@@ -154,33 +154,31 @@ class Isolation:
         Args:
             given: by the id of a tensor held, what to copy instead of it.
         """
-        given = given or {}
         copies: dict[int, Any] = {}
 
         def copy_of(x: Any) -> Any:
             if id(x) not in copies:
-                value = given.get(id(x))
-                value = value if value is not None else x
                 if isinstance(x, Tensor):
-                    copies[id(x)] = self.convert(value) if id(x) in self._lent else self.convert(value).clone()
+                    value = self.convert(given.get(id(x), x))
+                    copies[id(x)] = value if id(x) in self._lent else value.clone()
                 else:
                     copies[id(x)] = copy.deepcopy(x)
             return copies[id(x)]
 
         leaves = [copy_of(p).requires_grad_() for p in self.measured]
-        for m, attributes, parameters, buffers, _ in self._saved:
+        for m, attributes, parameters, buffers in self._saved:
             for held, originals in ((m._parameters, parameters), (m._buffers, buffers)):
                 for name, x in originals.items():
                     held[name] = None if x is None else copy_of(x)
             for name, x in attributes.items():
-                if _is_state(x) or (type(x) not in _PLAIN and isinstance(x, RANDOM)):
+                if _is_state(x) or isinstance(x, RANDOM):
                     m.__dict__[name] = copy_of(x)
         return leaves
 
     def held(self) -> list[Tensor]:
         """Every tensor that `renew` copies, once; inside `entered`."""
         found = list(self.measured)
-        for _, attributes, parameters, buffers, _ in self._saved:
+        for _, attributes, parameters, buffers in self._saved:
             found += [x for x in (*parameters.values(), *buffers.values()) if x is not None]
             found += [x for x in attributes.values() if _is_state(x)]
         return list({id(x): x for x in found}.values())

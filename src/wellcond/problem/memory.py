@@ -7,9 +7,8 @@ import re
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from wellcond.problem.batches import count_examples, tensors_of, with_tensors
+from wellcond.problem.batches import count_examples, with_rows
 
 _WORDS = re.compile(r"out of memory|allocate memory|not enough memory|ALLOC_FAILED", re.IGNORECASE)
 
@@ -33,19 +32,7 @@ def free(device: torch.device) -> None:
 def halved(batches: list[Any]) -> list[Any] | None:
     """Every second example of each batch; of batches that can't be made smaller, every second one; None where there is
     one such batch."""
-    smaller = [_every_second(batch) for batch in batches]
+    smaller = [with_rows(batch, slice(None, None, 2)) for batch in batches]
     if any(count_examples(new) < count_examples(old) for new, old in zip(smaller, batches, strict=True)):
         return smaller
     return batches[::2] if len(batches) > 1 else None
-
-
-def _every_second(batch: Any) -> Any:
-    """The batch itself where it is of one example, or not all its tensors have a row an example."""
-    N = count_examples(batch)
-    if any(x.ndim == 0 or x.shape[0] != N for x in tensors_of(batch)):
-        return batch
-    return with_tensors(batch, _rows)
-
-
-def _rows(x: Tensor) -> Tensor:
-    return x[::2]

@@ -13,12 +13,13 @@ _NORMALIZED = re.compile(r"(^|\.)parametrizations\.|_(orig|g|v)$")
 
 def embeddings(model: nn.Module) -> list[nn.Parameter]:
     """Tables of embeddings."""
-    return _of(model, "Embedding", nn.Embedding, nn.EmbeddingBag)
+    tables = _modules(model, "Embedding", nn.Embedding, nn.EmbeddingBag)
+    return [p for m in tables for p in m.parameters(recurse=False)]
 
 
 def normalizations(model: nn.Module) -> list[nn.Parameter]:
     """Parameters of normalization layers."""
-    return _of(model, "Norm", *_NORMS)
+    return [p for m in normalization_layers(model) for p in m.parameters(recurse=False)]
 
 
 def normalization_layers(model: nn.Module) -> list[nn.Module]:
@@ -34,10 +35,6 @@ def biases(model: nn.Module) -> list[nn.Parameter]:
 def normalized(model: nn.Module) -> list[nn.Parameter]:
     """What is normalized before use, by weight or spectral norm: its size is nothing to the loss."""
     return [p for name, p in model.named_parameters() if _NORMALIZED.search(name)]
-
-
-def _of(model: nn.Module, ending: str, *kinds: type[nn.Module]) -> list[nn.Parameter]:
-    return [p for m in _modules(model, ending, *kinds) for p in m.parameters(recurse=False)]
 
 
 def _modules(model: nn.Module, ending: str, *kinds: type[nn.Module]) -> list[nn.Module]:

@@ -7,6 +7,9 @@ from collections.abc import Iterable
 
 import torch
 from torch import nn
+from torch.nn.parameter import UninitializedParameter
+
+from wellcond.display import begun
 
 _MEASURED = {
     torch.float32: torch.float32,
@@ -53,16 +56,16 @@ def unwrapped(model: nn.Module) -> nn.Module:
 def trainable(model: nn.Module, chosen: Iterable[nn.Parameter | str] | None) -> tuple[list[str], list[nn.Parameter]]:
     """Names and parameters to measure: all trainable ones, or the chosen of them, in the model's order."""
     named = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    if not any(p.numel() for p in named.values() if not isinstance(p, nn.parameter.UninitializedParameter)):
-        lazy = [n for n, p in named.items() if isinstance(p, nn.parameter.UninitializedParameter)]
-        if lazy:
-            raise ValueError(f"{lazy[0]} is not initialized; run the lazy model once on a batch first")
+    for name, p in named.items():
+        if isinstance(p, UninitializedParameter):
+            raise ValueError(f"{name} is not initialized; run the lazy model once on a batch first")
+    if not any(p.numel() for p in named.values()):
         raise ValueError("the model has no trainable parameters; set requires_grad on those to measure")
     wanted = [chosen] if isinstance(chosen, str | torch.Tensor) else list(chosen or [])
     if wanted:
         for w in wanted:
             if isinstance(w, str) and w not in named:
-                raise ValueError(f"the model has no trainable parameter {w!r}; it has {', '.join(list(named)[:8])} …")
+                raise ValueError(f"the model has no trainable parameter {w!r}; it has {begun(list(named), 8)}")
             if not isinstance(w, str) and not any(w is p for p in named.values()):
                 raise ValueError(f"a parameter of shape {tuple(w.shape)} is not a trainable one of this model")
         names, ids = {w for w in wanted if isinstance(w, str)}, {id(w) for w in wanted}
@@ -72,25 +75,23 @@ def trainable(model: nn.Module, chosen: Iterable[nn.Parameter | str] | None) -> 
             raise ValueError(f"{name} is complex; write it as a real tensor (torch.view_as_real)")
         if p.layout != torch.strided:
             raise ValueError(f"{name} is sparse ({p.layout}); make it dense")
-        if isinstance(p, nn.parameter.UninitializedParameter):
-            raise ValueError(f"{name} is not initialized; run the lazy model once on a batch first")
     return list(named), list(named.values())
 
 
 def positions_of(
     which: Iterable[str | nn.Module | nn.Parameter],
-    named: list[tuple[str, nn.Parameter]],
+    model: nn.Module,
     parameters: list[nn.Parameter],
 ) -> list[int]:
     """Places, rising, of the parameters that names, patterns of names, modules or parameters point to.
 
     Args:
         which: what points to them.
-        named: all names, of a tied parameter every one.
+        model: whose names, of a tied parameter every one.
         parameters: those that have a place.
     """
     ids = {id(p): i for i, p in enumerate(parameters)}
-    named = [(name, p) for name, p in named if id(p) in ids]
+    named = [(name, p) for name, p in model.named_parameters(remove_duplicate=False) if id(p) in ids]
     names = [name for name, _ in named]
     found: set[int] = set()
     for item in which:
@@ -104,15 +105,11 @@ def positions_of(
             raise TypeError(f"got a {type(item).__name__}; give names, patterns of names, modules or parameters")
         if not matches:
             what = repr(item) if isinstance(item, str) else f"this {type(item).__name__}"
-            raise ValueError(f"{what} has none of the parameters that are measured; they are {_listed(names)}")
+            raise ValueError(f"{what} has none of the parameters that are measured; they are {begun(names, 8)}")
         found.update(ids[id(p)] for p in matches)
     if not found:
-        raise ValueError(f"no parameter is named; there are {_listed(names)}")
+        raise ValueError(f"no parameter is named; there are {begun(names, 8)}")
     return sorted(found)
-
-
-def _listed(names: list[str]) -> str:
-    return ", ".join(names[:8]) + " …" * (len(names) > 8)
 
 
 def one_device(names: list[str], parameters: list[nn.Parameter]) -> torch.device:
@@ -133,12 +130,9 @@ def working_dtype(names: list[str], parameters: list[nn.Parameter], asked: torch
         raise ValueError(f"got dtype={asked}; a curvature is measured in torch.float32 or torch.float64")
     if asked is not None:
         return asked
-    if strange := [(n, p.dtype) for n, p in zip(names, parameters, strict=True) if p.dtype not in _MEASURED]:
-        raise ValueError(f"{strange[0][0]} is {strange[0][1]}; give dtype=torch.float32")
-    kinds = {_MEASURED[p.dtype] for p in parameters}
-    if len(kinds) > 1:
-        odd = next(i for i, p in enumerate(parameters) if _MEASURED[p.dtype] != _MEASURED[parameters[0].dtype])
-        raise ValueError(
-            f"{names[0]} is {parameters[0].dtype} and {names[odd]} {parameters[odd].dtype}; give dtype=torch.float32"
-        )
-    return kinds.pop()
+    for name, p in zip(names, parameters, strict=True):
+        if p.dtype not in _MEASURED:
+            raise ValueError(f"{name} is {p.dtype}; give dtype=torch.float32")
+        if _MEASURED[p.dtype] != _MEASURED[parameters[0].dtype]:
+            raise ValueError(f"{names[0]} is {parameters[0].dtype} and {name} {p.dtype}; give dtype=torch.float32")
+    return _MEASURED[parameters[0].dtype]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -16,7 +17,7 @@ from wellcond.problem.batches import count_examples, move, read_batches, tensors
 from wellcond.problem.block import Block
 from wellcond.problem.graphs import check_depends, graph_bytes
 from wellcond.problem.isolation import Isolation, one_thread, plain_settings, random_state, seed_all
-from wellcond.problem.parameters import one_device, positions_of, trainable, unwrapped, working_dtype
+from wellcond.problem.parameters import one_device, trainable, unwrapped, working_dtype
 from wellcond.problem.reachable import modules_of
 from wellcond.problem.second_derivatives import remedy_of
 
@@ -27,6 +28,9 @@ TINY = 2_000_000
 """Parameters times examples of a batch, and bytes of its activations, under which one thread is used. On two idle cores
 a product took 0.35 ms on one or two threads for 1,810 parameters and 128 examples, and 1.24 against 0.98 ms for 100,000
 and 64; with other work on the machine an examination of the former took 334 s on two threads and 32 s on one."""
+
+
+Kinds = type[nn.Module] | tuple[type[nn.Module], ...]
 
 
 class LossNotFiniteError(ValueError):
@@ -106,25 +110,23 @@ class Problem:
         roots = [self.model] + ([loss_fn] if isinstance(loss_fn, nn.Module) else [])
         self._isolation = Isolation(roots, self.parameters, mode, self._conversion, modules_of(loss_fn, loss))
         with random_state(seed, self.device):
-            found = read_batches(data, pairs=loss is None, batches=batches, seed=seed)
-        self.examples = sum(count_examples(b) for b in found)
-        weights = [float(weight(b)) if weight else float(count_examples(b)) for b in found]
+            self.batches = read_batches(data, pairs=loss is None, batches=batches, seed=seed)
+        self.examples = sum(map(count_examples, self.batches))
+        weights = [float((weight or count_examples)(batch)) for batch in self.batches]
         if not all(0 <= w < math.inf for w in weights) or not sum(weights) > 0:
             raise ValueError(f"the batches' weights are {weights[:5]} …; they are finite, ≥ 0 and not all 0")
         self.weights = [w / sum(weights) for w in weights]
-        self.batches = found
         self.unreached: list[str] = []
         self.loss_dtype = self.dtype
         self.closed = False
-        self._tiny: bool | None = None
         self._activations: float | None = None
         self._block: Block | None = None
         self._inside = False
         self._moved: dict[int, Tensor] = {}
         self._given: tuple[dict[int, Tensor], Any] | None = None
         self.leaves: list[Tensor] = []
+        self._inputs: list[Tensor] = []
         self.batch: Any = None
-        self._input_storages: set[int] = set()
 
     def like(self, **changes: Any) -> Problem:
         """The same problem with other arguments, by their names; batches weigh as many examples as they have.
@@ -150,17 +152,15 @@ class Problem:
 
     def gradient(self) -> Tensor:
         """∇L(p), (n,), in `dtype`; also finds out which parameters the loss does not reach (`unreached`)."""
-        reached: set[int] = set()
-        total: list[Tensor] | None = None
+        reached: set[str] = set()
+        gradient = torch.zeros(self.size, dtype=self.dtype, device=self.device)
         with self.evaluating():
             for i, w in enumerate(self.weights):
-                weighted = [w * g for g in self._gradients(i, reached)]
-                total = weighted if total is None else [a + b for a, b in zip(total, weighted, strict=True)]
-        self.unreached = [name for j, name in enumerate(self.names) if j not in reached]
-        assert total is not None
-        gradient = flatten(total)
+                gradient += w * flatten(self._gradients(i, reached))
+        self.unreached = [name for name in self.names if name not in reached]
         if not torch.isfinite(gradient).all():
-            bad = next(n for n, g in zip(self.names, total, strict=True) if not torch.isfinite(g).all())
+            pieces = unflatten(gradient, self.parameters)
+            bad = next(n for n, g in zip(self.names, pieces, strict=True) if not torch.isfinite(g).all())
             raise ValueError(f"the gradient of {bad} is not finite; lower the learning rate or look for the overflow")
         return gradient
 
@@ -207,7 +207,7 @@ class Problem:
             with (
                 random_state(self.seed, self.device),
                 self._isolation.entered(self.device),
-                one_thread() if self._is_tiny() else contextlib.nullcontext(),
+                one_thread() if self._is_tiny else contextlib.nullcontext(),
             ):
                 yield
         except (RuntimeError, ValueError) as error:
@@ -215,27 +215,22 @@ class Problem:
                 raise
             raise ValueError(remedy) from error
         finally:
-            self._inside, self.leaves, self.batch = False, [], None
+            self._inside, self.leaves, self.batch, self._inputs = False, [], None, []
 
     @contextlib.contextmanager
     def differentiating(self) -> Iterator[None]:
         """As `evaluating`, for a backward pass in which nothing of the user's runs: the model is not touched."""
         if self.closed:
             raise ClosedError("this problem is closed")
-        with plain_settings(self.device), one_thread() if self._tiny else contextlib.nullcontext():
+        with plain_settings(self.device), one_thread() if self._is_tiny else contextlib.nullcontext():
             yield
 
     def begin(self, index: int) -> Any:
         """A batch where the model is, with buffers and random state as every evaluation of it finds them."""
         self.seed_batch(index)
-        if self._given is not None:
-            held, self.batch = self._given
-            self.leaves = self._isolation.renew(held)
-            return self.batch
-        self.leaves = self._isolation.renew(self._moved)
-        self.batch = move(self.batches[index], self.device, self._conversion)
-        inputs = self.batch[0] if self.whole_loss is None else self.batch
-        self._input_storages = {t.untyped_storage().data_ptr() for t in tensors_of(inputs)}
+        held, self.batch = self._given or (self._moved, move(self.batches[index], self.device, self._conversion))
+        self.leaves = self._isolation.renew(held)
+        self._inputs = list(tensors_of(self.batch[0] if self.whole_loss is None else self.batch))
         return self.batch
 
     def largest_activations(self) -> float:
@@ -252,9 +247,9 @@ class Problem:
     def batch_loss(self, index: int, output: Any = None) -> Tensor:
         """The loss of a batch, (), inside `evaluating`; of an output of `batch_output`, just computed, if given."""
         value = self._loss_as_given(index, output)
-        if not isinstance(value, Tensor) or value.numel() != 1:
-            if not isinstance(value, Tensor):
-                raise TypeError(f"the loss of batch {index} is a {type(value).__name__}; return a scalar tensor")
+        if not isinstance(value, Tensor):
+            raise TypeError(f"the loss of batch {index} is a {type(value).__name__}; return a scalar tensor")
+        if value.numel() != 1:
             raise ValueError(
                 f"the loss of batch {index} is not a scalar but has shape {tuple(value.shape)}; take its mean over the "
                 "examples"
@@ -266,11 +261,6 @@ class Problem:
             )
         self.loss_dtype = value.dtype
         return value.reshape(())
-
-    def positions_of(self, which: Iterable[str | nn.Module | nn.Parameter], among: tuple[int, ...]) -> tuple[int, ...]:
-        """Places, among some of `parameters`, of those that names, patterns, modules or parameters point to."""
-        named = list(self.model.named_parameters(remove_duplicate=False))
-        return tuple(among[i] for i in positions_of(which, named, [self.parameters[i] for i in among]))
 
     def inputs(self, index: int) -> tuple[list[Tensor], list[Tensor]]:
         """All that an evaluation of a batch depends on, inside `evaluating`: what the modules hold, and the batch."""
@@ -298,7 +288,7 @@ class Problem:
         """Set the random state to that with which an evaluation of a batch begins, inside `evaluating`."""
         seed_all(self.seed * 1_000_003 + index, self.device)
 
-    def record_inputs(self, kind: type | tuple[type, ...], record: Callable[[str, nn.Module, Tensor], None]) -> None:
+    def record_inputs(self, kind: Kinds, record: Callable[[str, nn.Module, Tensor], None]) -> None:
         """One pass over the data; `record(name, module, input)` before every call of a module of this kind."""
 
         def first(name: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -307,22 +297,16 @@ class Problem:
         self.record_calls(kind, first)
 
     def record_calls(
-        self,
-        kind: type | tuple[type, ...],
-        record: Callable[[str, nn.Module, tuple[Any, ...], dict[str, Any]], None],
+        self, kind: Kinds, record: Callable[[str, nn.Module, tuple[Any, ...], dict[str, Any]], None]
     ) -> None:
         """One pass over the data; `record(name, module, args, kwargs)` before every call of a module of this kind."""
-
-        def hook(name: str) -> Callable[..., None]:
-            return lambda module, args, kwargs: record(name, module, args, kwargs)
 
         # Without gradients torch may fuse a transformer's layers and call none of its modules.
         fused = torch.backends.mha.get_fastpath_enabled()
         with self.evaluating(), torch.no_grad(), contextlib.ExitStack() as stack:
             for name, module in self.model.named_modules():
                 if isinstance(module, kind):
-                    assert isinstance(module, nn.Module)
-                    stack.callback(module.register_forward_pre_hook(hook(name), with_kwargs=True).remove)
+                    stack.callback(module.register_forward_pre_hook(partial(record, name), with_kwargs=True).remove)
             stack.callback(torch.backends.mha.set_fastpath_enabled, fused)
             torch.backends.mha.set_fastpath_enabled(False)
             for i in range(len(self.batches)):
@@ -330,7 +314,8 @@ class Problem:
 
     def is_input(self, x: Tensor) -> bool:
         """Whether a tensor seen while evaluating is (a view of) the batch's own input."""
-        return x.untyped_storage().data_ptr() in self._input_storages
+        storage = x.untyped_storage().data_ptr()
+        return any(storage == t.untyped_storage().data_ptr() for t in self._inputs)
 
     @property
     def block(self) -> Block | None:
@@ -363,16 +348,15 @@ class Problem:
 
     # -- inner workings ------------------------------------------------------------------------------------------
 
-    def _gradients(self, index: int, reached: set[int]) -> list[Tensor]:
-        """Of a batch's loss by each of the leaves, inside `evaluating`; the positions of those it reaches are added."""
+    def _gradients(self, index: int, reached: set[str]) -> list[Tensor]:
+        """Of a batch's loss by each of the leaves, inside `evaluating`; the names of those it reaches are added."""
         loss = self.batch_loss(index)
         check_depends(loss)
         found = torch.autograd.grad(loss, self.leaves, allow_unused=True)
-        for position, g in enumerate(found):
+        for name, g in zip(self.names, found, strict=True):
             if g is not None:
-                reached.add(position)
+                reached.add(name)
                 if g.layout != torch.strided:
-                    name = self.names[position]
                     raise ValueError(f"the gradient of {name} is sparse; build the embedding with sparse=False")
         return [torch.zeros_like(x) if g is None else g for g, x in zip(found, self.leaves, strict=True)]
 
@@ -384,14 +368,14 @@ class Problem:
         assert self.loss_fn is not None
         return self.loss_fn(self.model(batch[0]) if output is None else output, batch[1])
 
+    @cached_property
     def _is_tiny(self) -> bool:
         """Whether operations are so small that a second thread brings nothing, and costs much on a busy machine.
         Decided by size, so that the same run gives the same bits."""
-        if self._tiny is None:
-            self._tiny = self.device.type == "cpu" and self.size * max(map(count_examples, self.batches)) < TINY
-            # few parameters may still mean long sequences or large images
-            self._tiny = self._tiny and self.largest_activations() < TINY
-        return self._tiny
+        if self.device.type != "cpu" or self.size * max(map(count_examples, self.batches)) >= TINY:
+            return False
+        # few parameters may still mean long sequences or large images
+        return self.largest_activations() < TINY
 
 
 def check_problem(problem: Problem) -> None:

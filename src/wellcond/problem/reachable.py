@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import random
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from types import CodeType, FunctionType, MethodType, ModuleType
+from collections.abc import Callable, Iterable
+from types import CellType, CodeType, FunctionType, MethodType, ModuleType
 from typing import Any
 
 import numpy as np
@@ -52,17 +51,6 @@ def _found(roots: Iterable[Any], wanted: Callable[[Any], bool]) -> list[Any]:
     return found
 
 
-@contextlib.contextmanager
-def states_kept(generators: Iterable[Any]) -> Iterator[None]:
-    """The generators are afterwards in the states that they were in."""
-    before = [(g, _state(g)) for g in generators]
-    try:
-        yield
-    finally:
-        for generator, state in before:
-            _restore(generator, state)
-
-
 def _inside(x: Any) -> list[Any]:
     if isinstance(x, FunctionType):
         return [*_cells(x), *_globals(x), *(x.__defaults__ or ()), *(x.__kwdefaults__ or {}).values()]
@@ -84,11 +72,8 @@ def _inside(x: Any) -> list[Any]:
 
 
 def _cells(function: FunctionType) -> list[Any]:
-    contents = []
-    for cell in function.__closure__ or ():
-        with contextlib.suppress(ValueError):  # not filled yet
-            contents.append(cell.cell_contents)
-    return contents
+    not_filled_yet = CellType()
+    return [cell.cell_contents for cell in function.__closure__ or () if cell != not_filled_yet]
 
 
 def _globals(function: FunctionType) -> list[Any]:
@@ -101,18 +86,3 @@ def _globals(function: FunctionType) -> list[Any]:
         names.update(code.co_names)
         codes += [c for c in code.co_consts if isinstance(c, CodeType)]
     return [function.__globals__[name] for name in sorted(names) if name in function.__globals__]
-
-
-def _state(generator: Any) -> Any:
-    if isinstance(generator, np.random.Generator):
-        return generator.bit_generator.state
-    return generator.getstate() if isinstance(generator, random.Random) else generator.get_state()
-
-
-def _restore(generator: Any, state: Any) -> None:
-    if isinstance(generator, np.random.Generator):
-        generator.bit_generator.state = state
-    elif isinstance(generator, random.Random):
-        generator.setstate(state)
-    else:
-        generator.set_state(state)

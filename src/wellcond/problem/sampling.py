@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
 from typing import Any
 
 import torch
-from torch import Tensor
 from torch.utils.data import BatchSampler, DataLoader, IterableDataset, RandomSampler, SequentialSampler
 
-from wellcond.problem.batches import count_examples, each_batch, is_one_batch, read_batches, tensors_of, with_tensors
+from wellcond.problem.batches import count_examples, each_batch, is_one_batch, until, with_rows
 from wellcond.problem.isolation import random_state
 
 LARGE = 1024
@@ -32,26 +30,19 @@ def draw_batches(data: Any, *, pairs: bool, examples: int | None, least: int, se
         seed: of the draw, and of what the data set itself draws.
 
     Raises:
-        TypeError, ValueError: as `wellcond.Problem` for its data.
+        TypeError, ValueError: as `wellcond.Problem`, for data of a kind that it does not take.
     """
     rng = random.Random(seed)
     with random_state(seed, torch.device("cpu")):
         if is_one_batch(data, pairs):
-            return [_rows(data, examples or LARGE, rng)]
+            N, most = count_examples(data), examples or LARGE
+            return [data if most >= N else with_rows(data, sorted(rng.sample(range(N), most)))]
         wanted = examples or least
         if isinstance(data, DataLoader):
             data = _shuffled(data, wanted, rng)
         elif isinstance(data, list | tuple):
             data = rng.sample(data, len(data))
-        found = list(_until(each_batch(data, pairs=pairs, seed=seed), wanted))
-        return read_batches(found, pairs=pairs, batches=None, seed=seed)
-
-
-def _until(stream: Iterator[Any], wanted: int) -> Iterator[Any]:
-    seen = 0
-    while seen < wanted and (batch := next(stream, None)) is not None:
-        yield batch
-        seen += count_examples(batch)
+        return list(until(each_batch(data, pairs=pairs, seed=seed), wanted))
 
 
 def _shuffled(loader: DataLoader[Any], wanted: int, rng: random.Random) -> DataLoader[Any]:
@@ -64,16 +55,3 @@ def _shuffled(loader: DataLoader[Any], wanted: int, rng: random.Random) -> DataL
     total = len(loader.dataset)  # type: ignore[arg-type]
     indices = rng.sample(range(total), min(total, size * -(-wanted // size)))
     return DataLoader(loader.dataset, size, sampler=indices, collate_fn=loader.collate_fn)
-
-
-def _rows(batch: Any, most: int, rng: random.Random) -> Any:
-    """Random examples of a batch that has more, where all its tensors have one row an example."""
-    N = count_examples(batch)
-    if most >= N or any(x.ndim == 0 or x.shape[0] != N for x in tensors_of(batch)):
-        return batch
-    rows = sorted(rng.sample(range(N), most))
-
-    def chosen(x: Tensor) -> Tensor:
-        return x[torch.tensor(rows, device=x.device)]
-
-    return with_tensors(batch, chosen)

@@ -204,8 +204,6 @@ def _root(points: list[tuple[float, float]]) -> float:
 
 def _twice_inverse(rate: Estimate) -> Estimate:
     """2/η."""
-    if not rate.defined:
-        return rate
     found = inverse(rate, 2.0)
     if rate.unresolved:
         return replace(found, value=0.0, low=0.0, how=f"{rate.how}; the loss fell as far as was looked")

@@ -133,13 +133,7 @@ def edge_ratio(
 
 
 def suggest_learning_rate(
-    problem: Problem,
-    optimizer: Any,
-    *,
-    target: float = TARGET,
-    curvature: CurvatureOperator | None = None,
-    max_products: int = 80,
-    seed: int = 0,
+    problem: Problem, optimizer: Any, *, target: float = TARGET, seed: int = 0
 ) -> SuggestedLearningRate:
     """The learning rate that brings the edge ratio to a target, everything else as it is.
 
@@ -150,8 +144,6 @@ def suggest_learning_rate(
         problem: the loss and the data.
         optimizer: as for `edge_ratio`.
         target: the edge ratio to have, above 0 and below 1.
-        curvature: the Hessian of the problem unless given.
-        max_products: to spend on λ_max.
         seed: of the Lanczos start.
 
     Raises:
@@ -161,7 +153,7 @@ def suggest_learning_rate(
     """
     if not 0 < target < 1:
         raise ValueError(f"got target={target}; an edge ratio to aim at is above 0 and below 1, where a step is stable")
-    edge = edge_ratio(problem, optimizer, curvature=curvature, max_products=max_products, seed=seed)
+    edge = edge_ratio(problem, optimizer, seed=seed)
     rate = edge.allowed.scaled(target)
     if edge.learning_rate > 0:
         factor = rate.scaled(1 / edge.learning_rate)
@@ -188,6 +180,9 @@ class _Scales:
     parameter.
 
     Where all have one learning rate they are at lr = 1, so that the ratio says what is allowed even where that is 0.
+
+    Attributes:
+        differ: whether D or S is not the same everywhere, so that λ_max(PᵀHP) does not say the ratio.
     """
 
     def __init__(self, optimizer: Any):
@@ -199,44 +194,34 @@ class _Scales:
             share * s.coupled * scale.square() + rate * s.decoupled / 2
             for rate, share, s, scale in zip(rates, self.shares, self.steps, self.P.scales, strict=True)
         ]
-        self.one_share = len(set(self.shares)) == 1
         least, self.most = min(float(s.min()) for s in self.shifts), max(float(s.max()) for s in self.shifts)
-        self.one_shift = self.most - least <= 1e-12 * self.most
-
-    @property
-    def differ(self) -> bool:
-        """Whether λ_max(PᵀHP) does not say the ratio."""
-        return not (self.one_share and self.one_shift)
+        self.differ = len(set(self.shares)) > 1 or self.most - least > 1e-12 * self.most
 
     def of(self, curvature: CurvatureOperator) -> tuple[SymmetricOperator, float, float]:
-        """An operator, what its λ_max is multiplied by, and what is added; D and S are in the operator only where they
-        are not the same everywhere."""
-        scales, share, shift = self.P.scales, self.shares[0], self.most
-        if not self.one_share:
-            # One that stands still has a share too small to count.
-            scales = [s * math.sqrt(max(x, 1e-30)) for s, x in zip(scales, self.shares, strict=True)]
-            share = 1.0
+        """An operator, what its λ_max is multiplied by, and what is added; D and S are in the operator where they
+        differ."""
+        if not self.differ:
+            return curvature.preconditioned(with_given(self.optimizer, self.P)), self.shares[0], self.most
+        # One that stands still has a share too small to count.
+        scales = [s * math.sqrt(max(x, 1e-30)) for s, x in zip(self.P.scales, self.shares, strict=True)]
         P = with_given(self.optimizer, Diagonal(self.P.parameters, scales, self.P.rounding))
-        operator: SymmetricOperator = curvature.preconditioned(P)
-        if not self.one_shift:
-            of = {id(p): s for p, s in zip(self.P.parameters, self.shifts, strict=True)}
-            added = flatten([of[id(p)].expand(p.shape) for p in curvature.problem.parameters]).to(operator.dtype)
-            operator, share, shift = _Shifted(operator, share, added), 1.0, 0.0
-        return operator, share, shift
+        shifts = {id(p): s for p, s in zip(self.P.parameters, self.shifts, strict=True)}
+        added = flatten([shifts[id(p)].expand(p.shape) for p in curvature.problem.parameters])
+        return _Shifted(curvature.preconditioned(P), added), 1.0, 0.0
 
 
 class _Shifted(SymmetricOperator):
-    """share·A + diag(added)."""
+    """A + diag(added)."""
 
-    def __init__(self, A: SymmetricOperator, share: float, added: Tensor):
+    def __init__(self, A: SymmetricOperator, added: Tensor):
         super().__init__(A.size, A.dtype, A.device)
-        self.A, self.share, self.added, self.rounding = A, share, added, A.rounding
+        self.A, self.added, self.rounding = A, added.to(A.dtype), A.rounding
 
     def keeping(self, products: int) -> contextlib.AbstractContextManager[object]:
         return self.A.keeping(products)
 
     def _multiply(self, v: Tensor) -> Tensor:
-        return self.share * self.A.matvec(v) + self.added * v
+        return self.A.matvec(v) + self.added * v
 
 
 def inverse(x: Estimate, over: float) -> Estimate:

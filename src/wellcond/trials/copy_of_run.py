@@ -42,9 +42,9 @@ def alone(problem: Problem, seed: int) -> Iterator[None]:
     """Inside, a copy trains from this random state, beside stand-ins for the networks that the problem's loss uses."""
     beside = Isolation([], [], "train", None, modules_of(problem.loss_fn, problem.whole_loss))
     with random_state(seed, problem.device), torch.enable_grad(), contextlib.ExitStack() as stack:
-        if beside.modules:
+        if beside.training:
             stack.enter_context(beside.entered(problem.device))
-            beside.renew()
+            beside.renew({})
         yield
 
 
