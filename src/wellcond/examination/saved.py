@@ -73,12 +73,11 @@ def read_examination(path: str | Path) -> SavedExamination:
     """
     try:
         text = Path(path).read_text(encoding="utf-8")
+        data = json.loads(text)
     except OSError as error:
         raise ValueError(f"{path} can't be read: {error.strerror}") from error
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is no text: it is not JSON") from error
-    try:
-        data = json.loads(text)
     except (json.JSONDecodeError, RecursionError) as error:
         if isinstance(error, json.JSONDecodeError) and error.msg == "Extra data":  # JSON lines, as a history has
             check_schema(json.loads(text[: error.pos]), SCHEMA, str(path), "no wellcond examination")
