@@ -116,7 +116,9 @@ def measure(subject: Subject, settings: Settings, progress: Progress | None = No
     attempt("the forecast", partial(_look_ahead, m, subject, course))
     course.finish()
     attempt("effective learning rates", partial(_step_sizes, m, subject))
-    m.layers = attempt("the conditioning of layers", partial(_layers, problem)) or []
+    with contextlib.suppress(NoLayersError):
+        layers = partial(layer_conditioning, problem)
+        m.layers = attempt("the conditioning of layers", layers, let=(NoLayersError,)) or []
     again = attempt("the time of a gradient", partial(timeit, problem.gradient, number=1))
     m.gradient_seconds = again or m.gradient_seconds
     m.seconds = time.perf_counter() - started
@@ -215,13 +217,6 @@ def _refusals_noted(m: Measurements, what: str) -> Iterator[None]:
         if not raised_by_us(error):
             raise
         m.notes.append(f"{what}: {error}.")
-
-
-def _layers(problem: Problem) -> list[LayerConditioning]:
-    try:
-        return layer_conditioning(problem)
-    except NoLayersError:
-        return []
 
 
 def _root_v(problem: Problem, optimizer: Any) -> torch.Tensor:
