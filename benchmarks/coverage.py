@@ -86,7 +86,9 @@ def trained(build: Callable[[], nn.Module], seed: int) -> tuple[wc.Problem, wc.P
     return wc.Problem(model, loss_fn, (X, y)), wc.preconditioner_of(optimizer)
 
 
-def compared(dense: wc.Conditioning, sampled: wc.Conditioning) -> dict[str, tuple[wc.Estimate, float, float]]:
+def compared(
+    dense: wc.results.Conditioning, sampled: wc.results.Conditioning
+) -> dict[str, tuple[wc.results.Estimate, float, float]]:
     """Of each figure the interval, the dense answer at the same θ, and the figure's full range (0: none)."""
     spectrum, n = dense.spectrum, dense.size
     assert spectrum is not None
@@ -109,11 +111,15 @@ def compared(dense: wc.Conditioning, sampled: wc.Conditioning) -> dict[str, tupl
     thresholds = torch.tensor(THRESHOLDS, dtype=torch.float64) * top
     for part, x, low, high in zip(THRESHOLDS, thresholds, *sampled.counts_above(thresholds), strict=True):
         count = float((spectrum >= x).sum())
-        figures[f"count ≥ {part} λ_max"] = (wc.Estimate(count, float(low), float(high), "bounds"), count, float(n))
+        figures[f"count ≥ {part} λ_max"] = (
+            wc.results.Estimate(count, float(low), float(high), "bounds"),
+            count,
+            float(n),
+        )
     return figures
 
 
-def distances(estimate: wc.Estimate, answer: float, whole: float) -> tuple[float, float]:
+def distances(estimate: wc.results.Estimate, answer: float, whole: float) -> tuple[float, float]:
     """Of the lower and of the upper end from the answer: factors, or differences as shares of the whole."""
     if whole:
         return (answer - estimate.low) / whole, (estimate.high - answer) / whole

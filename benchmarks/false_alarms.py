@@ -29,7 +29,7 @@ def main() -> None:
         table.add(case.name, " or ".join(case.faults) or "–", told or "–")
         found += judged.found
         if not case.faults:
-            severe, notices = severe + (wc.Severity.SEVERE in said.values()), notices + bool(said)
+            severe, notices = severe + (wc.results.Severity.SEVERE in said.values()), notices + bool(said)
     verdict = (
         f"{found} of {len(FAULTY)} planted faults are found; of {len(HEALTHY)} healthy runs {severe} have a severe "
         f"finding and {notices} a notice."

@@ -48,9 +48,9 @@ BOUNDS = {
 COMPILING = 15.0
 
 
-def diagonal(chosen: Sequence[nn.Parameter]) -> wc.Diagonal:
+def diagonal(chosen: Sequence[nn.Parameter]) -> wc.DiagonalPreconditioner:
     generator = torch.Generator().manual_seed(2)
-    return wc.Diagonal(chosen, [torch.rand(p.shape, generator=generator) + 0.5 for p in chosen])
+    return wc.DiagonalPreconditioner(chosen, [torch.rand(p.shape, generator=generator) + 0.5 for p in chosen])
 
 
 def over_the_first(what: str, variants: dict[str, measuring.Action], count: int) -> list[float]:

@@ -98,7 +98,7 @@ class Case:
         """Examine it, and run the code that is advised."""
         run = self.run()
         told = wc.examine(run.model, run.loss_fn, run.data, run.optimizer, loss=run.loss).findings
-        said = [f for f in told if f.severity > wc.Severity.GOOD]
+        said = [f for f in told if f.severity > wc.results.Severity.GOOD]
         lacking = [f"{f.key}: {what}" for f in said if (what := _lacking(f, run))]
         return Judged(self, {f.key: f.severity for f in said}, lacking)
 
@@ -114,7 +114,7 @@ class Judged:
     """
 
     case: Case
-    said: dict[str, wc.Severity]
+    said: dict[str, wc.results.Severity]
     lacking: list[str]
 
     @property
@@ -130,12 +130,12 @@ def judge(names: Iterable[str]) -> list[Judged]:
     return [Judged(BY_NAME[name], said, lacking) for name, said, lacking in judged]
 
 
-def _judged(name: str) -> tuple[str, dict[str, wc.Severity], list[str]]:
+def _judged(name: str) -> tuple[str, dict[str, wc.results.Severity], list[str]]:
     judged = BY_NAME[name].judged()  # without its recipe, whose functions don't travel
     return name, judged.said, judged.lacking
 
 
-def _lacking(f: wc.Finding, run: wc.TrainingRun) -> str:
+def _lacking(f: wc.results.Finding, run: wc.TrainingRun) -> str:
     if not f.evidence or not all(e.how for e in f.evidence.values()):
         return "evidence, and how it was got"
     if f.effect is None and not any(

@@ -118,7 +118,7 @@ def _unfreezing(model: nn.Module, frozen: list[nn.Parameter], every: int) -> Cal
     return at_step
 
 
-def _conditioning(c: wc.Conditioning | None) -> Any:
+def _conditioning(c: wc.results.Conditioning | None) -> Any:
     """The figures but κ*: with batch norm the Hessian is singular, and rounding decides which eigenvalue is last."""
     if c is None:
         return None

@@ -145,7 +145,7 @@ def followed(remedy: str, run: wc.TrainingRun) -> wc.TrainingRun:
     return wc.TrainingRun(names["model"], run.loss_fn, names["data"], names["optimizer"], run.loss)
 
 
-def found(run: wc.TrainingRun, find: Callable, *, quick: bool = False) -> tuple[wc.Finding | None, Subject]:
+def found(run: wc.TrainingRun, find: Callable, *, quick: bool = False) -> tuple[wc.results.Finding | None, Subject]:
     """What one finding says about a run, with the layers measured but no curvature."""
     settings = Settings(quick=quick)
     subject = Subject.of(run, settings)

@@ -35,7 +35,7 @@ WIDER = """[...document.querySelectorAll("body *")].filter((e) => !e.closest("sv
   && e.getBoundingClientRect().right > innerWidth + 1).map((e) => e.outerHTML.slice(0, 80))"""
 
 
-def deep(layers: int, name: str = "block_{}") -> wc.Examination:
+def deep(layers: int, name: str = "block_{}") -> wc.results.Examination:
     """A network of many layers, quickly examined."""
     torch.manual_seed(0)
     model = nn.Sequential()
@@ -57,10 +57,12 @@ def monitored() -> wc.Monitor:
     step = monitor.step
     title = "A finding of several words: its figure is 1,234 (1,200 to 1,300)."
     for i, (now, before) in enumerate([("notice", None), ("severe", "notice"), (None, "severe"), ("severe", None)]):
-        change = wc.monitor.Change("planted", now, before, title)
+        change = wc.monitor.FindingChange("planted", now, before, title)
         record = dataclasses.replace(monitor.history[-1], step=step + i + 1, changes=[change], jumps=[step + i])
         monitor.history.records.append(record)
-    failed = wc.Record(step + 5, 1.0, "every", failed="out of memory: tried to allocate 3 GiB", notes=["A note."])
+    failed = wc.results.Record(
+        step + 5, 1.0, "every", failed="out of memory: tried to allocate 3 GiB", notes=["A note."]
+    )
     monitor.history.records.append(failed)
     return monitor
 
@@ -141,8 +143,14 @@ def test_a_hostile_name_stays_text_wherever_it_is_shown(tmp_path):
     planted.notes, planted.model, planted.unreached = [INJECTION], INJECTION, [INJECTION]
     figure = m.figures["hessian"].largest
     effect = Effect(INJECTION, figure, figure)
-    told = [wc.Finding(INJECTION, wc.Severity.SEVERE, INJECTION, INJECTION, {INJECTION: figure}, INJECTION, effect)] * 5
-    for i, shown in enumerate((wc.Examination(m, told), wc.Examination(planted, told), hostile_monitor())):
+    told = [
+        wc.results.Finding(
+            INJECTION, wc.results.Severity.SEVERE, INJECTION, INJECTION, {INJECTION: figure}, INJECTION, effect
+        )
+    ] * 5
+    for i, shown in enumerate(
+        (wc.results.Examination(m, told), wc.results.Examination(planted, told), hostile_monitor())
+    ):
         with Page(shown.save(tmp_path / f"{i}.html")) as page:
             assert page.run("document.images.length + document.querySelectorAll('b, a:not(.skip)').length") == 0
             assert page.run("document.title").startswith("wellcond: ")
@@ -156,9 +164,9 @@ def hostile_monitor() -> wc.Monitor:
     """Whose model, optimizer, findings, failures and notes are an attacker's words."""
     monitor = monitored()
     monitor.history.run |= {"model": INJECTION, "optimizer": INJECTION, "torch": INJECTION}
-    told = [wc.monitor.Change(INJECTION + word, word, None, INJECTION) for word in ("severe", "good")]
+    told = [wc.monitor.FindingChange(INJECTION + word, word, None, INJECTION) for word in ("severe", "good")]
     monitor.history.records.append(
-        wc.Record(99, 1.0, INJECTION, failed=INJECTION, notes=[INJECTION], changes=told, jumps=[98])
+        wc.results.Record(99, 1.0, INJECTION, failed=INJECTION, notes=[INJECTION], changes=told, jumps=[98])
     )
     return monitor
 

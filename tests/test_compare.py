@@ -153,7 +153,7 @@ def test_a_damaged_file_is_refused_in_one_line(base, path):
 def test_nothing_changed(base):
     found = wc.compare(saved(base), saved(base, "b.json"))
     assert found.facts == found.apart == found.new == found.gone == found.changed == found.warnings == []
-    assert found.severity == wc.Severity.GOOD
+    assert found.severity == wc.results.Severity.GOOD
     assert "as before" in str(found)
 
 
@@ -164,8 +164,8 @@ def test_findings_new_gone_and_changed(base):
     assert [f.key for f in found.new] == ["c"]
     assert [f.key for f in found.gone] == ["a"]
     assert [(was.severity.word, now.severity.word) for was, now in found.changed] == [("notice", "severe")]
-    assert found.severity == wc.Severity.SEVERE
-    assert wc.compare(saved(after), saved(before)).severity == wc.Severity.SEVERE  # a, which is new
+    assert found.severity == wc.results.Severity.SEVERE
+    assert wc.compare(saved(after), saved(before)).severity == wc.results.Severity.SEVERE  # a, which is new
 
 
 def test_figures_apart_come_with_their_factor_and_overlapping_ones_do_not(base):

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from tests.problems import make, random_spectrum, train
-from wellcond.conditioning import Effort, conditioning
+from wellcond.condition_numbers import Effort, conditioning
 from wellcond.curvature import GaussNewton, Hessian
 from wellcond.linalg import MatrixOperator
 from wellcond.preconditioners import preconditioner_of

@@ -24,7 +24,7 @@ def test_a_planted_fault_is_found(name, judged):
 @pytest.mark.parametrize("name", [case.name for case in HEALTHY])
 def test_a_healthy_run_is_quiet(name, judged):
     said = judged[name].said
-    assert wc.Severity.SEVERE not in said.values(), said
+    assert wc.results.Severity.SEVERE not in said.values(), said
     assert len(said) <= 1, said
     assert not judged[name].lacking
 

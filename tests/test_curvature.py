@@ -11,7 +11,7 @@ from tests.problems import PROBLEMS, batches_of, make, train
 from wellcond.curvature import GaussNewton, Hessian, OutputUnknownError
 from wellcond.curvature.engine.keeping import Kept, engine_of
 from wellcond.parameters import flatten, unflatten
-from wellcond.preconditioners import Diagonal, preconditioner_of
+from wellcond.preconditioners import DiagonalPreconditioner, preconditioner_of
 from wellcond.problem import Problem
 
 
@@ -140,7 +140,7 @@ def test_preconditioned_is_the_explicit_product(name):
     case = make(name)
     problem = Problem(case.model, case.loss_fn, case.data)
     scales = [torch.rand_like(p) + 0.1 for p in case.model.parameters()]
-    P = Diagonal(list(case.model.parameters()), scales)
+    P = DiagonalPreconditioner(list(case.model.parameters()), scales)
     D = torch.diag(flatten(scales).detach())
     for operator in (Hessian(problem), GaussNewton(problem)):
         dense, z = operator.dense(), operator.preconditioned(P)

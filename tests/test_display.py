@@ -63,7 +63,7 @@ def test_names_and_sentences():
     assert number(float("inf")) == "inf"
 
 
-@pytest.mark.parametrize("result", [wc.Examination, wc.History])
+@pytest.mark.parametrize("result", [wc.results.Examination, wc.results.History])
 def test_a_result_draws_with_what_the_package_registered(result):
     renderer: Renderer = result.renderer
     assert all(callable(getattr(renderer, face)) for face in ("page", "plot"))

@@ -20,7 +20,7 @@ FAMILIES = ("clustered at the top", "repeated", "graded", "indefinite", "planted
 EMPTY = torch.empty(0, dtype=torch.float64)
 
 
-class Diagonal(MatrixOperator):
+class DiagonalPreconditioner(MatrixOperator):
     """diag(values) by products that cost nothing; Lanczos doesn't know that its eigenvectors are simple."""
 
     def __init__(self, values: torch.Tensor):
@@ -114,7 +114,7 @@ def test_missed_is_a_p_value(tail, k, options):
     three standard deviations of a binomial of that probability."""
     bulk = torch.linspace(0, 1, 400 - len(tail), dtype=torch.float64)
     values = torch.cat([bulk, torch.tensor(tail, dtype=torch.float64)])
-    A, runs = Diagonal(values), 300
+    A, runs = DiagonalPreconditioner(values), 300
     stated, wrong = torch.empty(runs, k), torch.empty(runs, k, dtype=torch.bool)
     for seed in range(runs):
         e = eigenvalues(A, k, seed=seed, **options)
@@ -134,7 +134,7 @@ def test_an_eigenvector_with_no_share_in_the_start_is_not_declared_absent():
     start = torch.ones(100, dtype=torch.float64)
     for share in (1e-2, 1e-4, 1e-6):
         start[-1] = share
-        run = Lanczos(Diagonal(values), start, capacity=30)
+        run = Lanczos(DiagonalPreconditioner(values), start, capacity=30)
         for _ in range(40):
             run.extend(1)
             top = float(run.ritz()[0][-1])
@@ -149,7 +149,7 @@ def test_amplification_is_the_christoffel_function_and_survives_a_restart():
     """1/K(x) is the most mass at x that the moments allow: without restart the Gauss-Radau weight of a node at x;
     and with one, never less than the mass that is there."""
     values = torch.linspace(-1, 1, 80, dtype=torch.float64) ** 3
-    A = Diagonal(values)
+    A = DiagonalPreconditioner(values)
     v = RandomDirections(80, A.dtype, A.device, 3).draw()
     run = Lanczos(A, v).extend(9)
     for x, end in ((1.1, 1), (1.6, 1), (-1.05, -1)):
@@ -157,7 +157,7 @@ def test_amplification_is_the_christoffel_function_and_survives_a_restart():
         expected = float(weights[0, (nodes[0] - x).abs().argmin()])
         assert 1 / run.missed[0].amplification(x, end) == pytest.approx(expected, rel=1e-8)
     assert run.missed[0].amplification(0.0) == 0.0  # not beyond the Ritz values: nothing is known
-    spiked = Diagonal(torch.cat([values, torch.tensor([1.2], dtype=torch.float64)]))
+    spiked = DiagonalPreconditioner(torch.cat([values, torch.tensor([1.2], dtype=torch.float64)]))
     start = torch.cat([v, torch.tensor([1e-5], dtype=torch.float64)])
     restarted = Lanczos(spiked, start, capacity=12)
     grown = []
@@ -196,7 +196,7 @@ def test_repeated_eigenvalues_are_found_with_their_multiplicity(copies, which):
     bulk = torch.linspace(-1, 1, 300, dtype=torch.float64)
     values = torch.cat([bulk, torch.tensor([2.0] * copies + [1.5, -3.0, -3.0], dtype=torch.float64)])
     k = copies + 1 if which != "magnitude" else copies + 3
-    e = eigenvalues(Diagonal(values), k, which, tol=1e-4, max_basis=60)
+    e = eigenvalues(DiagonalPreconditioner(values), k, which, tol=1e-4, max_basis=60)
     assert torch.allclose(e.values, dense_answer(values.sort().values, k, which), atol=1e-3)
     assert e.converged.all()
     assert e.missed.max() <= 0.003
@@ -205,7 +205,7 @@ def test_repeated_eigenvalues_are_found_with_their_multiplicity(copies, which):
     residuals = (values[:, None] * V - V * e.values).norm(dim=0)
     assert (residuals <= e.error_bounds).all()
     # One Krylov space has one vector of each (until rounding brings in others), and claims no more.
-    once = eigenvalues(Diagonal(values), k, which, tol=1e-1, verify=False)
+    once = eigenvalues(DiagonalPreconditioner(values), k, which, tol=1e-1, verify=False)
     assert int((once.values > 1.9).sum()) == 1
     assert once.missed[1:k].min() == 1.0
 
@@ -214,7 +214,7 @@ def test_repeated_eigenvalues_are_found_with_their_multiplicity(copies, which):
 @pytest.mark.parametrize("k", [1, 4, 25])
 def test_a_small_basis_gives_the_same_answer(which, k):
     values = torch.randn(800, generator=torch.Generator().manual_seed(1), dtype=torch.float64) ** 3
-    A = Diagonal(values)
+    A = DiagonalPreconditioner(values)
     count = 2 * k if which == "both" else k
     small = eigenvalues(A, k, which, tol=1e-6, max_basis=2 * count + 8, max_products=4000)
     large = eigenvalues(A, k, which, tol=1e-6, max_basis=800, max_products=4000)
@@ -254,7 +254,7 @@ def test_memory_is_bounded(which):
     values[:2] = 1.1  # repeated: the search for more of them must fit as well
     counter = PeakVectors(n)
     with counter:
-        e = eigenvalues(Diagonal(values), 2, which, tol=1e-2, max_basis=24, max_products=150)
+        e = eigenvalues(DiagonalPreconditioner(values), 2, which, tol=1e-2, max_basis=24, max_products=150)
     assert e.run.steps > 40
     count = len(e.values)
     assert 24 < counter.peak <= 24 + count + 4 + 16
@@ -365,7 +365,7 @@ def test_float32_bounds_include_rounding(family, basis):
 def test_a_run_that_fits_in_memory_stays_plain_lanczos():
     """What the spectrum's other figures rely on: one space, from one uniformly random direction."""
     values = torch.randn(500, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    A = Diagonal(values)
+    A = DiagonalPreconditioner(values)
     e = eigenvalues(A, 5, "both", min_products=120, max_products=120, seed=4)
     start = RandomDirections(500, A.dtype, A.device, 4).draw()
     assert e.run.steps == e.run.dimension == e.products == 120
@@ -381,7 +381,7 @@ def test_one_eigenvalue_takes_few_products_though_verified():
     bulk = 0.01 * torch.rand(100_000, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     bulk[:5] = torch.tensor([1.0, 0.7, 0.5, 0.3, 0.2], dtype=torch.float64)
     for seed in range(5):
-        e = eigenvalues(Diagonal(bulk), seed=seed)
+        e = eigenvalues(DiagonalPreconditioner(bulk), seed=seed)
         assert e.products <= 14
         assert float(e.missed[0]) <= 0.003
         assert e.values[0] == pytest.approx(1.0, rel=1e-3)

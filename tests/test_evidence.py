@@ -328,8 +328,8 @@ class TestRate:
         assert rate.errors(one[:, None], 2 * one, one, lr=0.1, momentum=0.0, steps=3) == pytest.approx([1, 0.6, 0.36])
 
     def test_a_broken_preconditioner_is_seen(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        sound = wc.Diagonal
-        monkeypatch.setattr(wc, "Diagonal", lambda p, d: sound(p, [x.sqrt() for x in d]))
+        sound = wc.DiagonalPreconditioner
+        monkeypatch.setattr(wc, "DiagonalPreconditioner", lambda p, d: sound(p, [x.sqrt() for x in d]))
         claim = rate.Rate()
         torch.manual_seed(0)
         assert not claim.holds(Runs("", [claim.measure("random, κ = 100, under P", 0, True)]))

@@ -19,10 +19,10 @@ from wellcond.linalg import MatrixOperator
 f64 = partial(torch.tensor, dtype=torch.float64)
 
 
-def powered(P: wc.Preconditioner, power: float) -> wc.Diagonal:
+def powered(P: wc.Preconditioner, power: float) -> wc.DiagonalPreconditioner:
     """A broken P: each entry of a diagonal one to a power."""
-    assert isinstance(P, wc.Diagonal)
-    return wc.Diagonal(P.parameters, [s**power for s in P.scales])
+    assert isinstance(P, wc.DiagonalPreconditioner)
+    return wc.DiagonalPreconditioner(P.parameters, [s**power for s in P.scales])
 
 
 def test_best_scaling_of_two_by_two_is_jacobi():

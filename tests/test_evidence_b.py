@@ -73,7 +73,7 @@ class TestL2Spectrum:
         model = work.model(0)
         (w,) = model.parameters()
         scale = torch.logspace(-1, 1, 10, dtype=torch.float64)[None]
-        P = wc.Diagonal([w], [scale])
+        P = wc.DiagonalPreconditioner([w], [scale])
         x = work.train[0]
         Hz = scale.T * (2 * x.T @ x / len(x)) * scale
         plain = torch.linalg.eigvalsh(Hz)
@@ -90,7 +90,7 @@ class TestL2Spectrum:
     def test_an_adjoint_of_p_squared_is_noticed(self, monkeypatch: pytest.MonkeyPatch) -> None:
         claim = l2_spectrum.L2Spectrum()
         assert holds(claim, "breast cancer, MLP")
-        monkeypatch.setattr(wc.Diagonal, "adjoint", lambda P, g: P.apply(P.apply(g)))
+        monkeypatch.setattr(wc.DiagonalPreconditioner, "adjoint", lambda P, g: P.apply(P.apply(g)))
         assert not holds(claim, "breast cancer, MLP")
 
 

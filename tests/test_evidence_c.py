@@ -165,9 +165,9 @@ def test_squaring_rmsprops_p_breaks_the_edge(monkeypatch: pytest.MonkeyPatch) ->
     assert claim.holds(measured(claim, case))
     right = edge_of_stability.own_preconditioner_of
 
-    def squared(optimizer: Any) -> wc.Diagonal:
+    def squared(optimizer: Any) -> wc.DiagonalPreconditioner:
         P = right(optimizer)
-        return wc.Diagonal(P.parameters, [s.square() for s in P.scales])
+        return wc.DiagonalPreconditioner(P.parameters, [s.square() for s in P.scales])
 
     monkeypatch.setattr(edge_of_stability, "own_preconditioner_of", squared)
     assert not claim.holds(measured(claim, case))

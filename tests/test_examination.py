@@ -33,7 +33,7 @@ def wine_run(scaled: bool, *, hidden: int = 12, lr: float = 1e-2, steps: int = 6
     return model, loss_fn, (X, y), optimizer
 
 
-def finding(examination: wc.Examination, key: str) -> wc.Finding:
+def finding(examination: wc.results.Examination, key: str) -> wc.results.Finding:
     return next(f for f in examination.findings if f.key == key)
 
 
@@ -114,10 +114,10 @@ def test_above_the_dense_limit_the_intervals_contain_the_dense_answers(quick):
 
 def test_unscaled_inputs_are_severe_and_scaled_ones_are_not():
     bad, good = (wc.examine(*wine_run(scaled)) for scaled in (False, True))
-    assert finding(bad, "inputs").severity is wc.Severity.SEVERE
-    assert bad.findings[0].severity is bad.severity is wc.Severity.SEVERE
+    assert finding(bad, "inputs").severity is wc.results.Severity.SEVERE
+    assert bad.findings[0].severity is bad.severity is wc.results.Severity.SEVERE
     assert "The inputs are not scaled and off-center: κ of the first layer's ext" in finding(bad, "inputs").title
-    assert finding(good, "inputs").severity is wc.Severity.GOOD
+    assert finding(good, "inputs").severity is wc.results.Severity.GOOD
     X = torch.tensor(load_wine().data)
     extended = torch.cat([torch.ones(len(X), 1, dtype=torch.float64), X.float().double()], 1)
     s = torch.linalg.svdvals(extended)
@@ -132,8 +132,8 @@ def test_a_learning_rate_above_the_edge_is_severe():
         found = finding(examination, "learning_rate")
         at[lr] = (found.severity, found.evidence["edge_ratio"].value)
         assert "its stability bound" in found.title
-    assert at[1e-4][0] is wc.Severity.NOTICE  # far below: in a trial a larger rate wins
-    assert at[1e3][0] is wc.Severity.SEVERE
+    assert at[1e-4][0] is wc.results.Severity.NOTICE  # far below: in a trial a larger rate wins
+    assert at[1e3][0] is wc.results.Severity.SEVERE
     assert at[1e3][1] == pytest.approx(at[0.5][1] * 2000, rel=1e-6)
 
 
@@ -151,7 +151,7 @@ def test_the_effect_of_the_preconditioner_is_told():
         optimizer.step()
     found = finding(wc.examine(model, loss_fn, (X, y), optimizer), "preconditioner")
     before, after = found.evidence.values()
-    assert found.severity is wc.Severity.GOOD
+    assert found.severity is wc.results.Severity.GOOD
     assert before.value > 100 * after.value
     assert "times better" in found.title
     sgd = wc.examine(model, loss_fn, (X, y), torch.optim.SGD(model.parameters(), lr=1e-3))
@@ -180,7 +180,7 @@ def test_strong_negative_curvature_is_noticed():
 
     one = torch.ones(1)
     examination = wc.examine(Saddle(), lambda o, t: o.sum(), (one, one))
-    assert finding(examination, "negative_curvature").severity is wc.Severity.NOTICE
+    assert finding(examination, "negative_curvature").severity is wc.results.Severity.NOTICE
 
 
 def test_unreached_parameters_are_a_finding_and_those_outside_the_optimizer_a_note():

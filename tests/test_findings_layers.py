@@ -17,7 +17,7 @@ from wellcond.normalization.units import units_of
 from wellcond.trials import Effect, NoEffect
 
 DATA = ["digits", "wine", "breast cancer", "diabetes", "iris"]
-SEVERE, NOTICE, GOOD = wc.Severity.SEVERE, wc.Severity.NOTICE, wc.Severity.GOOD
+SEVERE, NOTICE, GOOD = wc.results.Severity.SEVERE, wc.results.Severity.NOTICE, wc.results.Severity.GOOD
 
 
 def healthy(name: str, network: str) -> wc.TrainingRun:
@@ -141,7 +141,7 @@ def test_a_remedy_that_does_harm_in_its_trial_is_not_advised():
 
 
 def test_what_is_left_of_a_severity_after_a_trial():
-    low, high, less = (wc.Estimate(x, x, x, "trial") for x in (0.1, 0.5, 0.099))
+    low, high, less = (wc.results.Estimate(x, x, x, "trial") for x in (0.1, 0.5, 0.099))
     assert SEVERE.after(None) is SEVERE.after(NoEffect()) is SEVERE
     assert SEVERE.after(Effect("loss", high, low)) is SEVERE
     assert SEVERE.after(Effect("loss", low, high)) is GOOD
@@ -366,7 +366,7 @@ def test_a_frozen_part_that_the_optimizer_does_not_have_is_meant():
     assert all(f.key != "unreached" for f in examined_findings(run))
 
 
-def examined_findings(run: wc.TrainingRun) -> list[wc.Finding]:
+def examined_findings(run: wc.TrainingRun) -> list[wc.results.Finding]:
     return wc.examine(run.model, run.loss_fn, run.data, run.optimizer).findings
 
 

@@ -32,7 +32,7 @@ from wellcond.examination.noise import noise_scale
 from wellcond.examination.remedies import built_code, set_code
 from wellcond.examination.subject import Settings, Subject
 
-GOOD, NOTICE, SEVERE = wc.Severity.GOOD, wc.Severity.NOTICE, wc.Severity.SEVERE
+GOOD, NOTICE, SEVERE = wc.results.Severity.GOOD, wc.results.Severity.NOTICE, wc.results.Severity.SEVERE
 ADAPTIVE = {
     "Adam": partial(torch.optim.Adam, lr=3e-3),
     "AdamW": partial(torch.optim.AdamW, lr=3e-3, weight_decay=0.0),

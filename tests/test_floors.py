@@ -13,13 +13,14 @@ linalg penalties hooks one_pass
 problem
 preconditioners
 curvature
-steps conditioning normalization
+steps condition_numbers normalization
 trials optim
-stability forecast
-what_if
+stability forecasts
+variants
 examination
 report
 monitor
+results
 wellcond
 integrations evidence
 cli"""
@@ -37,7 +38,7 @@ def imports(module: str) -> set[str]:
     nodes = list(ast.walk(ast.parse(FILES[module].read_text())))
     whole = {a.name for n in nodes if isinstance(n, ast.Import) for a in n.names}
     parts = {(n.module, a.name) for n in nodes if isinstance(n, ast.ImportFrom) for a in n.names}
-    # What a door gives may be called as the file behind it: `from wellcond.forecast import forecast`.
+    # What a door gives may be called as the file behind it: `from wellcond.forecasts import forecast`.
     own = {m for m, _ in parts if m == "wellcond" or room(m) == room(module)}
     names = whole | {f"{m}.{name}" if m in own and f"{m}.{name}" in FILES else m for m, name in parts}
     return names & FILES.keys()

@@ -15,9 +15,9 @@ from torch import nn
 from tests.problems import make
 from wellcond.curvature import GaussNewton, Hessian
 from wellcond.curvature.scaling import jacobi, row_scaling
-from wellcond.forecast import Candidate, forecast
-from wellcond.forecast.forecast import displacements
-from wellcond.preconditioners import Diagonal, Momentum, preconditioner_of
+from wellcond.forecasts import Candidate, forecast
+from wellcond.forecasts.forecast import displacements
+from wellcond.preconditioners import DiagonalPreconditioner, Momentum, preconditioner_of
 from wellcond.problem import Problem
 
 
@@ -28,7 +28,7 @@ def least_squares(seed=0, width=25, N=60):
     model = nn.Linear(width, 1).double()
     problem = Problem(model, nn.MSELoss(), (X, torch.randn(N, 1, dtype=torch.float64) + X.sum(1, keepdim=True)))
     scales = [torch.rand(p.shape, dtype=torch.float64) + 0.1 for p in problem.parameters]
-    return problem, Diagonal(problem.parameters, scales)
+    return problem, DiagonalPreconditioner(problem.parameters, scales)
 
 
 def descend(problem, P, rate, update, steps):

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import wellcond as wc
-from wellcond.conditioning import conditioning
+from wellcond.condition_numbers import conditioning
 from wellcond.normalization import layer_conditioning
 from wellcond.normalization.layer_block import layer_block, normalizing
 from wellcond.preconditioners import Standardization

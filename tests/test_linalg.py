@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.problems import SPECTRA, random_spectrum
-from wellcond.conditioning.sampled import Effort, SampledConditioning
-from wellcond.conditioning.whole import WholeConditioning
+from wellcond.condition_numbers.sampled import Effort, SampledConditioning
+from wellcond.condition_numbers.whole import WholeConditioning
 from wellcond.display import number
 from wellcond.linalg import (
     Estimate,

@@ -29,13 +29,13 @@ from tests.monitored import Augmented, adversarial, network, plain_step, same, t
 from tests.problems import batches_of, make, train
 from wellcond.examination import Finding, Severity
 from wellcond.linalg import Estimate
-from wellcond.monitor import changes as changes_module
+from wellcond.monitor import finding_changes as changes_module
 from wellcond.monitor import losses as losses_module
 from wellcond.monitor.budget import MARGIN, Budget
-from wellcond.monitor.changes import Findings
+from wellcond.monitor.finding_changes import Findings
 from wellcond.monitor.losses import LASTING, LEAST, Losses
 from wellcond.monitor.measuring import Look, Looking
-from wellcond.monitor.record import Change
+from wellcond.monitor.record import FindingChange
 from wellcond.problem import draw_batches, generators_of
 
 EVERY_STEP = {"every": 1, "overhead": None, "examples": 16}
@@ -88,7 +88,7 @@ ATTACH = {
     "regularize, original": lambda model, o: wc.regularize(o, wc.penalties.L1(1e-2), model=model, space="original"),
     "precondition": lambda model, o: wc.precondition(o, wc.BatchNormPreconditioner(model)),
     "reparameterize": lambda model, o: wc.reparameterize(
-        o, wc.Diagonal(list(model.parameters()), [torch.full(p.shape, 2.0) for p in model.parameters()])
+        o, wc.DiagonalPreconditioner(list(model.parameters()), [torch.full(p.shape, 2.0) for p in model.parameters()])
     ),
 }
 
@@ -537,7 +537,7 @@ def test_a_loss_that_is_not_a_number():
     last = monitor.history[-1]
     assert "loss" in last.failed
     assert math.isnan(last.loss)
-    assert math.isnan(wc.Record.from_json(json.loads(json.dumps(last.to_json(), allow_nan=False))).loss)
+    assert math.isnan(wc.results.Record.from_json(json.loads(json.dumps(last.to_json(), allow_nan=False))).loss)
 
 
 def test_a_finding_that_raises_does_not_cost_the_record(monkeypatch):
@@ -738,17 +738,17 @@ def test_findings_are_told_when_they_change(monkeypatch):
     )
     standing = Findings()
 
-    def changes(*parts: str) -> list[Change]:
+    def changes(*parts: str) -> list[FindingChange]:
         return standing.changes(Look(None, None, dict.fromkeys(parts, 0.0)))[0]
 
     found["scale"] = Severity.NOTICE
-    assert changes("edge", "layers") == [Change("scale", "notice", None, "scale!")]
+    assert changes("edge", "layers") == [FindingChange("scale", "notice", None, "scale!")]
     assert changes("edge", "layers") == []
     found["scale"] = Severity.SEVERE
-    assert changes("edge", "layers") == [Change("scale", "severe", "notice", "scale!")]
+    assert changes("edge", "layers") == [FindingChange("scale", "severe", "notice", "scale!")]
     found.clear()
     assert changes("edge") == []  # what it was found by was not measured
-    assert changes("edge", "layers") == [Change("scale", None, "severe", "scale!")]
+    assert changes("edge", "layers") == [FindingChange("scale", None, "severe", "scale!")]
 
 
 def test_dear_findings_are_left_for_when_they_are_affordable_and_stand_meanwhile(monkeypatch):
@@ -771,7 +771,7 @@ def test_dear_findings_are_left_for_when_they_are_affordable_and_stand_meanwhile
         assert standing.changes(look, whole=False) == ([], [])
     assert called == ["dear", "cheap", *["cheap"] * 6]
     called.append("one more")
-    assert standing.changes(look)[0] == [Change("dear", None, "notice", "dear!")]
+    assert standing.changes(look)[0] == [FindingChange("dear", None, "notice", "dear!")]
 
 
 @pytest.mark.parametrize("name", ["tanh MLP", "batch norm", "dropout", "convolution", "linear regression"])
@@ -820,9 +820,9 @@ def test_the_page_says_below_a_chart_what_its_tile_says_and_tells_the_last_chang
     first = monitor.history[0]
     infinite = Estimate(math.inf, 1.0, math.inf, "no curvature along the gradient")
     monitor.history.records = [
-        dataclasses.replace(first, changes=[Change("a", "good", None, "At first it is well.")]),
+        dataclasses.replace(first, changes=[FindingChange("a", "good", None, "At first it is well.")]),
         dataclasses.replace(
-            first, step=9, kappa_effective=infinite, changes=[Change("a", "severe", "good", "Then it is not.")]
+            first, step=9, kappa_effective=infinite, changes=[FindingChange("a", "severe", "good", "Then it is not.")]
         ),
     ]
     page = monitor.save(tmp_path / "monitor.html").read_text(encoding="utf-8")
@@ -837,7 +837,9 @@ def test_the_page_of_nothing_and_of_failures(tmp_path):
     assert "Nothing was measured yet" in monitor.save(tmp_path / "empty.html").read_text(encoding="utf-8")
     evil = "<img src=x onerror=alert(1)></script>"
     monitor.history.records.append(
-        wc.Record(3, 1.0, "every", failed=evil, notes=[evil], changes=[Change(evil, "severe", None, evil)])
+        wc.results.Record(
+            3, 1.0, "every", failed=evil, notes=[evil], changes=[FindingChange(evil, "severe", None, evil)]
+        )
     )
     monitor.history.run["model"] = evil
     page = monitor.save(tmp_path / "failed.html").read_text(encoding="utf-8")
@@ -872,7 +874,7 @@ def test_a_figure_that_does_not_exist():
 
 
 def test_a_record_survives_its_json():
-    record = wc.Record(
+    record = wc.results.Record(
         7,
         1.5,
         "jump",
@@ -880,11 +882,11 @@ def test_a_record_survives_its_json():
         0.1,
         Estimate(2.0, 1.0, math.inf, "x", 0.9),
         jumps=[6],
-        changes=[Change("a", None, "notice", "c")],
+        changes=[FindingChange("a", None, "notice", "c")],
     )
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert wc.Record.from_json(json.loads(json.dumps(record.to_json(), allow_nan=False))) == record
+        assert wc.results.Record.from_json(json.loads(json.dumps(record.to_json(), allow_nan=False))) == record
     assert record.numbers()["edge_ratio"] == 1.0  # only a lower end is known
     infinite = dataclasses.replace(record, edge_ratio=Estimate(math.inf, 1.0, math.inf, "x", 0.9))
     assert infinite.numbers()["edge_ratio"] == math.inf

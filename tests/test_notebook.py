@@ -80,22 +80,24 @@ def test_representations_are_tables_of_the_figures(objects):
 def test_what_came_from_the_user_stays_text():
     examination = hostile()
     e = examination.measurements.figures["hessian"].largest
-    told = wc.Finding("x", wc.Severity.SEVERE, INJECTION, INJECTION, {INJECTION: e}, INJECTION, Effect(INJECTION, e, e))
-    spoken = wc.Estimate(1.0, 1.0, 1.0, '"><script>alert(1)</script>')
+    told = wc.results.Finding(
+        "x", wc.results.Severity.SEVERE, INJECTION, INJECTION, {INJECTION: e}, INJECTION, Effect(INJECTION, e, e)
+    )
+    spoken = wc.results.Estimate(1.0, 1.0, 1.0, '"><script>alert(1)</script>')
     for x in (examination, examination.measurements.layers, told, spoken, wc.compare(examination, examination)):
         assert Tags(x._repr_html_()).seen <= ALLOWED
 
 
 def test_of_equal_findings_the_one_whose_remedy_helped_most_comes_first():
-    def finding(without: float, with_remedy: float, error: float = 0.0) -> wc.Finding:
-        figures = (wc.Estimate(x, x - error, x + error, "trial") for x in (without, with_remedy))
-        return wc.Finding("x", wc.Severity.NOTICE, "", "", effect=Effect("loss", *figures))
+    def finding(without: float, with_remedy: float, error: float = 0.0) -> wc.results.Finding:
+        figures = (wc.results.Estimate(x, x - error, x + error, "trial") for x in (without, with_remedy))
+        return wc.results.Finding("x", wc.results.Severity.NOTICE, "", "", effect=Effect("loss", *figures))
 
     assert finding(4, 1).gain == 4
     assert finding(4, 0).gain == float("inf")
     assert finding(1, 4).gain == 0
     assert finding(4, 3, error=1).gain == 0  # overlapping
-    assert wc.Finding("x", wc.Severity.SEVERE, "", "").gain == 0
+    assert wc.results.Finding("x", wc.results.Severity.SEVERE, "", "").gain == 0
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ from wellcond.curvature.engine import products
 from wellcond.linalg import MatrixOperator, eigenvalues
 from wellcond.linalg.estimate import student
 from wellcond.parameters import flatten
-from wellcond.preconditioners import Diagonal, preconditioner_of
+from wellcond.preconditioners import DiagonalPreconditioner, preconditioner_of
 from wellcond.problem import Problem
 from wellcond.stability.edge import edge_ratio
 
@@ -35,10 +35,10 @@ def engine(problem: Problem) -> products._Engine:
     return products.engine_of(problem)
 
 
-def scaled(problem: Problem) -> Diagonal:
+def scaled(problem: Problem) -> DiagonalPreconditioner:
     generator = torch.Generator().manual_seed(5)
     scales = [torch.rand(p.shape, dtype=p.dtype, generator=generator) + 0.1 for p in problem.parameters]
-    return Diagonal(problem.parameters, scales)
+    return DiagonalPreconditioner(problem.parameters, scales)
 
 
 # -- the empirical Fisher matrix ---------------------------------------------------------------------------------

@@ -10,7 +10,14 @@ import torch
 from torch import nn
 
 from tests.problems import make, train
-from wellcond.preconditioners import BatchNormPreconditioner, Diagonal, preconditioner_of, reads, steps_of, supported
+from wellcond.preconditioners import (
+    BatchNormPreconditioner,
+    DiagonalPreconditioner,
+    preconditioner_of,
+    reads,
+    steps_of,
+    supported,
+)
 
 # Momentum is off: then the step is −α P² g and nothing else.
 OPTIMIZERS = {
@@ -262,19 +269,19 @@ def test_a_state_that_is_not_finite_is_refused():
 def test_apply_adjoint_and_invert_belong_together():
     torch.manual_seed(0)
     parameters = [torch.randn(2, 3), torch.randn(4)]
-    P = Diagonal(parameters, [torch.rand(2, 3) + 0.5, torch.rand(4) + 0.5])
+    P = DiagonalPreconditioner(parameters, [torch.rand(2, 3) + 0.5, torch.rand(4) + 0.5])
     x, y = [torch.randn(2, 3), torch.randn(4)], [torch.randn(2, 3), torch.randn(4)]
     inner = lambda a, b: sum(float((s * t).sum()) for s, t in zip(a, b, strict=True))  # noqa: E731
     assert inner(P.apply(x), y) == pytest.approx(inner(x, P.adjoint(y)), rel=1e-6)
     for back, original in zip(P.invert(P.apply(x)), x, strict=True):
         assert torch.allclose(back, original)
     with pytest.raises(ValueError, match="positive"):
-        Diagonal(parameters, [torch.zeros(2, 3), torch.ones(4)])
+        DiagonalPreconditioner(parameters, [torch.zeros(2, 3), torch.ones(4)])
     with pytest.raises(ValueError, match="got 1 scales for 2 parameters"):
-        Diagonal(parameters, [torch.ones(2, 3)])
+        DiagonalPreconditioner(parameters, [torch.ones(2, 3)])
     for shape in ((3, 2), (1, 2, 3), (2,)):
         with pytest.raises(ValueError, match=r"for a parameter of shape \(2, 3\); give one for each entry"):
-            Diagonal(parameters, [torch.ones(shape), torch.ones(4)])
+            DiagonalPreconditioner(parameters, [torch.ones(shape), torch.ones(4)])
 
 
 def test_diagonal_is_p_on_ones():
@@ -292,6 +299,6 @@ def test_diagonal_is_p_on_ones():
 def test_what_is_not_diagonal_has_no_diagonal():
     model = nn.Linear(2, 2)
     P = BatchNormPreconditioner(model)
-    for other in (P, P @ Diagonal(list(model.parameters()), [torch.ones(2, 2), torch.ones(2)])):
+    for other in (P, P @ DiagonalPreconditioner(list(model.parameters()), [torch.ones(2, 2), torch.ones(2)])):
         with pytest.raises(ValueError, match="is not diagonal"):
             other.diagonal()

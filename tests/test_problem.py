@@ -657,7 +657,7 @@ def test_a_single_parameter_or_name_may_be_chosen():
 
 def test_a_wrong_double_backward_is_not_believed():
     """torch's own for weight_norm is wrong; measured, the Hessian would be off by a third and look fine."""
-    from wellcond.conditioning import conditioning
+    from wellcond.condition_numbers import conditioning
 
     torch.manual_seed(0)
     model = nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Linear(3, 4)), nn.Tanh(), nn.Linear(4, 1)).double()

@@ -17,7 +17,7 @@ from wellcond.report import page
 SCHEMA = json.loads((Path(wc.__file__).parent / "examination" / "examination.schema.json").read_text())
 
 
-def examined(run: wc.TrainingRun, **options) -> wc.Examination:
+def examined(run: wc.TrainingRun, **options) -> wc.results.Examination:
     """Without a trace, without a failure, in every form of the report."""
     before = snapshot(run)
     examination = wc.examine(run.model, run.loss_fn, run.data, run.optimizer, loss=run.loss, **options)
@@ -29,7 +29,7 @@ def examined(run: wc.TrainingRun, **options) -> wc.Examination:
     return examination
 
 
-def of(examination: wc.Examination, key: str) -> wc.Finding:
+def of(examination: wc.results.Examination, key: str) -> wc.results.Finding:
     return next(f for f in examination.findings if f.key == key)
 
 
@@ -66,13 +66,13 @@ def test_a_rate_100_times_too_large_is_severe_and_the_given_one_is_not(name):
     healthy = examined(run, quick=True)
     assert healthy.measurements.parameters > 2000
     assert healthy.measurements.dtype == "float32"
-    assert of(healthy, "learning_rate").severity is not wc.Severity.SEVERE
-    assert healthy.severity is not wc.Severity.SEVERE
+    assert of(healthy, "learning_rate").severity is not wc.results.Severity.SEVERE
+    assert healthy.severity is not wc.results.Severity.SEVERE
     for group in run.optimizer.param_groups:
         group["lr"] *= 100
     spoilt = examined(run, quick=True)
     found, before = of(spoilt, "learning_rate"), of(healthy, "learning_rate")
-    assert found.severity is wc.Severity.SEVERE
+    assert found.severity is wc.results.Severity.SEVERE
     ratio = found.evidence["edge_ratio"].value / before.evidence["edge_ratio"].value
     assert ratio == pytest.approx(100, rel=0.05)
 

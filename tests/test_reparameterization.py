@@ -48,7 +48,7 @@ def diagonal(model):
     generator = torch.Generator().manual_seed(8)
     p = list(model.parameters())
     scales = [torch.rand(x.shape, generator=generator, dtype=torch.float64) * 2 + 0.2 for x in p[:-1]]
-    return wc.Diagonal(p, [*scales, torch.tensor(1.7, dtype=torch.float64)])
+    return wc.DiagonalPreconditioner(p, [*scales, torch.tensor(1.7, dtype=torch.float64)])
 
 
 def standardizing(model):
@@ -103,7 +103,7 @@ def difference(a, b):
 def test_the_trajectory_is_that_of_the_same_optimizer_over_z(name, given):
     ours = in_p(OPTIMIZERS[name], GIVEN[given])
     assert difference(ours, in_z(OPTIMIZERS[name], GIVEN[given])) < 1e-10
-    plain = in_p(OPTIMIZERS[name], lambda m: wc.Diagonal(list(m.parameters()), [torch.ones(())] * 4))
+    plain = in_p(OPTIMIZERS[name], lambda m: wc.DiagonalPreconditioner(list(m.parameters()), [torch.ones(())] * 4))
     assert difference(ours, plain) > 1e-3
 
 
@@ -147,7 +147,7 @@ def test_a_parameter_that_does_not_move_does_not_drift():
     p = [nn.Parameter(torch.randn(50) * 10.0**k) for k in range(-3, 4)] + [nn.Parameter(-torch.zeros(3))]
     scales = [torch.rand(50) * 3 + 0.01 for _ in range(7)] + [torch.tensor(0.3)]
     optimizer = torch.optim.SGD(p, lr=0.1)
-    wc.reparameterize(optimizer, wc.Diagonal(p, scales))
+    wc.reparameterize(optimizer, wc.DiagonalPreconditioner(p, scales))
     before = [x.detach().clone() for x in p]
     for i, x in enumerate(p):
         x.grad = torch.zeros_like(x) if i % 2 else None
@@ -290,7 +290,7 @@ def test_the_preconditioner_of_the_whole(name, given):
     whole = wc.preconditioner_of(optimizer)
     expected = dense(P, parameters) @ dense(own, parameters)
     assert torch.allclose(dense(whole, parameters), expected, rtol=1e-9)
-    assert isinstance(whole, wc.Diagonal) == (given == "diagonal")
+    assert isinstance(whole, wc.DiagonalPreconditioner) == (given == "diagonal")
     problem = wc.Problem(model, nn.CrossEntropyLoss(), batches()[0])
     H = wc.Hessian(problem).dense()
     decay = OPTIMIZERS[name]([nn.Parameter(torch.ones(1))]).param_groups[0].get("weight_decay", 0.0)
@@ -328,7 +328,10 @@ def test_products_compose():
         assert torch.allclose(gram, expected @ expected.T @ flatten(x), rtol=1e-10)
         swapped = product.over(parameters[::-1], "dcba")
         assert difference(swapped.apply(x[::-1])[::-1], product.apply(x)) == 0
-    half = Composed(wc.Diagonal(parameters[:1], [torch.tensor(2.0)]), wc.Diagonal(parameters[2:3], [torch.tensor(3.0)]))
+    half = Composed(
+        wc.DiagonalPreconditioner(parameters[:1], [torch.tensor(2.0)]),
+        wc.DiagonalPreconditioner(parameters[2:3], [torch.tensor(3.0)]),
+    )
     assert [float(y.flatten()[0]) for y in half.apply([torch.ones(1), torch.ones(1)])] == [2.0, 3.0]
     with pytest.raises(ValueError, match="neither of the composed preconditioners covers b"):
         half.over(parameters[:2], "ab")
@@ -583,7 +586,7 @@ def test_parameters_that_are_not_covered_or_have_no_gradient_are_left_to_the_opt
 def test_groups_added_later_are_covered_where_P_has_them():
     first, second = network(), network()
     both = nn.ModuleList([first, second])
-    D = wc.Diagonal(list(both.parameters()), [torch.tensor(2.0)] * 8)
+    D = wc.DiagonalPreconditioner(list(both.parameters()), [torch.tensor(2.0)] * 8)
     optimizer = torch.optim.SGD(first.parameters(), lr=0.1)
     wc.reparameterize(optimizer, D)
     train(first, optimizer, 1)
@@ -601,7 +604,7 @@ def test_sparse_gradients_go_with_a_diagonal(attach):
     scales = torch.rand(6, 3, dtype=torch.float64) + 0.5
     twin = copy.deepcopy(table)
     optimizer = torch.optim.SparseAdam(table.parameters(), lr=0.01)
-    attach(optimizer, wc.Diagonal([table.weight], [scales]))
+    attach(optimizer, wc.DiagonalPreconditioner([table.weight], [scales]))
     over_z = nn.Parameter(table.weight.detach() / scales)
     explicit = torch.optim.SparseAdam([over_z if attach is wc.reparameterize else twin.weight], lr=0.01)
     before = table.weight.detach().clone()
@@ -709,7 +712,9 @@ def test_compiled_and_eager_agree():
         torch.manual_seed(0)
         p = [nn.Parameter(torch.randn(n, 3)) for n in (1, 50, 7)]
         optimizer = torch.optim.Adam(p, lr=0.02)
-        handle = wc.reparameterize(optimizer, wc.Diagonal(p, [torch.rand(x.shape) + 0.5 for x in p]), compile=compiled)
+        handle = wc.reparameterize(
+            optimizer, wc.DiagonalPreconditioner(p, [torch.rand(x.shape) + 0.5 for x in p]), compile=compiled
+        )
         wc.regularize(optimizer, R.L1(1.0), params="all")
         for t in range(5):
             for x in p:
@@ -724,7 +729,9 @@ def test_compiled_and_eager_agree():
     assert sum(int((x == 0).sum()) for x in results[0]) > 0
     p = [nn.Parameter(torch.randn(50, 3) * 100), nn.Parameter(-torch.zeros(3))]
     optimizer = torch.optim.SGD(p, lr=0.1)
-    wc.reparameterize(optimizer, wc.Diagonal(p, [torch.rand(x.shape) * 3 + 0.01 for x in p]), compile=True)
+    wc.reparameterize(
+        optimizer, wc.DiagonalPreconditioner(p, [torch.rand(x.shape) * 3 + 0.01 for x in p]), compile=True
+    )
     before = [x.detach().clone().view(torch.int32) for x in p]
     for x in p:
         x.grad = torch.zeros_like(x)
@@ -763,7 +770,9 @@ def by_rule(monkeypatch):
 
 def entrywise(model):
     D = diagonal(model)
-    return wc.Diagonal(D.parameters, [s.expand(p.shape).clone() for s, p in zip(D.scales, D.parameters, strict=True)])
+    return wc.DiagonalPreconditioner(
+        D.parameters, [s.expand(p.shape).clone() for s, p in zip(D.scales, D.parameters, strict=True)]
+    )
 
 
 @pytest.mark.parametrize("attach", [wc.precondition, wc.reparameterize])
@@ -786,7 +795,7 @@ def test_what_the_rule_does_not_know_is_left_to_the_optimizer(attach, by_rule):
     model = network()
     D = entrywise(model)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    attach(optimizer, wc.Diagonal(D.parameters[:2], D.scales[:2]), compile=True)
+    attach(optimizer, wc.DiagonalPreconditioner(D.parameters[:2], D.scales[:2]), compile=True)
     wc.regularize(optimizer, R.L1(0.1))  # sees z and its gradient between the two
     train(model, optimizer, 2)
     assert not by_rule
@@ -799,7 +808,7 @@ def test_a_rule_steps_what_P_covers_and_the_optimizer_the_others(attach, by_rule
         model = network()
         D = entrywise(model)
         optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, dampening=0.2)
-        attach(optimizer, wc.Diagonal(D.parameters[:2], D.scales[:2]), compile=compiled)
+        attach(optimizer, wc.DiagonalPreconditioner(D.parameters[:2], D.scales[:2]), compile=compiled)
         train(model, optimizer, 3)
         model[0].bias.requires_grad_(False)
         after = train(model, optimizer, 3)
@@ -866,7 +875,9 @@ def test_bad_input_is_refused_at_the_door():
 
     for attach, other in ((wc.precondition, wc.reparameterize), (wc.reparameterize, wc.precondition)):
         refused("P is a Tensor", lambda a=attach: a(optimizer, torch.ones(3)), TypeError)
-        refused("P is a class Diagonal", lambda a=attach: a(optimizer, wc.Diagonal), TypeError)
+        refused(
+            "P is a class DiagonalPreconditioner", lambda a=attach: a(optimizer, wc.DiagonalPreconditioner), TypeError
+        )
         refused("the optimizer is a list", lambda a=attach: a([], P), TypeError)
         strange = standardizing(network())
         refused("none of the 4 parameters of P", lambda a=attach, s=strange: a(optimizer, s))

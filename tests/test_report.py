@@ -21,7 +21,7 @@ from wellcond.report.charts import charts
 INJECTION = "<img src=x onerror=alert(1)></script><script>document.title='owned'</script>[bold red]"
 
 
-def examined(name: str = "tanh MLP", *, optimizer=torch.optim.Adam, **options) -> wc.Examination:
+def examined(name: str = "tanh MLP", *, optimizer=torch.optim.Adam, **options) -> wc.results.Examination:
     case = make(name)
     made = optimizer(case.model.parameters(), lr=1e-2)
     train(case, made, 5)
@@ -29,11 +29,11 @@ def examined(name: str = "tanh MLP", *, optimizer=torch.optim.Adam, **options) -
 
 
 @pytest.fixture(scope="module")
-def examination() -> wc.Examination:
+def examination() -> wc.results.Examination:
     return examined()
 
 
-def hostile() -> wc.Examination:
+def hostile() -> wc.results.Examination:
     """A network whose class and layers are named by an attacker."""
     model = nn.Sequential()
     model._modules[INJECTION] = nn.Linear(4, 2)

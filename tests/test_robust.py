@@ -44,7 +44,7 @@ def run(batches: int = 1, size: int = 16, loss_fn: nn.Module | None = None) -> w
     return wc.TrainingRun(model, loss_fn, data, optimizer)
 
 
-def examined(run: wc.TrainingRun, **options) -> wc.Examination:
+def examined(run: wc.TrainingRun, **options) -> wc.results.Examination:
     """Quickly; and every form of the report can be made of it."""
     examination = wc.examine(run.model, run.loss_fn, run.data, run.optimizer, quick=True, **options)
     jsonschema.validate(examination.to_json(), SCHEMA)
@@ -54,16 +54,16 @@ def examined(run: wc.TrainingRun, **options) -> wc.Examination:
     return examination
 
 
-def printed(examination: wc.Examination, capsys) -> str:
+def printed(examination: wc.results.Examination, capsys) -> str:
     from rich.console import Console
 
     print_summary(examination, Console(width=200))
     return capsys.readouterr().out
 
 
-def not_measured(examination: wc.Examination) -> wc.Finding:
+def not_measured(examination: wc.results.Examination) -> wc.results.Finding:
     (found,) = (f for f in examination.findings if f.key == "not_measured")
-    assert found.severity is wc.Severity.NOTICE
+    assert found.severity is wc.results.Severity.NOTICE
     return found
 
 
@@ -142,7 +142,7 @@ def test_a_trial_that_fails_is_told_and_its_finding_stays():
     assert "does to a copy of the run" in not_measured(examination).title
     assert "Only Tensors created explicitly" in not_measured(examination).title
     found = next(f for f in examination.findings if f.key == "learning_rate")
-    assert found.severity is wc.Severity.SEVERE
+    assert found.severity is wc.results.Severity.SEVERE
     assert found.effect is None
 
 
@@ -241,7 +241,7 @@ def test_memory_that_ends_in_a_finding_is_that_findings_affair(monkeypatch):
     def find(m, subject):
         if subject.problem.examples > 8:
             raise OUT["GPU"]
-        return wc.Finding("planted", wc.Severity.GOOD, f"{subject.problem.examples}", "")
+        return wc.results.Finding("planted", wc.results.Severity.GOOD, f"{subject.problem.examples}", "")
 
     monkeypatch.setattr(examining, "FINDINGS", [find])
     examination = examined(run(size=32))
@@ -287,7 +287,7 @@ def test_ctrl_c_gives_what_was_measured_until_then(part, monkeypatch, capsys):
     assert words in page(examination)
     told = examination.to_json()
     assert told["interrupted"] == examination.interrupted
-    saved = wc.SavedExamination.from_json(told, "a.json")
+    saved = wc.results.SavedExamination.from_json(told, "a.json")
     assert any("a.json is partial" in w for w in wc.compare(saved, saved).warnings)
 
 

@@ -228,9 +228,9 @@ def test_findings_carry_the_effect_of_their_remedy():
     optimizer = torch.optim.SGD(model.parameters(), lr=5.0)
     examination = wc.examine(model, nn.MSELoss(), (X, X.sum(1, keepdim=True) + torch.randn(60, 1)), optimizer)
     found = next(f for f in examination.findings if f.key == "learning_rate")
-    assert found.severity is wc.Severity.SEVERE
+    assert found.severity is wc.results.Severity.SEVERE
     assert found.effect.with_remedy.value < found.effect.without.value
     told = next(f for f in examination.to_json()["findings"] if f["key"] == "learning_rate")["effect"]
     assert told["with_remedy"]["value"] == found.effect.with_remedy.value
-    quiet = next(f for f in examination.findings if f.severity is wc.Severity.GOOD)
+    quiet = next(f for f in examination.findings if f.severity is wc.results.Severity.GOOD)
     assert quiet.effect is None

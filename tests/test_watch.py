@@ -19,14 +19,14 @@ import wellcond as wc
 from tests.test_monitor import followed
 from wellcond.cli import app
 from wellcond.monitor import terminal
-from wellcond.monitor.record import Change
+from wellcond.monitor.record import FindingChange
 
 
 def invoke(*arguments: str):
     return CliRunner().invoke(app, ["watch", *arguments])
 
 
-def shown(history: wc.History, width: int = 80) -> str:
+def shown(history: wc.results.History, width: int = 80) -> str:
     buffer = io.StringIO()
     Console(file=buffer, width=width).print(terminal.view(history, width))
     return buffer.getvalue()
@@ -69,8 +69,13 @@ def test_the_worst_findings_come_first_and_names_are_no_markup():
     _, _, monitor = followed(steps=1)
     monitor.history.run["model"] = "[bold red]Net[/]"
     monitor.history.records.append(
-        wc.Record(
-            9, 1.0, "every", failed="[red]no[/]", changes=[Change("a", "severe", None, "[blink]worst[/]")], jumps=[8]
+        wc.results.Record(
+            9,
+            1.0,
+            "every",
+            failed="[red]no[/]",
+            changes=[FindingChange("a", "severe", None, "[blink]worst[/]")],
+            jumps=[8],
         )
     )
     text = shown(monitor.history)

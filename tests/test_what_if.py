@@ -15,7 +15,7 @@ from torch import nn
 import wellcond as wc
 from tests.problems import Recurrent, Tied
 from wellcond.trials import CHANGES, Network, Training
-from wellcond.what_if import what_if
+from wellcond.variants import what_if
 
 QUICK = {"warm_up": 3, "steps": 3}
 

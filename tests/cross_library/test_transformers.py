@@ -85,6 +85,6 @@ def test_a_rate_100_times_too_large_is_severe_and_the_given_one_is_not(build: Ca
     given = run(build(transformers, 12))
     healthy = examined(given, quick=True)
     assert healthy.measurements.parameters > 2000
-    assert healthy.severity is not wc.Severity.SEVERE
+    assert healthy.severity is not wc.results.Severity.SEVERE
     given.optimizer.param_groups[0]["lr"] *= 100
-    assert of(examined(given, quick=True), "learning_rate").severity is wc.Severity.SEVERE
+    assert of(examined(given, quick=True), "learning_rate").severity is wc.results.Severity.SEVERE

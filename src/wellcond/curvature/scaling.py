@@ -8,7 +8,7 @@ from torch import Tensor
 from wellcond.curvature.operator import CurvatureOperator
 from wellcond.linalg import DENSE_LIMIT, RandomDirections
 from wellcond.parameters import unflatten
-from wellcond.preconditioners import Diagonal
+from wellcond.preconditioners import DiagonalPreconditioner
 
 FLOOR = 1e-4
 """Entries under this fraction of the largest are raised to it: P would send parameters with next to no curvature far
@@ -18,7 +18,7 @@ PRODUCTS = 120
 """Random ones, for the diagonal or the norms of the rows of a matrix that is too large to be formed."""
 
 
-def jacobi(curvature: CurvatureOperator, *, floor: float = FLOOR, seed: int = 0) -> Diagonal:
+def jacobi(curvature: CurvatureOperator, *, floor: float = FLOOR, seed: int = 0) -> DiagonalPreconditioner:
     """P = |diag C|^(−1/2): PᵀCP then has a unit diagonal, within a factor n of the best that a diagonal can do.
 
     Above 2,000 parameters the diagonal is estimated.
@@ -36,7 +36,7 @@ def jacobi(curvature: CurvatureOperator, *, floor: float = FLOOR, seed: int = 0)
 
 def row_scaling(
     curvature: CurvatureOperator, *, floor: float = FLOOR, seed: int = 0, squared_rows: Tensor | None = None
-) -> Diagonal:
+) -> DiagonalPreconditioner:
     """P = diag(norms of the rows of C)^(−1/2): P²C then has rows of equal norm. What Adam's √v is said to measure.
 
     Above 2,000 parameters the norms are estimated.
@@ -63,11 +63,11 @@ def row_scaling(
     return _inverse_root(curvature, norms, floor)
 
 
-def _inverse_root(curvature: CurvatureOperator, sizes: Tensor, floor: float) -> Diagonal:
+def _inverse_root(curvature: CurvatureOperator, sizes: Tensor, floor: float) -> DiagonalPreconditioner:
     if not 0 < floor <= 1:
         raise ValueError(f"got floor={floor}; it is a fraction of the largest entry, above 0 and at most 1")
     largest = sizes.max()
     if not bool(torch.isfinite(largest) & (largest > 0)):
         raise ValueError(f"the largest entry of the curvature is {float(largest)}; there is nothing to scale by")
     parameters = curvature.parameters
-    return Diagonal(parameters, unflatten(sizes.clamp_min(floor * largest).rsqrt(), parameters))
+    return DiagonalPreconditioner(parameters, unflatten(sizes.clamp_min(floor * largest).rsqrt(), parameters))

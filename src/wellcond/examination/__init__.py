@@ -14,9 +14,9 @@ from wellcond.examination.findings import FINDINGS as FINDINGS
 from wellcond.examination.json import plain as plain
 from wellcond.examination.measurements import Measurements as Measurements
 from wellcond.examination.measurements import first_order as first_order
-from wellcond.examination.saved import SavedExamination as SavedExamination
-from wellcond.examination.saved import check_schema as check_schema
-from wellcond.examination.saved import read_examination as read_examination
+from wellcond.examination.saved_examination import SavedExamination as SavedExamination
+from wellcond.examination.saved_examination import check_schema as check_schema
+from wellcond.examination.saved_examination import read_examination as read_examination
 from wellcond.examination.step_sizes import QUANTILES as QUANTILES
 from wellcond.examination.step_sizes import Distribution as Distribution
 from wellcond.examination.step_sizes import Histogram as Histogram

@@ -4,9 +4,9 @@
 `measure` (measurements.py) then takes every figure, the cheap ones first, so that what can't be measured at all is
 refused before minutes of work. Only then each of `FINDINGS` looks at the figures: a finding may try its remedy on a
 copy (`subject.trials`), which is what costs most, and none depends on another's. Every part runs inside
-`Failures.attempt`, since one that fails must cost no other, and inside `on_fewer` (memory.py), since out of memory it
-is made again on half the examples. Nothing here draws or prints: pages and plots are functions of the result, in rooms
-above, and reach it through `Examination.renderer`.
+`Failures.attempt`, since one that fails must cost no other, and inside `on_fewer` (fewer_examples.py), since out of
+memory it is made again on half the examples. Nothing here draws or prints: pages and plots are functions of the result,
+in rooms above, and reach it through `Examination.renderer`.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ import torch
 from torch import nn
 
 from wellcond.display import Renderer, Table, capitalized
+from wellcond.examination.fewer_examples import on_fewer
 from wellcond.examination.figures import headline, interruption
 from wellcond.examination.finding import Find, Finding, Severity
 from wellcond.examination.findings import FINDINGS
 from wellcond.examination.json import to_json
 from wellcond.examination.measurements import Measurements, measure
-from wellcond.examination.memory import on_fewer
 from wellcond.examination.progress import Progress
 from wellcond.examination.subject import Settings, Subject
 from wellcond.problem import Failures, TrainingRun, out_of_memory

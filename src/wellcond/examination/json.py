@@ -14,7 +14,7 @@ from wellcond.examination.figures import KAPPAS
 from wellcond.examination.finding import Finding, Severity
 from wellcond.examination.measurements import Measurements
 from wellcond.examination.step_sizes import QUANTILES
-from wellcond.forecast import Forecast
+from wellcond.forecasts import Forecast
 from wellcond.linalg import Estimate
 
 SCHEMA = "wellcond.examination/1"

@@ -12,14 +12,14 @@ from typing import Any
 
 import torch
 
-from wellcond.conditioning import Conditioning, Effort, conditioning
+from wellcond.condition_numbers import Conditioning, Effort, conditioning
 from wellcond.curvature import CurvatureOperator, GaussNewton, Hessian, OutputUnknownError
 from wellcond.examination.progress import Course, Progress
 from wellcond.examination.prospects import products_planned, prospects, scaled_rows
 from wellcond.examination.row_norms import RowNormCorrelation, row_norm_correlation
 from wellcond.examination.step_sizes import StepSizes, step_sizes
 from wellcond.examination.subject import Settings, Subject
-from wellcond.forecast import Forecast
+from wellcond.forecasts import Forecast
 from wellcond.linalg import norm
 from wellcond.normalization import LayerConditioning, NoLayersError, layer_conditioning
 from wellcond.parameters import flatten

@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from wellcond.conditioning import Conditioning
+from wellcond.condition_numbers import Conditioning
 from wellcond.curvature import CurvatureOperator, row_scaling
-from wellcond.forecast import Candidate, Forecast, as_it_is, forecast
+from wellcond.forecasts import Candidate, Forecast, as_it_is, forecast
 from wellcond.linalg import Estimate, eigenvalues
 from wellcond.preconditioners import Preconditioner, steps_of
 from wellcond.stability import EdgeRatio

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from wellcond.preconditioners import Diagonal, preconditioner_of, steps_of
+from wellcond.preconditioners import DiagonalPreconditioner, preconditioner_of, steps_of
 from wellcond.problem import Problem, biases, embeddings, normalizations
 
 QUANTILES = (0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 1.0)
@@ -76,7 +76,7 @@ def step_sizes(problem: Problem, optimizer: Any) -> StepSizes:
         ValueError: as `preconditioner_of`.
     """
     P = preconditioner_of(optimizer)
-    if not isinstance(P, Diagonal):
+    if not isinstance(P, DiagonalPreconditioner):
         raise TypeError(f"the preconditioner is a {type(P).__name__} and mixes coordinates: none has a rate of its own")
     squared = {id(p): scale.double().square() for p, scale in zip(P.parameters, P.scales, strict=True)}
     steps = {id(step.parameter): step for step in steps_of(optimizer)}

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch.optim import Optimizer
 
-from wellcond.conditioning import DENSE_LIMIT, Effort
+from wellcond.condition_numbers import DENSE_LIMIT, Effort
 from wellcond.display import listed
 from wellcond.preconditioners import (
     NotPreconditionedError,

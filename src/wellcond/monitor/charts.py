@@ -6,9 +6,10 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+from wellcond.display import axes
 from wellcond.monitor.history import History
 from wellcond.monitor.record import LABELS, Record
-from wellcond.report import BOUND, FIRST, LOG, SECOND, Chart, new_figure
+from wellcond.report import BOUND, FIRST, LOG, SECOND, Chart, curves, new_figure
 
 SHOWN = 200
 """Measurements in a table at most; the charts have all."""
@@ -51,9 +52,19 @@ def charts(history: History) -> list[Chart]:
         known = [name for name in names if any(map(math.isfinite, history.series(name)[1]))]
         if known:
             last = "; ".join(f"{LABELS[name]} {latest[name]}" for name in known)
-            figure = _figure(key, known, history)
+            figure = _figure(known, history)
             drawn.append(Chart(key, title, f"{description} Last: {last}.", [figure], _table(known, history)))
     return drawn
+
+
+def plot(history: History, figure: str, ax: Any = None) -> Any:
+    """Draw one figure over the steps on matplotlib axes; see `History.plot`."""
+    if figure not in LABELS:
+        raise ValueError(f"got figure={figure!r}; it is one of {', '.join(LABELS)}")
+    names = ("largest", "largest_preconditioned") if figure == "largest" else (figure,)
+    ax = curves(_figure(names, history), axes(ax))
+    ax.set_ylabel(LABELS[figure])
+    return ax
 
 
 def spread(records: Sequence[Record]) -> Sequence[Record]:
@@ -62,7 +73,7 @@ def spread(records: Sequence[Record]) -> Sequence[Record]:
     return records[::-1][::apart][::-1]
 
 
-def _figure(key: str, names: Sequence[str], history: History) -> Any:
+def _figure(names: Sequence[str], history: History) -> Any:
     figure, shown = new_figure(), []
     for role, mark, dash, name in zip((FIRST, SECOND), ("circle", "square"), ("solid", "dash"), names, strict=False):
         _add_band(figure, name, history, role)
@@ -77,23 +88,17 @@ def _figure(key: str, names: Sequence[str], history: History) -> Any:
             name=LABELS[name],
             meta=role,
         )
-    if key == "edge":
-        line = {"width": 2, "dash": "dash"}
-        figure.add_scatter(
-            x=[0, history[-1].step], y=[1, 1], mode="lines", line=line, name="unstable above", meta=BOUND
-        )
+    if "edge_ratio" in names:
+        ends, line = [0, history[-1].step], {"width": 2, "dash": "dash"}
+        figure.add_scatter(x=ends, y=[1, 1], mode="lines", line=line, name="unstable above", meta=BOUND)
         shown.append(1.0)
     jumps = [(r.step, r.loss) for r in history if r.jumps and r.loss is not None and math.isfinite(r.loss)]
-    if key == "loss" and jumps:
+    if "loss" in names and jumps:
         at, high = zip(*jumps, strict=True)
         marker = {"size": 12, "symbol": "x"}
         figure.add_scatter(x=at, y=high, mode="markers", marker=marker, name="after a jump", meta=BOUND)
-    positive = min(shown) > 0
-    figure.update_layout(
-        height=320,
-        xaxis={"title": "step", "rangemode": "tozero"},
-        yaxis=LOG if positive else {"exponentformat": "power"},
-    )
+    axis = LOG if min(shown, default=0.0) > 0 else {"exponentformat": "power"}
+    figure.update_layout(height=320, xaxis={"title": "step", "rangemode": "tozero"}, yaxis=axis)
     return figure
 
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from wellcond.conditioning import Conditioning, Effort, conditioning
+from wellcond.condition_numbers import Conditioning, Effort, conditioning
 from wellcond.curvature import GaussNewton, Hessian, OutputUnknownError
 from wellcond.display import begun
 from wellcond.examination import Measurements, Settings, Subject, first_order

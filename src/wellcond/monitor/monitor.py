@@ -2,8 +2,8 @@
 
 `Monitor` is a hook after the optimizer's step. Each step it first takes up the losses that were observed (losses.py),
 then asks its `Pace` (pace.py) whether a measurement is due and which parts the `Budget` (budget.py) can afford. If
-there are some, `Looking` (measuring.py) measures them on batches that were drawn once, `Findings` (changes.py) says
-which findings changed, and the result becomes a `Record` (record.py), which goes to the `History` (history.py) and
+there are some, `Looking` (measuring.py) measures them on batches that were drawn once, `Findings` (finding_changes.py)
+says which findings changed, and the result becomes a `Record` (record.py), which goes to the `History` (history.py) and
 then to whoever listens: a file, a TensorBoard writer, the terminal. In this order, since what can stop training must
 not: a look that fails becomes a record that says so, and a listener that fails is dropped. All time is booked, in the
 parts of a look or as other time of the monitor's, because the share of the wall time is kept by the account. Pages,
@@ -26,12 +26,12 @@ from torch.optim import Optimizer
 
 from wellcond.hooks import can_nest, check_runs_hooks, nested
 from wellcond.monitor.budget import Budget
-from wellcond.monitor.changes import Findings
+from wellcond.monitor.finding_changes import Findings
 from wellcond.monitor.history import SCHEMA, History, Writer
 from wellcond.monitor.losses import Losses
 from wellcond.monitor.measuring import CONDITION, EDGE, LAYERS, Look, Looking, settle
 from wellcond.monitor.pace import FINDINGS, RESERVED, Pace
-from wellcond.monitor.record import Change, Record
+from wellcond.monitor.record import FindingChange, Record
 from wellcond.preconditioners import unwrapped_optimizer
 from wellcond.private_torch import uncompiled
 from wellcond.problem import draw_batches, unwrapped
@@ -257,7 +257,7 @@ class Monitor:
         settle(self._device)  # what training still has to do is not the monitor's
         started = time.perf_counter()
         look, failed = None, None
-        changes: list[Change] = []
+        changes: list[FindingChange] = []
         notes: list[str] = []
         try:
             with self._plain():
@@ -289,7 +289,7 @@ class Monitor:
         self._tell(record)
         return record
 
-    def _look_for_findings(self, look: Look, parts: list[str]) -> tuple[list[Change], list[str]]:
+    def _look_for_findings(self, look: Look, parts: list[str]) -> tuple[list[FindingChange], list[str]]:
         """What changed, and all notes; the time counts among the look's."""
         before = time.perf_counter()
         whole = not {FINDINGS, CONDITION, LAYERS}.isdisjoint(parts)

@@ -26,7 +26,7 @@ LABELS = {**FIGURES, **NUMBERS}
 
 
 @dataclass(frozen=True)
-class Change:
+class FindingChange:
     """A finding that is new, has another severity than before, or is gone.
 
     Attributes:
@@ -77,7 +77,7 @@ class Record:
     kappa_effective: Estimate | None = None
     measured_loss: float | None = None
     gradient_norm: float | None = None
-    changes: list[Change] = field(default_factory=list)
+    changes: list[FindingChange] = field(default_factory=list)
     jumps: list[int] = field(default_factory=list)
     failed: str | None = None
     notes: list[str] = field(default_factory=list)
@@ -119,7 +119,7 @@ class Record:
         for name in ("seconds", "cost", "share", "loss", "learning_rate", "measured_loss", "gradient_norm"):
             if given.get(name) is not None:
                 given[name] = float(given[name])
-        given["changes"] = [Change(**c) for c in given.get("changes", [])]
+        given["changes"] = [FindingChange(**c) for c in given.get("changes", [])]
         return cls(**{**given, "step": int(given["step"])})
 
     def line(self) -> str:
@@ -142,5 +142,5 @@ def _plain(x: Any) -> Any:
     if isinstance(x, Estimate):
         return x.to_json()
     if isinstance(x, list):
-        return [vars(entry) if isinstance(entry, Change) else entry for entry in x]
+        return [vars(entry) if isinstance(entry, FindingChange) else entry for entry in x]
     return str(x) if isinstance(x, float) and not math.isfinite(x) else x

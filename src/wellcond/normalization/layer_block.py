@@ -39,7 +39,7 @@ def layer_block(
     Source: theory, sections 5.1 and 5.2.
 
     >>> import torch
-    >>> from wellcond.conditioning import conditioning
+    >>> from wellcond.condition_numbers import conditioning
     >>> x = torch.tensor([[1.0, 10.0], [1.0, 12.0], [3.0, 10.0], [3.0, 12.0]])
     >>> problem = Problem(nn.Linear(2, 1), nn.MSELoss(), (x, torch.zeros(4, 1)), dtype=torch.float64)
     >>> print(conditioning(layer_block(problem, "")).kappa_star)

@@ -2,18 +2,18 @@
 
 import wellcond.preconditioners.readings  # noqa: F401  (registers them)
 from wellcond.preconditioners.batch_norm import BatchNormPreconditioner as BatchNormPreconditioner
+from wellcond.preconditioners.live_optimizers import Step as Step
+from wellcond.preconditioners.live_optimizers import own_preconditioner_of as own_preconditioner_of
+from wellcond.preconditioners.live_optimizers import preconditioner_of as preconditioner_of
+from wellcond.preconditioners.live_optimizers import reading_of as reading_of
+from wellcond.preconditioners.live_optimizers import state_of as state_of
+from wellcond.preconditioners.live_optimizers import steps_of as steps_of
+from wellcond.preconditioners.live_optimizers import with_given as with_given
 from wellcond.preconditioners.momentum import Momentum as Momentum
-from wellcond.preconditioners.one_step import clone as clone
-from wellcond.preconditioners.one_step import next_step as next_step
-from wellcond.preconditioners.optimizers import Step as Step
-from wellcond.preconditioners.optimizers import own_preconditioner_of as own_preconditioner_of
-from wellcond.preconditioners.optimizers import preconditioner_of as preconditioner_of
-from wellcond.preconditioners.optimizers import reading_of as reading_of
-from wellcond.preconditioners.optimizers import state_of as state_of
-from wellcond.preconditioners.optimizers import steps_of as steps_of
-from wellcond.preconditioners.optimizers import with_given as with_given
+from wellcond.preconditioners.optimizer_copy import clone as clone
+from wellcond.preconditioners.optimizer_copy import next_step as next_step
 from wellcond.preconditioners.preconditioner import Composed as Composed
-from wellcond.preconditioners.preconditioner import Diagonal as Diagonal
+from wellcond.preconditioners.preconditioner import DiagonalPreconditioner as DiagonalPreconditioner
 from wellcond.preconditioners.preconditioner import NotPreconditionedError as NotPreconditionedError
 from wellcond.preconditioners.preconditioner import Preconditioner as Preconditioner
 from wellcond.preconditioners.reading import NotReadableError as NotReadableError

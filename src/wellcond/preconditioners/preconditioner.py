@@ -87,7 +87,7 @@ class Preconditioner(ABC):
         return Composed(self, other)
 
 
-class Diagonal(Preconditioner):
+class DiagonalPreconditioner(Preconditioner):
     """P = diag(scales), elementwise.
 
     Args:
@@ -95,7 +95,7 @@ class Diagonal(Preconditioner):
         scales: a tensor for each, of its shape (or expandable to it), positive.
         rounding: relative accuracy of the scales.
 
-    >>> Diagonal([torch.ones(2), torch.ones(1)], [torch.tensor(3.0), torch.tensor([5.0])]).diagonal()
+    >>> DiagonalPreconditioner([torch.ones(2), torch.ones(1)], [torch.tensor(3.0), torch.tensor([5.0])]).diagonal()
     tensor([3., 3., 5.])
     """
 
@@ -130,11 +130,13 @@ class Diagonal(Preconditioner):
     def diagonal(self) -> Tensor:
         return flatten([s.expand(p.shape) for p, s in zip(self.parameters, self.scales, strict=True)])
 
-    def over(self, parameters: Sequence[Tensor], names: Sequence[str], dtype: torch.dtype | None = None) -> Diagonal:
+    def over(
+        self, parameters: Sequence[Tensor], names: Sequence[str], dtype: torch.dtype | None = None
+    ) -> DiagonalPreconditioner:
         message = "the preconditioner does not cover {}: was it read off an optimizer over other parameters?"
         self.refuse_uncovered(parameters, names, message)
         scales = dict(zip(map(id, self.parameters), self.scales, strict=True))
-        return Diagonal(parameters, [scales[id(p)].to(dtype) for p in parameters], self.rounding)
+        return DiagonalPreconditioner(parameters, [scales[id(p)].to(dtype) for p in parameters], self.rounding)
 
     @property
     def is_identity(self) -> bool:
@@ -142,23 +144,25 @@ class Diagonal(Preconditioner):
         return all(bool((s == 1).all()) for s in self.scales)
 
     def __matmul__(self, other: object) -> Preconditioner:
-        if not isinstance(other, Diagonal):
+        if not isinstance(other, DiagonalPreconditioner):
             return super().__matmul__(other)
         parameters = {id(p): p for P in (self, other) for p in P.parameters}
         scales = dict(zip(map(id, self.parameters), self.scales, strict=True))
         for p, s in zip(other.parameters, other.scales, strict=True):
             scales[id(p)] = scales[id(p)] * s if id(p) in scales else s
-        return Diagonal(list(parameters.values()), [scales[i] for i in parameters], self.rounding + other.rounding)
+        return DiagonalPreconditioner(
+            list(parameters.values()), [scales[i] for i in parameters], self.rounding + other.rounding
+        )
 
 
 class Composed(Preconditioner):
-    """P = P₁P₂, also written P1 @ P2 (which makes one `Diagonal` of two).
+    """P = P₁P₂, also written P1 @ P2 (which makes one `DiagonalPreconditioner` of two).
 
     It belongs to the parameters of both; one that a factor does not have is left alone by that factor.
 
     >>> w = torch.ones(2)
-    >>> P = Composed(Diagonal([w], [torch.tensor(2.0)]), Diagonal([w], [torch.tensor([1.0, 5.0])]))
-    >>> P.apply([w])
+    >>> twice = DiagonalPreconditioner([w], [torch.tensor(2.0)])
+    >>> Composed(twice, DiagonalPreconditioner([w], [torch.tensor([1.0, 5.0])])).apply([w])
     [tensor([ 2., 10.])]
     """
 

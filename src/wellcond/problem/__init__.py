@@ -21,9 +21,9 @@ from wellcond.problem.memory import out_of_memory as out_of_memory
 from wellcond.problem.parameter_kinds import biases as biases
 from wellcond.problem.parameter_kinds import embeddings as embeddings
 from wellcond.problem.parameter_kinds import normalizations as normalizations
-from wellcond.problem.parameters import optimized_parameters as optimized_parameters
-from wellcond.problem.parameters import positions_of as positions_of
-from wellcond.problem.parameters import unwrapped as unwrapped
+from wellcond.problem.parameter_selection import optimized_parameters as optimized_parameters
+from wellcond.problem.parameter_selection import positions_of as positions_of
+from wellcond.problem.parameter_selection import unwrapped as unwrapped
 from wellcond.problem.problem import LossNotFiniteError as LossNotFiniteError
 from wellcond.problem.problem import Problem as Problem
 from wellcond.problem.problem import check_problem as check_problem

@@ -17,7 +17,7 @@ from wellcond.problem.batches import count_examples, move, read_batches, tensors
 from wellcond.problem.block import Block
 from wellcond.problem.graphs import check_depends, graph_bytes
 from wellcond.problem.isolation import Isolation, one_thread, plain_settings, random_state, seed_all
-from wellcond.problem.parameters import one_device, trainable, unwrapped, working_dtype
+from wellcond.problem.parameter_selection import one_device, trainable, unwrapped, working_dtype
 from wellcond.problem.reachable import modules_of
 from wellcond.problem.second_derivatives import remedy_of
 

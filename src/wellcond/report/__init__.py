@@ -10,6 +10,7 @@ from wellcond.report.compare import Comparison as Comparison
 from wellcond.report.compare import compare as compare
 from wellcond.report.page import VERDICT as VERDICT
 from wellcond.report.page import page as page
+from wellcond.report.plots import curves as curves
 from wellcond.report.plots import plot as plot
 from wellcond.report.template import render as render
 from wellcond.report.terminal import STYLES as STYLES

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from wellcond.conditioning import Conditioning
+from wellcond.condition_numbers import Conditioning
 from wellcond.display import number
 from wellcond.examination import Measurements
 from wellcond.report.chart import BOUND, FIRST, FOURTH, LOG, SECOND, THIRD, Chart, new_figure

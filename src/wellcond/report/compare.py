@@ -20,7 +20,7 @@ _COMPARABLE = {"model": "models", "parameters": "numbers of parameters", "dtype"
 
 
 @dataclass(frozen=True)
-class Change:
+class FigureChange:
     """A figure whose intervals are apart.
 
     Attributes:
@@ -81,7 +81,7 @@ class Comparison:
     gone: list[Finding]
     changed: list[tuple[Finding, Finding]]
     same: list[Finding]
-    apart: list[Change]
+    apart: list[FigureChange]
     equal: list[str]
     not_compared: list[str]
 
@@ -159,7 +159,7 @@ def compare(before: SavedExamination | Examination, after: SavedExamination | Ex
     # One that neither examination could give a number for is no difference.
     defined = {name: [name in x.figures and x.figures[name].defined for x in (a, b)] for name in figures}
     shared = [name for name in figures if all(defined[name]) and name not in incomparable]
-    changes = {name: Change(name, a.figures[name], b.figures[name]) for name in shared}
+    changes = {name: FigureChange(name, a.figures[name], b.figures[name]) for name in shared}
     return Comparison(
         before=a,
         after=b,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from wellcond.conditioning import SYMBOLS, Conditioning, shown
+from wellcond.condition_numbers import SYMBOLS, Conditioning, shown
 from wellcond.examination import CURVATURES, Measurements
 
 _MEANINGS = {

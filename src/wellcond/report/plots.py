@@ -20,10 +20,11 @@ def plot(examination: Examination, which: str, ax: Any = None) -> Any:
     drawn = {chart.key.replace("-", " "): chart.figures for chart in charts(examination.measurements)}
     if which not in drawn:
         raise ValueError(f"this examination has no data for {which!r}; there are {', '.join(drawn)}")
-    return _map(drawn[which], ax) if which == "layers" else _curves(drawn[which][0], axes(ax))
+    return _map(drawn[which], ax) if which == "layers" else curves(drawn[which][0], axes(ax))
 
 
-def _curves(figure: Any, ax: Any) -> Any:
+def curves(figure: Any, ax: Any) -> Any:
+    """Draw the traces of a figure of plotly, bars and lines, on matplotlib axes."""
     below: Any = 0.0
     last: Any = None
     for trace in figure.data:
@@ -34,7 +35,7 @@ def _curves(figure: Any, ax: Any) -> Any:
             below = [b + y for b, y in zip(below or [0] * len(trace.y), trace.y, strict=True)]
         elif trace.fill == "tonexty":
             ax.fill_between(trace.x, last.y, trace.y, alpha=0.35, linewidth=0, **look)
-        else:
+        elif trace.line.width != 0:
             look["linestyle"] = DASHES.get(trace.line.dash, "-") if "lines" in trace.mode else "none"
             look["drawstyle"] = "steps-post" if trace.line.shape == "hv" else "default"
             look["marker"] = "o" if "markers" in trace.mode else "none"

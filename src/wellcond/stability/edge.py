@@ -13,7 +13,7 @@ from wellcond.curvature import CurvatureOperator, Hessian
 from wellcond.display import number
 from wellcond.linalg import Estimate, SymmetricOperator, eigenvalues
 from wellcond.parameters import flatten
-from wellcond.preconditioners import Diagonal, own_preconditioner_of, reading_of, steps_of, with_given
+from wellcond.preconditioners import DiagonalPreconditioner, own_preconditioner_of, reading_of, steps_of, with_given
 from wellcond.problem import Problem
 
 TARGET = 0.5
@@ -204,7 +204,7 @@ class _Scales:
             return curvature.preconditioned(with_given(self.optimizer, self.P)), self.shares[0], self.most
         # One that stands still has a share too small to count.
         scales = [s * math.sqrt(max(x, 1e-30)) for s, x in zip(self.P.scales, self.shares, strict=True)]
-        P = with_given(self.optimizer, Diagonal(self.P.parameters, scales, self.P.rounding))
+        P = with_given(self.optimizer, DiagonalPreconditioner(self.P.parameters, scales, self.P.rounding))
         shifts = {id(p): s for p, s in zip(self.P.parameters, self.shifts, strict=True)}
         added = flatten([shifts[id(p)].expand(p.shape) for p in curvature.problem.parameters])
         return _Shifted(curvature.preconditioned(P), added), 1.0, 0.0

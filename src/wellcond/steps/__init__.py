@@ -18,11 +18,11 @@ diagonal P (`ThroughP`), for which the optimizer is shown no gradients in 1, and
 """
 
 from wellcond.steps.change_of_variables import GivenP as GivenP
-from wellcond.steps.optimizers import SGD as SGD
-from wellcond.steps.optimizers import Adagrad as Adagrad
-from wellcond.steps.optimizers import Adam as Adam
-from wellcond.steps.optimizers import AdamW as AdamW
-from wellcond.steps.optimizers import RMSprop as RMSprop
+from wellcond.steps.penalized_optimizers import SGD as SGD
+from wellcond.steps.penalized_optimizers import Adagrad as Adagrad
+from wellcond.steps.penalized_optimizers import Adam as Adam
+from wellcond.steps.penalized_optimizers import AdamW as AdamW
+from wellcond.steps.penalized_optimizers import RMSprop as RMSprop
 from wellcond.steps.regularization import Regularization as Regularization
 from wellcond.steps.regularize import regularizations_of as regularizations_of
 from wellcond.steps.regularize import regularize as regularize

@@ -11,7 +11,7 @@ from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 
 from wellcond.hooks import Attached, name_of, parameters_of, unobserved
-from wellcond.preconditioners import Diagonal, NotPreconditionedError, Preconditioner, known_reading
+from wellcond.preconditioners import DiagonalPreconditioner, NotPreconditionedError, Preconditioner, known_reading
 from wellcond.steps.by_rule import can_step_by_rule, is_dense, step_by_rule
 from wellcond.steps.coordinates import Coordinates, Memory, decays_of_translation, fresh
 from wellcond.steps.through_p import ThroughP
@@ -119,7 +119,7 @@ class GivenP(Attached):
         if not (compiled and unobserved(optimizer, self) and can_step_by_rule(optimizer, parameters)):
             return False
         P = self.restricted(optimizer, parameters)
-        if not (isinstance(P, Diagonal) and ThroughP.fits(P, parameters)):
+        if not (isinstance(P, DiagonalPreconditioner) and ThroughP.fits(P, parameters)):
             return False
         self._through = ThroughP(P, parameters, in_z=self.how == "adjoint")
         self._keep_gradients(parameters)
@@ -132,7 +132,11 @@ class GivenP(Attached):
         gradients = self._keep_gradients(parameters)
         if parameters:
             P = self.restricted(optimizer, parameters)
-            if isinstance(P, Diagonal) and self._keeps_nothing(optimizer) and all(map(is_dense, parameters)):
+            if (
+                isinstance(P, DiagonalPreconditioner)
+                and self._keeps_nothing(optimizer)
+                and all(map(is_dense, parameters))
+            ):
                 changed = self._memory.like("gradient", gradients)
                 for s, g, out in zip(P.scales, gradients, changed, strict=True):
                     torch.mul(g, s, out=out)
@@ -160,7 +164,7 @@ class GivenP(Attached):
 
     def _with_gradient(self, optimizer: Optimizer) -> list[Tensor]:
         chosen = [p for p in self.covered(optimizer) if p.grad is not None]
-        if not isinstance(self.P, Diagonal):
+        if not isinstance(self.P, DiagonalPreconditioner):
             for p in chosen:
                 if p.grad is not None and p.grad.layout != torch.strided:
                     raise ValueError(
@@ -217,7 +221,7 @@ class Precondition(GivenP):
         )
 
     def whole(self, optimizer: Optimizer, own: Preconditioner) -> Preconditioner:
-        if not (own.is_identity or isinstance(self.P, Diagonal)):
+        if not (own.is_identity or isinstance(self.P, DiagonalPreconditioner)):
             raise NotPreconditionedError(
                 f"{type(optimizer).__name__} scales what precondition has made of the gradient, and with a "
                 f"{type(self.P).__name__} the two don't commute: the step is of no symmetric PPᵀ. The whole of "
@@ -268,11 +272,11 @@ class Reparameterize(GivenP):
         """To gradients in z, what the optimizer will not add, since it sees zero in the place of z."""
         if not any(decays):
             return
-        z = None if isinstance(P, Diagonal) else P.invert(parameters)
+        z = None if isinstance(P, DiagonalPreconditioner) else P.invert(parameters)
         for i, (p, decay) in enumerate(zip(parameters, decays, strict=True)):
             if not decay or p.grad is None or p.grad.layout != torch.strided:  # torch refuses decay of a sparse one
                 continue
-            if isinstance(P, Diagonal):
+            if isinstance(P, DiagonalPreconditioner):
                 p.grad.addcdiv_(p, P.scales[i], value=decay)
             elif z:
                 p.grad.add_(z[i], alpha=decay)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from wellcond.preconditioners import Diagonal, Preconditioner
+from wellcond.preconditioners import DiagonalPreconditioner, Preconditioner
 from wellcond.private_torch import foreach
 
 
@@ -79,7 +79,7 @@ class Coordinates:
         for p, factor in zip(self._points, self._factors, strict=True):
             if factor != 1:
                 p.mul_(factor)
-        if isinstance(self.P, Diagonal):
+        if isinstance(self.P, DiagonalPreconditioner):
             for p, s, x in zip(self._points, self.P.scales, moved, strict=True):
                 p.addcmul_(x, s)
         else:
@@ -88,7 +88,7 @@ class Coordinates:
     def _move(self, z: Sequence[Tensor]) -> None:
         """p ← p − P(z_before − z): subtracted, so that p stays as it is, bit for bit, where z does, −0 too."""
         assert self._start is not None
-        if not isinstance(self.P, Diagonal):
+        if not isinstance(self.P, DiagonalPreconditioner):
             moved = [before - x for before, x in zip(self._start, z, strict=True)]
             foreach("sub_", self._points, self.P.apply(moved))
             return
@@ -157,4 +157,4 @@ def decays_of_translation(optimizer: Optimizer, parameters: Sequence[Tensor], P:
             decay = Decay(1 - rate * tau)
         decays.update(dict.fromkeys(map(id, group["params"]), decay))
     chosen = [decays[id(p)] for p in parameters]
-    return chosen if isinstance(P, Diagonal) or len({decay.factor for decay in chosen}) == 1 else None
+    return chosen if isinstance(P, DiagonalPreconditioner) or len({decay.factor for decay in chosen}) == 1 else None

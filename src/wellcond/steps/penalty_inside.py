@@ -14,7 +14,7 @@ from wellcond.penalties import L2, Penalty
 from wellcond.preconditioners import Rule
 from wellcond.steps import spaces
 from wellcond.steps.by_rule import Decay, Inside, Move
-from wellcond.steps.penalty_step import Application
+from wellcond.steps.penalty_application import Application
 
 
 class PenaltyInside(Inside):

@@ -17,7 +17,7 @@ from wellcond.penalties import Penalty, Sparsity, sparsity_of
 from wellcond.preconditioners import reading_of, state_of
 from wellcond.problem import Problem
 from wellcond.steps import spaces
-from wellcond.steps.penalty_step import Application
+from wellcond.steps.penalty_application import Application
 from wellcond.steps.proximal import Group
 
 

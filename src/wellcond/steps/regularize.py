@@ -13,7 +13,7 @@ from wellcond import hooks
 from wellcond.hooks import carried_by
 from wellcond.penalties import Penalty
 from wellcond.preconditioners import unwrapped_optimizer
-from wellcond.steps.penalty_step import Application
+from wellcond.steps.penalty_application import Application
 from wellcond.steps.regularization import Regularization
 from wellcond.steps.selection import Params, Selection
 

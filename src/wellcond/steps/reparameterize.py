@@ -28,10 +28,10 @@ def precondition(optimizer: Any, P: Preconditioner, *, compile: bool | None = No
     Args:
         optimizer: any torch optimizer but LBFGS (or a wrapper that keeps one as `.optimizer`).
         P: any preconditioner over some of its parameters, such as `BatchNormPreconditioner(model)`.
-        compile: whether steps of torch's SGD, Adam, AdamW, RMSprop and Adagrad on the CPU, under a `Diagonal` with a
-            scale for each entry, are compiled (once, some 10 s) and then take one pass over memory; by default from
-            when the run is long enough for that, some 10¹⁰ entries times steps. Rounding changes with it: give True or
-            False where runs are to be compared bit for bit.
+        compile: whether steps of torch's SGD, Adam, AdamW, RMSprop and Adagrad on the CPU, under a
+            `DiagonalPreconditioner` with a scale for each entry, are compiled (once, some 10 s) and then take one pass
+            over memory; by default from when the run is long enough for that, some 10¹⁰ entries times steps. Rounding
+            changes with it: give True or False where runs are to be compared bit for bit.
 
     Returns:
         A handle with `remove()`.
@@ -46,7 +46,7 @@ def precondition(optimizer: Any, P: Preconditioner, *, compile: bool | None = No
     >>> import torch, wellcond as wc
     >>> w = torch.nn.Parameter(torch.tensor([1.0, 1.0]))
     >>> optimizer = torch.optim.SGD([w], lr=0.1)
-    >>> handle = precondition(optimizer, wc.Diagonal([w], [torch.tensor([1.0, 3.0])]))
+    >>> handle = precondition(optimizer, wc.DiagonalPreconditioner([w], [torch.tensor([1.0, 3.0])]))
     >>> w.grad = torch.tensor([1.0, 1.0])
     >>> optimizer.step()
     >>> w.data, w.grad
@@ -64,8 +64,8 @@ def reparameterize(optimizer: Any, P: Preconditioner, *, compile: bool | None = 
     Whatever the optimizer does, momentum, second moments, weight decay, clamping, it does in z; so do the penalties of
     `regularize`, in whichever order the two are called: their space="original" means the optimizer's parameters, which
     are z, and "intrinsic" those that the optimizer's own scaling makes of z. For a constant P the trajectory is that
-    of the same optimizer built over z. Where z did not change p does not, bit for bit; for a `Diagonal` P a z of zero
-    is a p of zero.
+    of the same optimizer built over z. Where z did not change p does not, bit for bit; for a `DiagonalPreconditioner` P
+    a z of zero is a p of zero.
 
     Each step recomputes z = P⁻¹p. A P that moves is allowed, but the optimizer's state is not transported to the new
     coordinates: change it rarely, or use `precondition`. Parameters that P does not cover, or that have no gradient,
@@ -89,7 +89,7 @@ def reparameterize(optimizer: Any, P: Preconditioner, *, compile: bool | None = 
     >>> import torch, wellcond as wc
     >>> w = torch.nn.Parameter(torch.tensor([6.0]))
     >>> optimizer = torch.optim.Adam([w], lr=0.1)
-    >>> handle = reparameterize(optimizer, wc.Diagonal([w], [torch.tensor([3.0])]))
+    >>> handle = reparameterize(optimizer, wc.DiagonalPreconditioner([w], [torch.tensor([3.0])]))
     >>> w.grad = torch.tensor([1.0])
     >>> optimizer.step()  # Adam's first step is lr in each of its coordinates: 0.1 in z, 0.3 in p
     >>> w.data, handle.z()

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from wellcond.preconditioners import Diagonal
+from wellcond.preconditioners import DiagonalPreconditioner
 from wellcond.steps.by_rule import Decay, Inside, Move, plain
 
 
@@ -20,12 +20,12 @@ class ThroughP(Inside):
         in_z: whether the step is in z.
     """
 
-    def __init__(self, P: Diagonal, parameters: Sequence[Tensor], in_z: bool):
+    def __init__(self, P: DiagonalPreconditioner, parameters: Sequence[Tensor], in_z: bool):
         self._scales = dict(zip(map(id, parameters), P.scales, strict=True))
         self.around = self.key = _in_z if in_z else _with_gram
 
     @staticmethod
-    def fits(P: Diagonal, parameters: Sequence[Tensor]) -> bool:
+    def fits(P: DiagonalPreconditioner, parameters: Sequence[Tensor]) -> bool:
         """Whether P has a scale for each entry, in memory as the parameters are; on the CPU, where it was measured."""
         return all(
             p.is_cpu and s.shape == p.shape and s.stride() == p.stride()

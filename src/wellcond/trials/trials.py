@@ -25,10 +25,10 @@ import torch
 from wellcond.linalg import Estimate
 from wellcond.preconditioners import reading_for, unwrapped_optimizer
 from wellcond.problem import Failures, LossNotFiniteError, Problem, TrainingRun, move, random_state
-from wellcond.trials.changes import CHANGES
 from wellcond.trials.copy_of_run import TensorStep, alone, copy_of, first_step, step
 from wellcond.trials.effect import Effect, NoEffect, why_none
 from wellcond.trials.network import Network, NotApplicableError
+from wellcond.trials.network_changes import CHANGES
 from wellcond.trials.new_weights import fresh_share, renew
 from wellcond.trials.rate_search import Training
 
@@ -37,7 +37,7 @@ K = TypeVar("K")
 Figure = Callable[[TrainingRun], float]
 """What is read off a trained copy."""
 
-Change = Callable[[TrainingRun], TrainingRun | None]
+RunChange = Callable[[TrainingRun], TrainingRun | None]
 """Puts a remedy into a copy of the training run, whose data are the batches; or gives another run."""
 
 Build = Callable[[Problem], Network]
@@ -102,7 +102,7 @@ class Trials:
 
     def effect(
         self,
-        change: Change,
+        change: RunChange,
         figure: str = "",
         *,
         read: Figure | None = None,
@@ -130,7 +130,7 @@ class Trials:
 
         return self._attempt("what a remedy does to a copy of the run", cost, tried)
 
-    def best(self, changes: Mapping[K, Change]) -> tuple[K, Effect | NoEffect]:
+    def best(self, changes: Mapping[K, RunChange]) -> tuple[K, Effect | NoEffect]:
         """Which of some changes ends at the lowest loss, and its effect; the first one where none could be tried."""
         tried = {key: self.effect(change) for key, change in changes.items()}
         effects = {key: effect for key, effect in tried.items() if isinstance(effect, Effect)}
@@ -285,11 +285,11 @@ class Trials:
         """Orders of the batches."""
         return REPEATS if len(self.problem.batches) > 1 else 1
 
-    def _figures(self, change: Change, read: Figure, batches_a_step: int) -> list[float]:
+    def _figures(self, change: RunChange, read: Figure, batches_a_step: int) -> list[float]:
         """After the steps, once for each order of the batches."""
         return [self._figure(change, read, batches_a_step, self.seed + k) for k in range(self._repeats)]
 
-    def _figure(self, change: Change, read: Figure, batches_a_step: int, seed: int) -> float:
+    def _figure(self, change: RunChange, read: Figure, batches_a_step: int, seed: int) -> float:
         with alone(self.problem, seed):
             run = copy_of(self.run, self.problem)
             run = change(run) or run

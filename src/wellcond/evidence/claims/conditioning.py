@@ -65,7 +65,7 @@ class Conditioning(Claim):
         ax.legend(fontsize=5, ncols=3, loc="upper right")
 
 
-def kappas(c: wc.Conditioning) -> dict[str, float]:
+def kappas(c: wc.results.Conditioning) -> dict[str, float]:
     """κ_eff, κ̄, κ(0.5), κ(0.9). Of κ_eff the lower bound, over the directions that have curvature beyond rounding: of a
     transformer's parameters a third has none, and what rounding leaves of the gradient there bounds nothing.
     """

@@ -62,7 +62,7 @@ def errors(H: Tensor, P: Tensor, start: Tensor, *, lr: float, momentum: float, s
     """‖z − z*‖ before each step of torch's SGD on ½pᵀHp with p = Pz, P diagonal, run by `wc.precondition`."""
     p = nn.Parameter(P * start)
     optimizer = torch.optim.SGD([p], lr=lr, momentum=momentum)
-    wc.precondition(optimizer, wc.Diagonal([p], [P]))
+    wc.precondition(optimizer, wc.DiagonalPreconditioner([p], [P]))
     distances = []
     for _ in range(steps):
         distances.append(float((p.detach() / P).norm()))

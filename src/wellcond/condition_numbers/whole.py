@@ -9,7 +9,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from wellcond.conditioning.figures import Conditioning, check_symmetric, ratio
+from wellcond.condition_numbers.figures import Conditioning, check_symmetric, ratio
 from wellcond.linalg import Estimate, SymmetricOperator, finite
 
 HOW = "exact: all eigenvalues"

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from wellcond.conditioning.figures import Conditioning, check_symmetric
-from wellcond.conditioning.sampled import Effort
-from wellcond.conditioning.whole import HOW, WholeConditioning
+from wellcond.condition_numbers.figures import Conditioning, check_symmetric
+from wellcond.condition_numbers.sampled import Effort
+from wellcond.condition_numbers.whole import HOW, WholeConditioning
 from wellcond.linalg import Estimate, Lanczos, Quadrature, SymmetricOperator, eigenvalues, norm
 
 REMAINING = 0.01

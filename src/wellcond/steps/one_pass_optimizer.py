@@ -13,8 +13,8 @@ from wellcond.hooks import attachment_of, bare_step, parameters_of
 from wellcond.penalties import Penalty
 from wellcond.private_torch import uncompiled
 from wellcond.steps.by_rule import Inside, can_step_by_rule, is_dense, step_by_rule
+from wellcond.steps.penalty_application import Application
 from wellcond.steps.penalty_inside import PenaltyInside
-from wellcond.steps.penalty_step import Application
 from wellcond.steps.regularization import Regularization
 from wellcond.steps.regularize import attach, regularizations_of
 from wellcond.steps.selection import Params, Selection

@@ -10,7 +10,7 @@ from itertools import takewhile
 import torch
 from torch import Tensor
 
-from wellcond.conditioning.figures import Conditioning, check_symmetric, ratio
+from wellcond.condition_numbers.figures import Conditioning, check_symmetric, ratio
 from wellcond.linalg import (
     CONFIDENCE,
     DeflatedTails,

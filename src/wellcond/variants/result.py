@@ -7,9 +7,9 @@ from typing import Any
 
 from torch import nn
 
-from wellcond.conditioning import Conditioning
+from wellcond.condition_numbers import Conditioning
 from wellcond.display import Table, axes, number
-from wellcond.forecast import Curve
+from wellcond.forecasts import Curve
 from wellcond.linalg import Estimate
 
 

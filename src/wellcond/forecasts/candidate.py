@@ -12,7 +12,7 @@ import torch
 
 from wellcond.display import number
 from wellcond.linalg import Estimate
-from wellcond.preconditioners import Diagonal, Momentum, Preconditioner, preconditioner_of, steps_of
+from wellcond.preconditioners import DiagonalPreconditioner, Momentum, Preconditioner, preconditioner_of, steps_of
 
 
 @dataclass(frozen=True)
@@ -115,5 +115,5 @@ def as_it_is(optimizer: Any) -> Candidate:
             torch.tensor(max(r / rate, 1e-30) ** 0.5, dtype=torch.float64, device=s.parameter.device)
             for s, r in zip(steps, rates, strict=True)
         ]
-        P = P @ Diagonal([s.parameter for s in steps], roots)
+        P = P @ DiagonalPreconditioner([s.parameter for s in steps], roots)
     return Candidate(P, rate, momentum)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from wellcond.conditioning.effective import effective as kappa_effective
-from wellcond.conditioning.figures import Conditioning
-from wellcond.conditioning.sampled import Effort, SampledConditioning
-from wellcond.conditioning.whole import WholeConditioning
+from wellcond.condition_numbers.effective import effective as kappa_effective
+from wellcond.condition_numbers.figures import Conditioning
+from wellcond.condition_numbers.sampled import Effort, SampledConditioning
+from wellcond.condition_numbers.whole import WholeConditioning
 from wellcond.linalg import DENSE_LIMIT, Estimate, SymmetricOperator, check_operator
 
 

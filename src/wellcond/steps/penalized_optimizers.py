@@ -10,7 +10,7 @@ from torch import nn
 
 from wellcond.penalties import Penalty
 from wellcond.preconditioners import reading_for, reads
-from wellcond.steps.optimizer import OnePassOptimizer
+from wellcond.steps.one_pass_optimizer import OnePassOptimizer
 from wellcond.steps.selection import Params
 
 _Class = TypeVar("_Class", bound=type[OnePassOptimizer])

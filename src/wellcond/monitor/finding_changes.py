@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from wellcond.examination import FINDINGS, Find
 from wellcond.monitor.measuring import Look
-from wellcond.monitor.record import Change
+from wellcond.monitor.record import FindingChange
 from wellcond.problem import first_line
 
 LITTLE = 0.02
@@ -31,7 +31,7 @@ class Findings:
         self._standing: dict[str, Standing] = {}
         self._seconds: dict[Find, float] = {}  # as last looked for
 
-    def changes(self, look: Look, whole: bool = True) -> tuple[list[Change], list[str]]:
+    def changes(self, look: Look, whole: bool = True) -> tuple[list[FindingChange], list[str]]:
         """What is new, has another severity, or is gone although it was looked for and all parts were measured that it
         was found by; and notes on what could not be looked for.
 
@@ -58,11 +58,11 @@ class Findings:
         for key, (finding, find) in found.items():
             severity, before = finding.severity.word, self._standing.get(key)
             if before is None or before.severity != severity:
-                changes.append(Change(key, severity, before and before.severity, finding.title))
+                changes.append(FindingChange(key, severity, before and before.severity, finding.title))
             parts = measured & before.parts if before else measured
             self._standing[key] = Standing(severity, finding.title, find, parts)
         for key, was in list(self._standing.items()):
             if key not in found and was.find in looked_for and was.parts <= measured:
                 del self._standing[key]
-                changes.append(Change(key, None, was.severity, was.title))
+                changes.append(FindingChange(key, None, was.severity, was.title))
         return changes, notes

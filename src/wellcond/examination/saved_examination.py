@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from wellcond.conditioning import SYMBOLS
+from wellcond.condition_numbers import SYMBOLS
 from wellcond.examination.figures import CURVATURES, KAPPAS
 from wellcond.examination.finding import Finding, Severity
 from wellcond.examination.json import SCHEMA

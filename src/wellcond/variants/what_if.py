@@ -7,15 +7,15 @@ from dataclasses import replace
 from functools import partial
 from typing import Any, TypeVar
 
-from wellcond.conditioning import Conditioning, Effort, conditioning
+from wellcond.condition_numbers import Conditioning, Effort, conditioning
 from wellcond.curvature import Hessian
-from wellcond.forecast import Curve, forecast
+from wellcond.forecasts import Curve, forecast
 from wellcond.linalg import Estimate
 from wellcond.preconditioners import Step, reading_for, unwrapped_optimizer
 from wellcond.problem import Problem, check_problem, optimized_parameters
 from wellcond.stability import TARGET
 from wellcond.trials import CHANGES, Network, Trained, Training, changes_of
-from wellcond.what_if.result import Variant, WhatIf
+from wellcond.variants.result import Variant, WhatIf
 
 T = TypeVar("T")
 
@@ -81,7 +81,7 @@ def what_if(
     Source: theory, sections 5.2, 5.3 and 6.
 
     >>> import torch, wellcond as wc
-    >>> from wellcond.what_if import what_if
+    >>> from wellcond.variants import what_if
     >>> _ = torch.manual_seed(0)
     >>> X = torch.randn(60, 4, dtype=torch.float64) * torch.tensor([1, 10, 0.1, 1]) + 5
     >>> model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.Tanh(), torch.nn.Linear(8, 1)).double()

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from wellcond.curvature import CurvatureOperator, GaussNewton, Hessian, OutputUnknownError, Preconditioned
-from wellcond.forecast.candidate import Candidate, runs_of
-from wellcond.forecast.curve import Curve, Forecast
+from wellcond.forecasts.candidate import Candidate, runs_of
+from wellcond.forecasts.curve import Curve, Forecast
 from wellcond.linalg import Estimate, Lanczos, eigenvalues, norm
 from wellcond.parameters import flatten, unflatten
 from wellcond.preconditioners import Momentum
@@ -61,7 +61,7 @@ def forecast(
 
     >>> import torch, wellcond as wc
     >>> from wellcond.curvature.scaling import jacobi
-    >>> from wellcond.forecast import forecast
+    >>> from wellcond.forecasts import forecast
     >>> _ = torch.manual_seed(0)
     >>> X = torch.randn(50, 3, dtype=torch.float64) * torch.tensor([1.0, 1.0, 10.0])
     >>> model = torch.nn.Linear(3, 1).double()

@@ -4,9 +4,9 @@
 (sampled.py), and adds κ_eff, which needs the gradient (effective.py).
 """
 
-from wellcond.conditioning.conditioning import conditioning as conditioning
-from wellcond.conditioning.figures import SYMBOLS as SYMBOLS
-from wellcond.conditioning.figures import Conditioning as Conditioning
-from wellcond.conditioning.figures import shown as shown
-from wellcond.conditioning.sampled import Effort as Effort
+from wellcond.condition_numbers.conditioning import conditioning as conditioning
+from wellcond.condition_numbers.figures import SYMBOLS as SYMBOLS
+from wellcond.condition_numbers.figures import Conditioning as Conditioning
+from wellcond.condition_numbers.figures import shown as shown
+from wellcond.condition_numbers.sampled import Effort as Effort
 from wellcond.linalg import DENSE_LIMIT as DENSE_LIMIT

@@ -15,12 +15,12 @@ from torch.optim import Optimizer
 
 from wellcond.hooks import as_optimizer_sees, carried_by, parameters_of
 from wellcond.preconditioners.momentum import Momentum
-from wellcond.preconditioners.preconditioner import Diagonal, Preconditioner
+from wellcond.preconditioners.preconditioner import DiagonalPreconditioner, Preconditioner
 from wellcond.preconditioners.reading import Group, Reading, State, reading_for, step_number, unwrapped_optimizer
 
 
 def preconditioner_of(optimizer: Optimizer) -> Preconditioner:
-    """The preconditioner that the optimizer's last step used: a `Diagonal`, where no other was given.
+    """The preconditioner that the optimizer's last step used: a `DiagonalPreconditioner`, where no other was given.
 
     Under `reparameterize` or `precondition` with a given P it is P·P_optimizer, the whole change of variables. A
     parameter that has had no step yet, because no gradient reached it, is taken as not preconditioned.
@@ -48,7 +48,7 @@ def preconditioner_of(optimizer: Optimizer) -> Preconditioner:
     return with_given(optimizer, own_preconditioner_of(optimizer))
 
 
-def with_given(optimizer: Any, own: Diagonal) -> Preconditioner:
+def with_given(optimizer: Any, own: DiagonalPreconditioner) -> Preconditioner:
     """P·own for the P that the optimizer was given by `reparameterize` or `precondition`, if it was."""
     optimizer, whole = unwrapped_optimizer(optimizer), own
     for carried in carried_by(optimizer):
@@ -56,7 +56,7 @@ def with_given(optimizer: Any, own: Diagonal) -> Preconditioner:
     return whole
 
 
-def own_preconditioner_of(optimizer: Any) -> Diagonal:
+def own_preconditioner_of(optimizer: Any) -> DiagonalPreconditioner:
     """What the optimizer itself does to the gradient that it is given, as `preconditioner_of`."""
     optimizer, reading = reading_of(optimizer)
     parameters: list[Tensor] = []
@@ -83,7 +83,7 @@ def own_preconditioner_of(optimizer: Any) -> Diagonal:
             if reading.needs_a_step:
                 # The step itself computed P in the parameter's dtype, in some four operations.
                 rounding = max(rounding, 4 * torch.finfo(p.dtype).eps)
-    return Diagonal(parameters, scales, rounding)
+    return DiagonalPreconditioner(parameters, scales, rounding)
 
 
 def reading_of(optimizer: Any) -> tuple[Optimizer, Reading]:
