@@ -1,4 +1,4 @@
-"""wellcond: how well conditioned a PyTorch training run is, what makes it so, and what mends it."""
+"""wellcond: how well conditioned a PyTorch training run is, what makes it so, and what fixes it."""
 
 from wellcond import monitor, optim, penalties, preconditioners, report, results
 from wellcond.condition_numbers import Effort, conditioning

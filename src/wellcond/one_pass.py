@@ -35,7 +35,7 @@ class Passes:
     Compiled, an update is one kernel for any number and any sizes of tensors.
 
     Args:
-        compiled: by torch.compile, where it works; None for updates of so many entries that it pays.
+        compiled: by torch.compile, where it works; None: only where the number of entries makes it pay.
     """
 
     def __init__(self, compiled: bool | None):

@@ -27,7 +27,7 @@ class Hessian(CurvatureOperator):
     A product costs about 2.5 gradients; about 1.5 inside `with problem:`, where the gradient's graph is kept.
 
     Args:
-        problem: what is differentiated; read anew at every product.
+        problem: what is differentiated; read again at every product.
     """
 
     def semidefinite(self) -> CurvatureOperator | None:

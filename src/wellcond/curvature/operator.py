@@ -94,7 +94,7 @@ class CurvatureOperator(SymmetricOperator):
             )
 
     def keeping(self, products: int) -> contextlib.AbstractContextManager[object]:
-        """`with problem:` where so many products are worth it."""
+        """`with problem:` where that pays for this number of products."""
         return self.problem if products >= WORTH_KEEPING else contextlib.nullcontext()
 
     def dense(self) -> Tensor:

@@ -118,8 +118,8 @@ def examine(
     comes with an interval. With 100,000 parameters the cost is below 3,000 gradients of the loss, `quick` below 300.
     What a finding advises is tried, where it can be, in a short training of a copy of the run.
 
-    A figure that can't be measured costs no other: the finding `not_measured` says why. Where memory ends, every second
-    example is left out, as often as that takes, and a note says so.
+    If a figure can't be measured, the others still are, and the finding `not_measured` says why. When memory runs out,
+    every second example is left out, repeatedly if necessary, and a note says so.
 
     Args:
         model: the network.

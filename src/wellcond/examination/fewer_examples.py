@@ -1,4 +1,4 @@
-"""Looking at fewer examples where memory ends."""
+"""Measuring on fewer examples when memory runs out."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ T = TypeVar("T")
 
 
 def on_fewer(given: Subject, look: Callable[[Subject], T], of_what: str) -> tuple[T, Subject]:
-    """What `look` gives of a run, or of every second example of it as often as memory ends; and the run so seen, with
+    """What `look` gives of a run, or of every second example of it until memory suffices; and the run so seen, with
     a note.
 
     Args:
@@ -21,7 +21,7 @@ def on_fewer(given: Subject, look: Callable[[Subject], T], of_what: str) -> tupl
         of_what: what the note is about, to precede "of 16 of 64 examples".
 
     Raises:
-        Exception: what `look` raises: where memory ends, only with one example left.
+        Exception: what `look` raises: out of memory, only with one example left.
     """
     subject, whole, failures = given, given.problem, given.failures
     failed = failures.count()

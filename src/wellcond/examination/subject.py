@@ -115,7 +115,7 @@ class Subject:
         return cls(run, problem, optimizer, P, trials, notes, left_out, failures)
 
     def over(self, batches: list[Any], note: str) -> Subject:
-        """The same run over other batches, with a note more."""
+        """The same run over other batches, with one added note."""
         problem = self.problem.like(data=batches)
         trials = Trials(self.run, problem, self.trials.steps, self.trials.seed, self.failures, self.trials.budget)
         return replace(self, problem=problem, trials=trials, notes=[*self.notes, note])

@@ -71,7 +71,7 @@ class Forecast:
         """Names by the loss predicted at a step, the lowest first; those that diverge come last.
 
         Args:
-            at: the step, 1 to `steps`; the last unless given.
+            at: the step, 1 to `steps`; default: the last.
         """
         at = self.steps if at is None else at
         if not 1 <= at <= self.steps:
@@ -114,7 +114,7 @@ class Forecast:
         """Draw the curves: solid while trusted, dotted beyond, with the true losses that were evaluated as circles.
 
         Args:
-            ax: matplotlib axes; new ones unless given.
+            ax: matplotlib axes; default: new ones.
 
         Returns:
             The axes.

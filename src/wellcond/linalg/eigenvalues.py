@@ -128,8 +128,8 @@ def eigenvalues(
             towards its Hessian's largest. They are mixed with a random direction drawn for them, so that every
             statement holds for good and bad guesses. A good one saves products until the tolerance is met
             (`verify=False`); what `verify` asks for rests on the random part, and costs the same or a little more.
-        min_products: take at least so many products before anything but plain Lanczos steps; they tighten `lower` and
-            `upper`.
+        min_products: take at least this many products before anything but plain Lanczos steps; they tighten `lower`
+            and `upper`.
         max_products: stop after this many in any case; `converged` and `missed` say how far it came. By default
             300, or 20 for each eigenvalue targets.
         max_basis: the most vectors in the basis; at least 2·(number wanted) + 3. By default 40 and two for each

@@ -143,7 +143,7 @@ class Lanczos:
         self._start_anew(theta[keep], couplings[:, keep].abs().sum(0), couplings[:, keep])
 
     def _replace(self, first: int, theta: Tensor, S: Tensor) -> None:
-        """Put SᵀQ in the place of the rows from `first` on."""
+        """Replace the rows from `first` on by SᵀQ."""
         m, kept = self.dimension, first + len(theta)
         rotate(self._basis[first:m], S)
         coupled = self._T[:first, first:m] @ S

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 TAIL = 150
-"""Rows by which a tridiagonal matrix is continued: so many more nodes to draw a density with."""
+"""Rows by which a tridiagonal matrix is continued: the number of extra nodes to draw a density with."""
 
 
 @dataclass(frozen=True)

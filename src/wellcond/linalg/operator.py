@@ -146,7 +146,7 @@ class SymmetricOperator(ABC):
         """The diagonal: read off the matrix where that is small, else estimated.
 
         Args:
-            products: matrix-vector products to spend on an estimate; unless given, the matrix is formed up to size
+            products: matrix-vector products to spend on an estimate; by default, the matrix is formed up to size
                 2,000, and 120 products are spent above. With as many as n, the matrix is formed too.
             seed: of the random directions.
         """
@@ -162,7 +162,7 @@ class SymmetricOperator(ABC):
         """The trace: of the matrix where that is small, else estimated with an interval.
 
         Args:
-            products: matrix-vector products to spend on an estimate; unless given, the matrix is formed up to size
+            products: matrix-vector products to spend on an estimate; by default, the matrix is formed up to size
                 2,000, and 120 products are spent above. With as many as n, the matrix is formed too.
             seed: of the random directions.
             confidence: probability of the interval, by Student's t.

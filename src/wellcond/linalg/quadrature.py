@@ -33,7 +33,7 @@ class Quadrature:
 
     @classmethod
     def of(cls, run: Lanczos) -> Quadrature:
-        """What a Lanczos run says about its start vector; where it started anew, what it said before."""
+        """What a Lanczos run says about its start vector; where it started again, what it said before."""
         return cls(run.tridiagonal(), 0.0 if run.exhausted else run.residual, run.rounding, run.steps)
 
     def nodes_and_weights(self) -> tuple[Tensor, Tensor]:

@@ -75,7 +75,7 @@ def without(Q: Tensor, v: Tensor) -> Tensor:
 
 
 def rotate(rows: Tensor, S: Tensor) -> None:
-    """Put Sᵀ·rows in the place of the first rows, with a copy of no more than some columns at a time.
+    """Replace the first rows by Sᵀ·rows, with a copy of no more than some columns at a time.
 
     Args:
         rows: (m, n), overwritten.

@@ -141,7 +141,7 @@ def memory_for(name: str, what: str = "the figures of its inputs") -> Iterator[N
     """Turn a failure to get memory into one that names the layer.
 
     Raises:
-        ValueError: where memory ends.
+        ValueError: out of memory.
     """
     try:
         yield

@@ -21,7 +21,7 @@ BLOCK = 1024
 class Covariance:
     """The rows themselves while they are few; when they are many an R factor of them, or a sketch where it is wide.
 
-    Rows of more than `widest` columns are kept up to so many of them and 268 MB; then they are sketched.
+    Rows of more than `widest` columns are kept up to `widest` rows and 268 MB; then they are sketched.
 
     Args:
         widest: columns up to which there is a covariance.

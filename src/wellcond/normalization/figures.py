@@ -90,7 +90,7 @@ class Figures:
 
     @cached_property
     def rank(self) -> int:
-        """Singular values of Ĥ that are not zero to rounding; at least so many where the moments are sketched."""
+        """Singular values of Ĥ that are not zero to rounding; a lower bound where the moments are sketched."""
         centered = self.centered_rank
         if self.bias or self.moments.missed is not None:  # the mean may lie in the span of what is missed
             return centered + self.bias

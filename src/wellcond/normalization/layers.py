@@ -42,7 +42,7 @@ class LayerConditioning:
         name: of the module; of an `nn.MultiheadAttention` "….in_proj", or "….q_proj", "….k_proj" and "….v_proj" where
             they see different inputs, and "….out_proj".
         rows, columns: of Ĥ; the column of ones counts where the layer has a bias. No rows where no data pass through.
-        rank: number of singular values that are not zero to rounding; at least so many where `kappa` is a bound.
+        rank: number of singular values that are not zero to rounding; a lower bound where `kappa` is one.
         constant: inputs that never vary, the dead units of the layer before.
         is_input: whether the layer sees the data themselves.
         kappa: as it is.

@@ -80,7 +80,7 @@ class Sketch:
         )
 
     def _rank_outside(self, group: int, root: Tensor) -> int:
-        """At least so many dimensions of the centered rows are not in the span of the root's."""
+        """A lower bound of the dimensions of the centered rows that are not in the span of the root's."""
         centered = self.sample[group] - self.sample[group].mean(0)
         Q = torch.linalg.qr(root.T).Q
         outside = torch.addmm(centered, centered @ Q, Q.T, alpha=-1)

@@ -36,7 +36,7 @@ class BatchNormPreconditioner(Standardization):
     - Statistics are made in train mode, with gradients enabled, and not while a `Problem` measures or
       `torch.func.functional_call` puts other parameters in. A checkpointed layer that runs again in the backward pass
       counts once. Features that are not finite in a batch leave their statistics as they are.
-    - Without a bias, or with one that is frozen, there is no centering: D/q, with σ² + μ² in the place of σ², the mean
+    - Without a bias, or with one that is frozen, there is no centering: D/q, with σ² + μ² instead of σ², the mean
       square (theory, section 5.2).
     - A frozen weight leaves its bias 1/q. A weight of several layers has one P, from the inputs of all of them.
       A layer that has not been called, and a parameter of no such layer (norms, embeddings, attention's packed

@@ -89,7 +89,7 @@ def count_examples(batch: Any) -> int:
 
 
 def until(stream: Iterator[Any], examples: int) -> Iterator[Any]:
-    """Batches until there are so many examples."""
+    """Batches until they hold this number of examples."""
     seen = 0
     for batch in stream:
         yield batch

@@ -71,7 +71,7 @@ class Failures:
         return len(self._parts)
 
     def forget(self, count: int) -> None:
-        """All but the first so many, since their parts are made again."""
+        """Forget all but the first `count`, since their parts are made again."""
         del self._parts[count:]
 
     def causes(self) -> dict[tuple[str, str], list[str]]:

@@ -1,4 +1,4 @@
-"""When memory ends: how to tell, and what to ask for instead."""
+"""Out of memory: how to tell, and what to ask for instead."""
 
 from __future__ import annotations
 

@@ -22,7 +22,7 @@ from wellcond.problem.reachable import modules_of
 from wellcond.problem.second_derivatives import remedy_of
 
 MEMORY_LIMIT = 2 * 2**30
-"""Bytes of autograd graphs that a `with problem:` block may keep, unless given."""
+"""Bytes of autograd graphs that a `with problem:` block may keep by default."""
 
 TINY = 2_000_000
 """Parameters times examples of a batch, and bytes of its activations, under which one thread is used. On two idle cores
@@ -46,7 +46,7 @@ class Problem:
 
     What is measured is what is trained: batch norm uses the batch's statistics, dropout is frozen, one mask a batch,
     from the seed. Measuring leaves no trace: parameters, gradients, buffers, optimizer state, flags and random state
-    are bit for bit what they were. The parameters are read anew at every measurement.
+    are bit for bit what they were. The parameters are read again at every measurement.
 
     Inside `with problem:` the graphs of first products are kept, which makes the later ones cost about 1.5 gradients
     instead of 2.5; the parameters must not change there, and the memory is freed on leaving.
@@ -58,11 +58,11 @@ class Problem:
             once, with its sampler's and collate function's rules, and kept).
         loss: instead of `loss_fn`, a callable (model, batch) → scalar, for any other kind of batch.
         mode: "train" or "eval".
-        batches: read at most so many; None reads all, of a loader over a large data set some 8,192 examples.
-        weight: batch → weight of its loss in the mean; the number of examples unless given.
-        parameters: the parameters (or their names) to look at; all trainable ones unless given.
+        batches: read at most `batches` of them; None reads all, of a loader over a large data set some 8,192 examples.
+        weight: batch → weight of its loss in the mean; default: its number of examples.
+        parameters: the parameters (or their names) to look at; default: all trainable ones.
         seed: of dropout and of a loader's shuffling.
-        dtype: evaluate in this floating-point type; the parameters' own unless given, and float32 for parameters in
+        dtype: evaluate in this floating-point type; default: the parameters' own, and float32 for parameters in
             bfloat16 or float16.
         memory_limit: bytes of graphs to keep at most inside `with problem:`; with 0 none are.
         compile: inside `with problem:` trace each product once for every shape of batch and compile it (torch.compile):

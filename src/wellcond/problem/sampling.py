@@ -25,7 +25,7 @@ def draw_batches(data: Any, *, pairs: bool, examples: int | None, least: int, se
     Args:
         data: as for `wellcond.Problem`.
         pairs: whether a batch is an (input, target) pair.
-        examples: draw batches until there are so many.
+        examples: draw batches until they hold `examples` examples.
         least: the same, of a loader or a list, where `examples` is None.
         seed: of the draw, and of what the data set itself draws.
 

@@ -89,7 +89,7 @@ def edge_ratio(
         problem: the loss and the data.
         optimizer: as for `preconditioner_of`; its current learning rates count.
         largest: λ_max(PᵀHP) where it is already known; used where the rest follows from it.
-        curvature: the Hessian of the problem unless given.
+        curvature: default: the Hessian of the problem.
         max_products: to spend on λ_max otherwise; all are.
         start: for λ_max, as for `wellcond.eigenvalues`.
         seed: of the Lanczos start.

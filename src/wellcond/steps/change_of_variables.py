@@ -231,7 +231,7 @@ class Precondition(GivenP):
 
 
 class Reparameterize(GivenP):
-    """z in the place of p, and Pᵀ of the gradient in that of the gradient, from before each step until after it."""
+    """z instead of p, and Pᵀ times the gradient instead of the gradient, from before each step until after it."""
 
     verb = "reparameterize"
     how = "adjoint"
@@ -269,7 +269,7 @@ class Reparameterize(GivenP):
 
     @staticmethod
     def _add_decays(P: Preconditioner, parameters: Sequence[Tensor], decays: Sequence[float]) -> None:
-        """To gradients in z, what the optimizer will not add, since it sees zero in the place of z."""
+        """To gradients in z, what the optimizer will not add, since it sees zero instead of z."""
         if not any(decays):
             return
         z = None if isinstance(P, DiagonalPreconditioner) else P.invert(parameters)

@@ -20,7 +20,7 @@ class Coordinates:
         P: over exactly these parameters.
         parameters: which hold p, and z afterwards.
         factors: for a step that moves every z alike beside multiplying it by a number: these numbers, one a parameter.
-            Parameters then start from zero in the place of z, which takes less memory and rounds less.
+            Parameters then start from zero instead of z, which takes less memory and rounds less.
         memory: for that.
     """
 

@@ -36,7 +36,7 @@ class Effect:
 
     def saves(self, share: float = SAVES, now: float = math.inf) -> bool:
         """Whether the remedy is better, by more than this share of the figure as it is, and not for the worse of `now`,
-        the figure before the steps: what only makes a run diverge more slowly mends something else."""
+        the figure before the steps: what only makes a run diverge more slowly fixes something else."""
         fall = self.without.value - self.with_remedy.value
         enough = math.isinf(fall) or fall > share * abs(self.without.value)
         return bool(self.better) and enough and self.with_remedy.value < now

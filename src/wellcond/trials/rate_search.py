@@ -27,7 +27,7 @@ from wellcond.trials.copy_of_run import alone, run_of, step
 from wellcond.trials.network import Network
 
 DECADES = 8
-"""Learning rates are searched up to so many powers of ten on either side of the given one."""
+"""Powers of ten on either side of the given learning rate that are searched."""
 
 
 @dataclass(frozen=True)

@@ -225,7 +225,7 @@ class Trials:
         return self.steps if fits else max(1, int(SHORTER * self.steps))
 
     def refused(self, cost: float) -> NoEffect | None:
-        """Why a trial that costs so many gradients of the whole loss is not made; None where it is, and is paid for."""
+        """Why a trial of this cost, in gradients of the whole loss, is not made; None where it is, and is paid for."""
         if not self.possible:
             return NoEffect()
         if self.spent + cost > self.budget:

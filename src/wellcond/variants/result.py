@@ -96,7 +96,7 @@ class WhatIf:
         """Draw the predicted losses after the warm-up: solid while trusted, dotted beyond.
 
         Args:
-            ax: matplotlib axes; new ones unless given.
+            ax: matplotlib axes; default: new ones.
 
         Returns:
             The axes.

@@ -1,4 +1,4 @@
-"""Side by side: the given training run, and the same with a normalization more."""
+"""The given training run side by side with the same run and one added normalization."""
 
 from __future__ import annotations
 

@@ -68,7 +68,7 @@ def find(m: Measurements, subject: Subject) -> Finding | None:
 
 
 def _is_trained(subject: Subject, units: Units) -> bool:
-    """Whether steps move what makes the units: in a frozen layer nothing mends them."""
+    """Whether steps move what makes the units: in a frozen layer nothing changes them."""
     measured = {id(p) for p in subject.problem.parameters}
     return any(id(p) in measured for p in subject.problem.model.get_submodule(units.layer).parameters())
 
@@ -149,7 +149,7 @@ def _redrawable(subject: Subject, units: Units) -> _Pair | None:
 
 
 def redraw(run: TrainingRun, units: Units) -> None:
-    """Draw the weights into dead units, and into all but the first of duplicates, anew. The first takes over what the
+    """Draw new weights into dead units, and into all but the first of duplicates. The first takes over what the
     others give; the new ones count for nothing at first."""
     pair = _pair(run.model, units)
     assert pair is not None
