@@ -116,7 +116,9 @@ def test_unscaled_inputs_are_severe_and_scaled_ones_are_not():
     bad, good = (wc.examine(*wine_run(scaled)) for scaled in (False, True))
     assert finding(bad, "inputs").severity is wc.results.Severity.SEVERE
     assert bad.findings[0].severity is bad.severity is wc.results.Severity.SEVERE
-    assert "The inputs are not scaled and off-center: κ of the first layer's ext" in finding(bad, "inputs").title
+    assert (
+        "The inputs are off-center and on different scales: κ of the first layer's ext" in finding(bad, "inputs").title
+    )
     assert finding(good, "inputs").severity is wc.results.Severity.GOOD
     X = torch.tensor(load_wine().data)
     extended = torch.cat([torch.ones(len(X), 1, dtype=torch.float64), X.float().double()], 1)

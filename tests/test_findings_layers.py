@@ -47,7 +47,7 @@ def test_raw_inputs_are_severe_and_a_trial_from_new_weights_says_so(act):
     run = trained(mlp(13, 3, act=act), given)
     finding, subject = found(run, inputs.find)
     assert finding.severity is SEVERE
-    assert "not scaled and off-center" in finding.title
+    assert "off-center and on different scales" in finding.title
     assert "feature 12 (747 ± 314)" in finding.text
     X = given[0].double()
     assert finding.evidence["mean of feature 12"].value == pytest.approx(float(X[:, 12].mean()), rel=1e-9)

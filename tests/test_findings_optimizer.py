@@ -451,7 +451,7 @@ def test_noise_over_a_signal_that_may_be_zero_is_no_figure_to_show():
     found = find(gradient_noise, run)
     assert found.severity is GOOD
     assert found.evidence["noise_over_signal"].unresolved
-    assert "can't be told" in found.title
+    assert "It is not known whether" in found.title
     assert "at least" not in found.title + found.text
 
 

@@ -150,7 +150,7 @@ def test_inputs_that_are_not_finite_name_the_layer():
         layer_conditioning(Problem(negative, nn.MSELoss(), (torch.ones(3, 1), torch.ones(3, 1))))
     problem = Problem(nn.Linear(1, 1), nn.MSELoss(), (torch.full((3, 1), torch.inf), torch.ones(3, 1)))
     with pytest.raises(
-        ValueError, match="the model, which is a layer itself, are not finite; mend or drop them in the da"
+        ValueError, match="the model, which is a layer itself, are not finite; fix or drop them in the da"
     ):
         layer_conditioning(problem)
 

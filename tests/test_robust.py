@@ -214,7 +214,7 @@ def test_out_of_memory_halves_the_examples_and_says_so(kind, capsys):
 def test_memory_down_to_one_example_and_then_one_line():
     examination = examined(run(batches=2, size=5, loss_fn=Hungry(1, OUT["GPU"])))
     assert examination.measurements.examples == 2
-    with pytest.raises(ValueError, match="memory ends at the loss of one example"):
+    with pytest.raises(ValueError, match="out of memory at the loss and gradient of one example"):
         examined(run(loss_fn=Hungry(0, OUT["GPU"])))
 
 

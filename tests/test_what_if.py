@@ -552,7 +552,7 @@ def test_other_bad_arguments():
         what_if(problem, sgd, "batch norm", warm_up=-1)
     with pytest.raises(ValueError, match="not the model's"):
         what_if(problem, torch.optim.SGD(mlp().parameters(), lr=0.1), "batch norm")
-    with pytest.raises(ValueError, match="has not 2"):
+    with pytest.raises(ValueError, match="lacks 2"):
         what_if(problem, torch.optim.SGD(model[0].parameters(), lr=0.1), "batch norm")
     with pytest.raises(TypeError, match=r"the optimizer is a NoneType; give a torch\.optim"):
         what_if(problem, None, "BNP")

@@ -155,7 +155,7 @@ def examine(
     except Exception as error:
         if not out_of_memory(error):
             raise
-        raise ValueError("memory ends at the loss of one example and its gradient: nothing can be measured") from error
+        raise ValueError("out of memory at the loss and gradient of one example: nothing can be measured") from error
     started = time.perf_counter()
     found = [finding for find in FINDINGS if (finding := _looked_for(find, m, subject)) is not None]
     m.notes += subject.trials.notes

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from wellcond.display import number
+from wellcond.examination import Severity
 from wellcond.linalg import CONFIDENCE
 from wellcond.monitor.charts import charts, spread
 from wellcond.monitor.history import History
 from wellcond.monitor.record import LABELS
-from wellcond.report import VERDICT, render
+from wellcond.report import render, verdict
 
 
 def page(history: History) -> str:
@@ -24,7 +25,7 @@ def page(history: History) -> str:
         of="monitor",
         package="wellcond.monitor",
         headline=history.headline,
-        verdict=VERDICT[history.severity] if measured else history.unmeasured,
+        verdict=verdict(Severity.of(s) for s, _ in history.findings().values()) if measured else history.unmeasured,
         severity=history.severity.word if measured else "gone",
         facts=[*_progress(history), *((LABELS[name], text) for name, text in history.latest().items())],
         standing=history.findings(),

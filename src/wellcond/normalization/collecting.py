@@ -168,7 +168,7 @@ def _checked(name: str, x: Tensor, is_input: bool) -> Tensor:
         raise ValueError(f"{_called(name)} sees complex inputs; write them as real ones (torch.view_as_real)")
     # A sum that is finite proves it, and takes no memory; one that is not may have overflowed.
     if not bool(x.sum().isfinite() or torch.isfinite(x).all()):
-        advice = "mend or drop them in the data" if is_input else "look for the overflow before it"
+        advice = "fix or drop them in the data" if is_input else "look for the overflow before it"
         raise ValueError(f"the inputs of {_called(name)} are not finite; {advice}")
     if x.dtype != torch.float64 or not x.numel():
         return x

@@ -81,7 +81,7 @@ class FeatureMoments:
         x = x.movedim(self.dim, -1).reshape(-1, x.shape[self.dim]).double()
         if not bool(x.isfinite().all()):
             row, feature = (~x.isfinite()).nonzero()[0].tolist()
-            raise ValueError(f"{where}, feature {feature}: a value is {float(x[row, feature])}; mend or drop it first")
+            raise ValueError(f"{where}, feature {feature}: a value is {float(x[row, feature])}; fix or drop it first")
         if not len(x):
             raise ValueError(f"{where} has no examples")
         if float(x.abs().max()) > LARGEST:

@@ -101,7 +101,7 @@ class Layers(list[LayerConditioning]):
 
 
 def layer_conditioning(problem: Problem, *, widest: int = WIDEST) -> list[LayerConditioning]:
-    """κ of what every linear layer, convolution and attention projection sees, in the order of the passage.
+    """κ of what every linear layer, convolution and attention projection sees, in forward order.
 
     One pass over the data; for each layer its rows where they are few, else their R factor in float64. κ as it is has a
     relative error of about that of κ standardized times rounding, wherever the mean is; its interval holds that. All

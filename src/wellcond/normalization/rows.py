@@ -1,4 +1,4 @@
-"""The rows of H: what a layer multiplies with its weight, a row an example, a token or a patch."""
+"""The rows of H: what a layer multiplies with its weight, one row per example, token or patch."""
 
 from __future__ import annotations
 

@@ -65,7 +65,7 @@ class Units:
 
 
 def units_of(problem: Problem, seed: int = 0) -> list[Units]:
-    """Dead and duplicate units of each layer whose activations another module sees, in the order of the passage.
+    """Dead and duplicate units of each layer whose activations another module sees, in forward order.
 
     A unit is an output of an `nn.Linear`, over all examples and tokens, or a channel of a convolution, over all
     examples and positions, behind the activation that follows. What the last layer computes, the data's own features

@@ -71,7 +71,7 @@ def own_preconditioner_of(optimizer: Any) -> DiagonalPreconditioner:
                 raise ValueError(
                     f"the {type(optimizer).__name__} state of a parameter of shape {tuple(p.shape)} gives a scale "
                     "that is not finite and positive: a NaN gradient came, a centered variance was rounded below "
-                    "zero, or eps=0 where no gradient came; mend it and take a step"
+                    "zero, or eps=0 where no gradient came; fix it and take a step"
                 )
             elif squared.shape != p.shape:
                 raise ValueError(

@@ -33,7 +33,7 @@ def biases(model: nn.Module) -> list[nn.Parameter]:
 
 
 def normalized(model: nn.Module) -> list[nn.Parameter]:
-    """What is normalized before use, by weight or spectral norm: its size is nothing to the loss."""
+    """What is normalized before use, by weight or spectral norm: the loss does not depend on its scale."""
     return [p for name, p in model.named_parameters() if _NORMALIZED.search(name)]
 
 

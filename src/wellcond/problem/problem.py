@@ -44,7 +44,7 @@ class ClosedError(RuntimeError):
 class Problem:
     """L(p), the loss over the given data, as a deterministic function of the model's trainable parameters.
 
-    What is measured is what is trained: batch norm uses the batch's statistics, dropout is frozen, one mask a batch,
+    What is measured is what is trained: batch norm uses the batch's statistics, dropout is frozen, one mask per batch,
     from the seed. Measuring leaves no trace: parameters, gradients, buffers, optimizer state, flags and random state
     are bit for bit what they were. The parameters are read again at every measurement.
 

@@ -8,8 +8,8 @@ from wellcond.report.chart import Chart as Chart
 from wellcond.report.chart import new_figure as new_figure
 from wellcond.report.compare import Comparison as Comparison
 from wellcond.report.compare import compare as compare
-from wellcond.report.page import VERDICT as VERDICT
 from wellcond.report.page import page as page
+from wellcond.report.page import verdict as verdict
 from wellcond.report.plots import curves as curves
 from wellcond.report.plots import plot as plot
 from wellcond.report.template import render as render

@@ -57,8 +57,8 @@ def layers_chart(m: Measurements) -> Chart | None:
     return Chart(
         "layers",
         "Layers: conditioning of what each one sees",
-        "The condition number κ of the matrix of a layer's inputs, with the column of ones that its bias sees, in the "
-        "order of the passage; what it would be without the mean (centered), with columns of equal size (scaled), with "
+        "The condition number κ of the matrix of a layer's inputs, with the column of ones that its bias sees, in "
+        "forward order; what it would be without the mean (centered), with columns of equal size (scaled), with "
         "both, as batch normalization does (standardized), and as layer normalization does (rows normalized). Largest "
         f"as it is: {worst.kappa} in “{worst.label}”.",
         [_panel(panel, most) for panel in panels],

@@ -8,6 +8,7 @@ which fetches nothing; a monitor's page and the evidence's come from the same fu
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 from wellcond.display import number
@@ -17,14 +18,16 @@ from wellcond.report.charts import charts
 from wellcond.report.figures import rows, theta
 from wellcond.report.template import render
 
-VERDICT = {
-    Severity.GOOD: "Nothing stands out.",
-    Severity.NOTICE: "Something to look at.",
-    Severity.SEVERE: "Something to mend.",
-}
-
 SHOWN = 3
 """Findings that are told whole, the most useful ones; the others open when they are asked for, as good ones do."""
+
+
+def verdict(severities: Iterable[Severity]) -> str:
+    """The headline of a page with findings of these severities."""
+    found = list(severities)
+    if severe := found.count(Severity.SEVERE):
+        return f"{severe} problem{'s' * (severe > 1)} found."
+    return "Something to look at." if Severity.NOTICE in found else "Nothing stands out."
 
 
 def page(examination: Examination) -> str:
@@ -37,7 +40,7 @@ def page(examination: Examination) -> str:
         of="examination",
         m=m,
         headline=headline(m),
-        verdict=VERDICT[examination.severity],
+        verdict=verdict(f.severity for f in examination.findings),
         interruption=interruption(examination.interrupted),
         severity=examination.severity.word,
         first=first,

@@ -151,7 +151,7 @@ class Training:
 
 
 def _measured_steps(problem: Problem, optimizer: Optimizer, P: Preconditioner | None, steps: int) -> list[float]:
-    """Steps on the function that is measured: dropout masks are fixed, one a batch, and no buffer moves."""
+    """Steps on the function that is measured: dropout masks are fixed, one per batch, and no buffer moves."""
     losses = []
     with problem.evaluating():
         for k in range(steps):

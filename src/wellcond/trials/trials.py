@@ -69,7 +69,7 @@ class Trials:
     Args:
         run: the training run.
         problem: of it, with the batches.
-        steps: of each trial, one a batch; with 0 nothing is tried.
+        steps: of each trial, one per batch; with 0 nothing is tried.
         seed: of dropout and of the order of the batches.
         failures: what makes the parts of the examination.
         budget: what trials may cost in all, in gradients of the loss over all batches; what would go beyond is not

@@ -67,7 +67,7 @@ def what_if(
         optimizer: over this network's parameters; its class, options, learning rates. New parameters (γ, β) are stepped
             as its first group.
         change: one of these, or several, to be compared side by side.
-        warm_up: steps before the forecast, one a batch; with 0 it is made at the start. Half of the steps that the
+        warm_up: steps before the forecast, one per batch; with 0 it is made at the start. Half of the steps that the
             variants are to be compared after says which is better in most cases, less in fewer (docs/what-if.md).
         steps: how far to forecast.
         figures: whether to measure the conditioning; else only the forecast is made.
@@ -98,7 +98,10 @@ def what_if(
     reading_for(optimizer)
     _, missing = optimized_parameters(problem.model, optimizer)
     if lacks := [name for name in problem.names if name in missing]:
-        raise ValueError(f"the optimizer has not {lacks[0]}; give it all, or the Problem parameters= of those it has")
+        raise ValueError(
+            f"the optimizer lacks {lacks[0]}; pass an optimizer over all parameters, or give the Problem "
+            "parameters= of those that it has"
+        )
     networks = {AS_IT_IS: Network.copy_of(problem.model)} | {name: CHANGES[name](problem) for name in names}
     measured = partial(_variant, warm_up=warm_up, steps=steps, figures=figures, seed=seed)
     variants = {

@@ -55,13 +55,14 @@ def find(m: Measurements, subject: Subject) -> Finding | None:
         effect = subject.trials.effect(lambda run: redraw(run, worst))
     else:
         words.append(
-            f"What “{worst.seen_by}” makes of them can't be kept as it is, so drawing them anew was not tried."
+            f"What “{worst.seen_by}” makes of them can't be kept as it is, so drawing new weights for them was not "
+            "tried."
         )
     if effect and not effect.saves():
         severity = max(severity.after(effect), Severity.NOTICE if most else Severity.GOOD)
         words.append(
-            f"Drawing them anew {'did harm' if effect.better is False else 'hardly helped'} in the trial: here and now "
-            "the network does without them, and a narrower layer would do the same."
+            f"Drawing new weights for them {'did harm' if effect.better is False else 'hardly helped'} in the trial: "
+            "here and now the network does without them, and a narrower layer would do the same."
         )
         remedy = "" if effect.better is False else remedy
     return Finding("dead_units", severity, f"{capitalized(title)}.", " ".join(words), evidence, remedy, effect)
@@ -168,7 +169,7 @@ def _remedy(subject: Subject, units: Units) -> str:
     layer = dict(subject.problem.model.named_modules())[units.layer]
     if not _is_plain(layer):
         return (
-            f"# all weights of layer {units.layer!r} ({type(layer).__name__}) anew; then train with a smaller rate\n"
+            f"# new weights for all of layer {units.layer!r} ({type(layer).__name__}); then train with a smaller rate\n"
             f"model.get_submodule({units.layer!r}).reset_parameters()"
         )
     lines = [

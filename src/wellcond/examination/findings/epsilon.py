@@ -36,9 +36,11 @@ def find(m: Measurements, subject: Subject) -> Finding | None:
     evidence = {"swallowed": Estimate.exactly(swallowed, how)}
     eps = float(optimizer.param_groups[0]["eps"])
     name = type(optimizer).__name__
-    title = f"ε = {eps:g} of {name} is above √v for {swallowed:.1%} of the coordinates that have a gradient."
     if swallowed < MANY:
-        return Finding("epsilon", Severity.GOOD, title, "The others are preconditioned.", evidence)
+        where = f"in {1 - swallowed:.1%} of the coordinates that have a gradient" if swallowed else "everywhere"
+        title = f"ε is negligible: {eps:g} of {name} is below √v {where}."
+        return Finding("epsilon", Severity.GOOD, title, "There the step is preconditioned.", evidence)
+    title = f"ε = {eps:g} of {name} is above √v in {swallowed:.1%} of the coordinates that have a gradient."
     text = (
         "There the step is not divided by the size of the gradient but by ε, as in gradient descent with a rate of "
         f"lr/ε. Half of these coordinates have a √v under {number(float(roots.median()) * eps)}. "

@@ -28,17 +28,20 @@ def find(m: Measurements, subject: Subject) -> Finding | None:
         return None
     evidence = {"noise_scale": scale.examples, "noise_over_signal": scale.ratio}
     b = number(round(scale.batch))  # a harmonic mean where batches differ
-    title = f"The gradient of a batch of {b} has {scale.ratio} times as much noise as signal, squared."
-    text = f"Noise and signal are as large for batches of {scale.examples} examples."
-    if scale.ratio.unresolved and scale.ratio.low <= 1:
-        title = f"Whether the gradient of a batch of {b} has more noise than signal can't be told."
-        text = "The mean of the gradients looked at is not told from zero; more batches would tell."
+    title = f"At batch size {b} the squared gradient noise is {scale.ratio} times the squared signal."
+    text = f"Noise and signal are equally large at a batch size of {scale.examples}."
+    if scale.ratio.low > 1:
+        least = number(scale.ratio.low)
+        title = f"Gradient noise exceeds the signal at batch size {b}, by a factor of at least {least} (squared)."
+    elif scale.ratio.unresolved:
+        title = f"It is not known whether the gradient noise exceeds the signal at batch size {b}."
+        text = "The mean of the measured gradients can't be distinguished from zero; measure on more batches."
     if scale.ratio.low <= 1 or not (scale.ratio.unresolved or scale.ratio.value > FAR_ABOVE):
         return Finding("gradient_noise", Severity.GOOD, title, text, evidence)
     effect = subject.trials.effect(lambda run: run, batches_a_step=BATCHES)
     if not effect or not effect.saves(SAVES, now=m.loss):
         text += (
-            f" In a trial the loss rises with steps of {BATCHES} batches too: something else is to be mended first."
+            f" In a trial the loss rises with steps of {BATCHES} batches too: fix something else first."
             if effect and effect.saves(SAVES)
             else f" Steps of {BATCHES} batches save little in a trial: near a minimum noise is always more than signal."
         )
@@ -60,7 +63,7 @@ def _code(subject: Subject) -> str:
     return (
         "for i, batch in enumerate(data):\n"
         f"    ({loss_code(subject.run)} / {BATCHES}).backward()\n"
-        f"    if i % {BATCHES} == {BATCHES - 1}:   # a step after so many batches\n"
+        f"    if i % {BATCHES} == {BATCHES - 1}:   # one step per {BATCHES} batches\n"
         "        optimizer.step()\n"
         "        optimizer.zero_grad()"
     )

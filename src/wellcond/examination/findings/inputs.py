@@ -52,7 +52,7 @@ def find(m: Measurements, subject: Subject) -> Finding | None:
         severity = Severity.NOTICE
     evidence |= features.evidence
     text = (
-        f"Extended inputs are the matrix that {named} sees, a row an example, with a column of ones for its bias. "
+        f"Extended inputs are the matrix that {named} sees: one row per example, with a column of ones for its bias. "
         f"{features.words(layer)} The conditioning of the layer's Hessian block goes about with the square of κ, a "
         "guide to how many more steps gradient descent needs there."
     )
@@ -124,7 +124,7 @@ class Features:
             return "off-center"
         spread = self.deviation[self.deviation > 0]
         if off_center or float(spread.max()) >= FAR * float(spread.min()):
-            return "not scaled and off-center" if off_center else "not scaled"
+            return "off-center and on different scales" if off_center else "on different scales"
         return "all on a small scale" if float(spread.max()) < 1 else "all on a large scale"
 
     def words(self, layer: LayerConditioning) -> str:

@@ -38,8 +38,8 @@ def find(m: Measurements, subject: Subject) -> Finding | None:
     if low.value == high.value == 0:
         title, severity = "There is no curvature: the Hessian is zero.", Severity.NOTICE
         text = (
-            "The loss is linear in every parameter here, as behind dead units or a loss without curvature. What makes "
-            "it so is to be mended, and that no trial knows."
+            "The loss is linear in every parameter here, as behind dead units or a loss without curvature. Find what "
+            "makes it so: no trial can."
         )
     elif high.value <= 0 or -low.value > STRONG * high.value:
         title = f"Strong negative curvature: {ends}"

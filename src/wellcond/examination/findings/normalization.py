@@ -41,8 +41,8 @@ def find(m: Measurements, subject: Subject) -> Finding | None:
     # A loss that is not negative can fall by no more than all of it.
     if 0 <= m.loss <= (1 - 1 / PAYS) * start:
         won = (start - m.loss) / start
-        title = f"Without a normalization layer {won:.0%} of the loss of new weights is won."
-        text = f"No normalization could win {PAYS:g} times as much, so none was tried."
+        title = f"Trains well without normalization: from new weights the loss fell by {won:.0%}."
+        text = f"No normalization could make it fall {PAYS:g} times as far, so none was tried."
         return Finding("normalization", Severity.GOOD, title, text, evidence)
     found = _tried(subject)
     if found is None:

@@ -48,7 +48,7 @@ def find(m: Measurements, subject: Subject) -> Finding | None:
     evidence["others"] = Estimate.exactly(typical, "median of the other weights")
     moving = [name for name in out if ratios[name].value > 0]
     if not moving:
-        text += " Nothing reaches it: no learning rate mends that, and there is nothing to try."
+        text += " Nothing reaches it: no learning rate fixes that, and there is nothing to try."
         return Finding("update_ratio", Severity.NOTICE, title, text, evidence)
     wild = any(ratios[name].low > FAST for name in moving)
     # To the pace of the others; or, where that is slow, to a hundredth.
