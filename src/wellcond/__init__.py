@@ -1,4 +1,7 @@
-"""wellcond: how well conditioned a PyTorch training run is, what makes it so, and what mends it."""
+"""wellcond: how well conditioned a PyTorch training run is, what makes it so, and what mends it.
+
+"Theory, section …" in a docstring is that section of docs/theory.md.
+"""
 
 from wellcond import monitor as monitor
 from wellcond import optim as optim
