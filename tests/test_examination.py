@@ -294,6 +294,23 @@ def test_progress_knows_its_end_and_is_told_of_every_product_and_batch(width, ba
     assert done[-1] == products
 
 
+def test_a_run_is_examined_as_its_parts_and_stands_alone():
+    model, (X, y) = nn.Linear(3, 1), (torch.randn(30, 3), torch.randn(30, 1))
+    run = wc.TrainingRun(model, nn.MSELoss(), (X, y), torch.optim.SGD(model.parameters(), lr=0.1))
+    parts = wc.examine(run.model, run.loss_fn, run.data, run.optimizer)
+    whole = wc.examine(run)
+    assert [f.title for f in whole.findings] == [f.title for f in parts.findings]
+    assert whole.measurements.loss == parts.measurements.loss
+    with pytest.raises(TypeError, match="give the run alone"):
+        wc.examine(run, nn.MSELoss())
+    with wc.Monitor(run, every=1, overhead=None) as monitor:
+        model(X).sum().backward()
+        run.optimizer.step()
+    assert [record.step for record in monitor.history] == [1]
+    with pytest.raises(TypeError, match="give the run alone"):
+        wc.Monitor(run, optimizer=run.optimizer)
+
+
 def test_an_optimizer_of_named_parameters_is_examined():
     model, X, Y = nn.Linear(3, 1), torch.randn(9, 3), torch.randn(9, 1)
     optimizer = torch.optim.Adam(model.named_parameters(), lr=1e-2)

@@ -354,6 +354,14 @@ def test_weights_replace_the_number_of_examples():
 # -- parameters ------------------------------------------------------------------------------------------------------
 
 
+def test_a_problem_like_another_weighs_batches_as_that_one():
+    model, batches = nn.Linear(2, 1), [(torch.randn(n, 2), torch.randn(n, 1)) for n in (3, 9, 5)]
+    given = Problem(model, nn.MSELoss(), batches, weight=lambda batch: 1.0)
+    assert given.like(dtype=torch.float64).weights == given.weights == [1 / 3] * 3
+    assert given.like(data=batches[1:]).weights == [1 / 2] * 2
+    assert given.like(weight=None).weights == [3 / 17, 9 / 17, 5 / 17]
+
+
 def test_tied_weights_count_once_and_frozen_ones_are_left_out():
     case = make("tied weights")
     assert Problem(case.model, case.loss_fn, case.data).names == ["embedding.weight"]

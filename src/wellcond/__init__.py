@@ -1,4 +1,7 @@
-"""wellcond: how well conditioned a PyTorch training run is, what makes it so, and what fixes it."""
+"""wellcond: how well conditioned a PyTorch training run is, what makes it so, and what fixes it.
+
+"Theory, section …" in a docstring is that section of docs/theory.md.
+"""
 
 from wellcond import monitor, optim, penalties, preconditioners, report, results
 from wellcond.condition_numbers import Effort, conditioning

@@ -245,7 +245,7 @@ def _examined(target: str, checkpoint: Path | None, device: str | None, errors: 
             move_run(run, device)
         advance("reading the data, first gradient", 0, None)
         try:
-            return examine(run.model, run.loss_fn, run.data, run.optimizer, loss=run.loss, progress=advance, **options)
+            return examine(run, progress=advance, **options)
         except SystemExit as error:
             raise TargetError(f"the run's own code raised {first_line(error)}", user_traceback(error)) from error
 

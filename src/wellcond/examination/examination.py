@@ -97,7 +97,7 @@ class Examination:
 
 
 def examine(
-    model: nn.Module,
+    model: nn.Module | TrainingRun,
     loss_fn: Any = None,
     data: Any = None,
     optimizer: Any = None,
@@ -122,7 +122,7 @@ def examine(
     every second example is left out, repeatedly if necessary, and a note says so.
 
     Args:
-        model: the network.
+        model: the network; or a `wellcond.TrainingRun`, alone.
         loss_fn: (output, target) → scalar, the mean over a batch's examples.
         data: one (input, target) batch, a list of them, or a DataLoader.
         optimizer: over the model's parameters, after a step; None to examine without one.
@@ -149,7 +149,7 @@ def examine(
     ['inputs', 'negative_curvature']
     """
     settings, failures = Settings(curvature, mode, batches, dtype, quick, seed), Failures(partial)
-    subject = Subject.of(TrainingRun(model, loss_fn, data, optimizer, loss), settings, failures)
+    subject = Subject.of(TrainingRun.of(model, loss_fn, data, optimizer, loss), settings, failures)
     try:
         m, subject = on_fewer(subject, lambda given: measure(given, settings, progress), "all figures are")
     except Exception as error:

@@ -34,7 +34,7 @@ from wellcond.monitor.pace import FINDINGS, RESERVED, Pace
 from wellcond.monitor.record import FindingChange, Record
 from wellcond.preconditioners import unwrapped_optimizer
 from wellcond.private_torch import uncompiled
-from wellcond.problem import draw_batches, unwrapped
+from wellcond.problem import TrainingRun, draw_batches, unwrapped
 
 EXAMPLES = 128
 """Batches are drawn until there are `EXAMPLES` examples; default of `examples`."""
@@ -52,7 +52,7 @@ class Monitor:
     ones are only of λ_max and the edge ratio; κ and what needs layers come as soon as the budget has room.
 
     Args:
-        model, loss_fn, data, loss: as for `wellcond.Problem`.
+        model, loss_fn, data, loss: as for `wellcond.Problem`; or as `model` a `wellcond.TrainingRun`, alone.
         optimizer: whose steps are followed; a torch optimizer, or a wrapper with an `optimizer` attribute. One that is
             no preconditioner (LBFGS, Muon) is measured without P and without an edge ratio.
         every: steps between measurements, at least.
@@ -89,7 +89,7 @@ class Monitor:
 
     def __init__(
         self,
-        model: nn.Module,
+        model: nn.Module | TrainingRun,
         loss_fn: Any = None,
         data: Any = None,
         optimizer: Any = None,
@@ -104,26 +104,27 @@ class Monitor:
         seed: int = 0,
     ):
         started = time.perf_counter()
-        if not isinstance(model, nn.Module):
-            raise TypeError(f"model is a {type(model).__name__}; give a torch.nn.Module")
+        run = TrainingRun.of(model, loss_fn, data, optimizer, loss)
+        if not isinstance(run.model, nn.Module):
+            raise TypeError(f"model is a {type(run.model).__name__}; give a torch.nn.Module")
         for name, given in {"every": every, "examples": EXAMPLES if examples is None else examples}.items():
             if not isinstance(given, int) or isinstance(given, bool) or given < 1:
                 raise ValueError(f"got {name}={given!r}; it is a whole number, 1 or more")
         if overhead is not None and (not isinstance(overhead, int | float) or not 0 < overhead < 1):
             raise ValueError(f"got overhead={overhead!r}; it is above 0 and below 1, or None for no limit")
-        if optimizer is None:
+        if run.optimizer is None:
             raise ValueError("the optimizer is missing: a monitor follows its steps")
         if writer is not None and not callable(getattr(writer, "add_scalar", None)):
             raise TypeError(f"writer is a {type(writer).__name__} without add_scalar; give a TensorBoard SummaryWriter")
         if path is not None and not isinstance(path, str | Path):
             raise TypeError(f"path is a {type(path).__name__}; give a file name")
-        optimizer = unwrapped_optimizer(optimizer)
+        optimizer = unwrapped_optimizer(run.optimizer)
         check_runs_hooks(optimizer)
-        batches = draw_batches(data, pairs=loss is None, examples=examples, least=EXAMPLES, seed=seed)
+        batches = draw_batches(run.data, pairs=run.loss is None, examples=examples, least=EXAMPLES, seed=seed)
         self.show, self.step = show, 0
         self._optimizer = weakref.ref(optimizer)
-        self._model = unwrapped(model)
-        self._looking = Looking(model, loss_fn, loss, batches, seed)
+        self._model = unwrapped(run.model)
+        self._looking = Looking(run.model, run.loss_fn, run.loss, batches, seed)
         problem, _ = self._looking.problem(optimizer, self._model.training)  # refuses what can't be measured
         self.history = History(
             {

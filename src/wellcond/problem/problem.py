@@ -101,7 +101,7 @@ class Problem:
     ):
         check_arguments(model, loss_fn, loss, mode=mode, seed=seed, memory_limit=memory_limit)
         self.model, self.loss_fn, self.whole_loss, self.mode = unwrapped(model), loss_fn, loss, mode
-        self.seed, self.memory_limit, self.compile = seed, memory_limit, compile
+        self.seed, self.memory_limit, self.compile, self.weight = seed, memory_limit, compile, weight
         self.names, self.parameters = trainable(self.model, parameters)
         self.device = one_device(self.names, self.parameters)
         self.dtype = working_dtype(self.names, self.parameters, dtype)
@@ -129,12 +129,12 @@ class Problem:
         self.batch: Any = None
 
     def like(self, **changes: Any) -> Problem:
-        """The same problem with other arguments, by their names; batches weigh as many examples as they have.
+        """The same problem with other arguments, by their names.
 
         Args:
             changes: arguments as when a problem is made.
         """
-        kept = ("model", "loss_fn", "mode", "parameters", "seed", "dtype", "memory_limit", "compile")
+        kept = ("model", "loss_fn", "mode", "weight", "parameters", "seed", "dtype", "memory_limit", "compile")
         given = {name: getattr(self, name) for name in kept} | {"data": self.batches, "loss": self.whole_loss}
         return Problem(**given | changes)
 

@@ -27,3 +27,16 @@ class TrainingRun:
     data: Any
     optimizer: Optimizer | None = None
     loss: Callable[[nn.Module, Any], Tensor] | None = None
+
+    @classmethod
+    def of(cls, given: Any, loss_fn: Any, data: Any, optimizer: Any, loss: Any) -> TrainingRun:
+        """The run itself, or one of a model and what follows it.
+
+        Raises:
+            TypeError: for a run with something else beside it.
+        """
+        if not isinstance(given, TrainingRun):
+            return cls(given, loss_fn, data, optimizer, loss)
+        if any(x is not None for x in (loss_fn, data, optimizer, loss)):
+            raise TypeError("a TrainingRun has its loss, data and optimizer; give the run alone")
+        return given

@@ -58,6 +58,5 @@ class Network:
 
     def problem(self, given: Problem) -> Problem:
         """The given problem with this network instead: the same data, loss, weights, mode and seed."""
-        weights = iter(given.weights)
         parameters = [self.twins[id(p)] for p in given.parameters] + [q for q in self.added() if q.requires_grad]
-        return given.like(model=self.model, parameters=parameters, weight=lambda _: next(weights))
+        return given.like(model=self.model, parameters=parameters)
