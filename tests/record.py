@@ -27,6 +27,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import wellcond as wc
 from tests.runs import Convolution, Residual, Transformer, data, mlp, train, trained
+from wellcond.preconditioners.reading import supported
 
 FOLDER = Path(__file__).parent / "data" / "before"
 
@@ -412,7 +413,7 @@ def refusal(name: str) -> list[str]:
 
 def _without_registered_here(message: str) -> str:
     """Without the optimizers that other tests of this process have registered, in a list of those that can be read."""
-    for name in wc.preconditioners.supported():
+    for name in supported():
         if not hasattr(torch.optim, name):
             message = re.sub(rf", {name}\b|\b{name}, ", "", message)
     return message

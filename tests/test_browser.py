@@ -16,6 +16,7 @@ from tests.browser import Page
 from tests.problems import train
 from tests.test_monitor import followed
 from tests.test_report import EXAMINATIONS, INJECTION, examined, hostile
+from wellcond.monitor.record import FindingChange
 from wellcond.trials import Effect
 
 pytestmark = pytest.mark.browser
@@ -57,7 +58,7 @@ def monitored() -> wc.Monitor:
     step = monitor.step
     title = "A finding of several words: its figure is 1,234 (1,200 to 1,300)."
     for i, (now, before) in enumerate([("notice", None), ("severe", "notice"), (None, "severe"), ("severe", None)]):
-        change = wc.monitor.FindingChange("planted", now, before, title)
+        change = FindingChange("planted", now, before, title)
         record = dataclasses.replace(monitor.history[-1], step=step + i + 1, changes=[change], jumps=[step + i])
         monitor.history.records.append(record)
     failed = wc.results.Record(
@@ -164,7 +165,7 @@ def hostile_monitor() -> wc.Monitor:
     """Whose model, optimizer, findings, failures and notes are an attacker's words."""
     monitor = monitored()
     monitor.history.run |= {"model": INJECTION, "optimizer": INJECTION, "torch": INJECTION}
-    told = [wc.monitor.FindingChange(INJECTION + word, word, None, INJECTION) for word in ("severe", "good")]
+    told = [FindingChange(INJECTION + word, word, None, INJECTION) for word in ("severe", "good")]
     monitor.history.records.append(
         wc.results.Record(99, 1.0, INJECTION, failed=INJECTION, notes=[INJECTION], changes=told, jumps=[98])
     )

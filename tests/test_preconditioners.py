@@ -16,8 +16,8 @@ from wellcond.preconditioners import (
     preconditioner_of,
     reads,
     steps_of,
-    supported,
 )
+from wellcond.preconditioners.reading import supported
 
 # Momentum is off: then the step is −α P² g and nothing else.
 OPTIMIZERS = {

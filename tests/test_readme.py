@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import wellcond as wc
-from wellcond.preconditioners import supported
+from wellcond.preconditioners.reading import supported
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")

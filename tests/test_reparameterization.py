@@ -17,7 +17,8 @@ from tests.regularized import FORMS, batches, network, same, train
 from wellcond import one_pass
 from wellcond import penalties as R  # noqa: N812
 from wellcond.parameters import flatten
-from wellcond.preconditioners import Composed, Preconditioner
+from wellcond.preconditioners import Preconditioner
+from wellcond.preconditioners.preconditioner import Composed
 from wellcond.steps import change_of_variables
 
 OPTIMIZERS = {

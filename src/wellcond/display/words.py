@@ -43,11 +43,7 @@ def short(name: str, most: int = 30) -> str:
     for length in (12, 8, 5, 3, 2, 1, 0):
         if len(name) <= most:
             return name
-        cut = [_cut(part, length) for part in path]
+        # The start of each part, and the numbers of its rest.
+        cut = [part[:length] + "_".join(re.findall(r"\d+", part[length:])) for part in path]
         name = ".".join([*(part for part in cut if part), last])
     return name if len(name) <= most else f"{name[: most // 2]}…{name[-(most - most // 2 - 1) :]}"
-
-
-def _cut(part: str, length: int) -> str:
-    """The start of a part of a name, and the numbers of the rest."""
-    return part[:length] + "_".join(re.findall(r"\d+", part[length:]))

@@ -42,7 +42,7 @@ class Examination:
         interrupted: the part that Ctrl-C ended, in an examination that is partial; else empty.
     """
 
-    renderer: ClassVar[Renderer[Any]]
+    renderer: ClassVar[Renderer]
     """Draws the page and the plots; registered by `wellcond/__init__.py`."""
 
     measurements: Measurements

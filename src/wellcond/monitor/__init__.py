@@ -5,6 +5,5 @@ from wellcond.monitor.history import History as History
 from wellcond.monitor.history import read_history as read_history
 from wellcond.monitor.monitor import Monitor as Monitor
 from wellcond.monitor.page import page as page
-from wellcond.monitor.record import FindingChange as FindingChange
 from wellcond.monitor.record import Record as Record
 from wellcond.monitor.terminal import watch as watch

@@ -28,7 +28,7 @@ class History:
         finished: whether the monitor was removed; a run that was killed never is.
     """
 
-    renderer: ClassVar[Renderer[Any]]
+    renderer: ClassVar[Renderer]
     """Draws the page and the plots; registered by `wellcond/__init__.py`."""
 
     run: dict[str, Any]

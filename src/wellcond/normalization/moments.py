@@ -84,7 +84,7 @@ def from_root(rows: int, mean: Tensor, varies: Tensor, F: Tensor, error: float, 
             B, values = torch.linalg.svd(square).U[:, :rank].T @ B, values[:rank]
     full = len(B) == B.shape[1]
     if reflects:
-        B = _unreflected(B, v)
+        B = _reflected(torch.cat([B.new_zeros(len(B), 1), B], 1).T, v).T  # [0 B](I − vvᵀ)
     return ColumnMoments(rows, mean, deviation, _spread(B * D, varies), values, error=error, full=full)
 
 
@@ -117,8 +117,3 @@ def _reflector(x: Tensor) -> Tensor:
 def _reflected(X: Tensor, v: Tensor) -> Tensor:
     """(I − vvᵀ)X."""
     return X - torch.outer(v, v @ X)
-
-
-def _unreflected(F: Tensor, v: Tensor) -> Tensor:
-    """[0 F](I − vvᵀ)."""
-    return _reflected(torch.cat([F.new_zeros(len(F), 1), F], 1).T, v).T

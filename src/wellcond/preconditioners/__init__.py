@@ -12,7 +12,6 @@ from wellcond.preconditioners.live_optimizers import with_given as with_given
 from wellcond.preconditioners.momentum import Momentum as Momentum
 from wellcond.preconditioners.optimizer_copy import clone as clone
 from wellcond.preconditioners.optimizer_copy import next_step as next_step
-from wellcond.preconditioners.preconditioner import Composed as Composed
 from wellcond.preconditioners.preconditioner import DiagonalPreconditioner as DiagonalPreconditioner
 from wellcond.preconditioners.preconditioner import NotPreconditionedError as NotPreconditionedError
 from wellcond.preconditioners.preconditioner import Preconditioner as Preconditioner
@@ -23,7 +22,6 @@ from wellcond.preconditioners.reading import reading_for as reading_for
 from wellcond.preconditioners.reading import reads as reads
 from wellcond.preconditioners.reading import step_number as step_number
 from wellcond.preconditioners.reading import step_numbers as step_numbers
-from wellcond.preconditioners.reading import supported as supported
 from wellcond.preconditioners.reading import unwrapped_optimizer as unwrapped_optimizer
 from wellcond.preconditioners.rule import Rule as Rule
 from wellcond.preconditioners.standardization import Block as Block

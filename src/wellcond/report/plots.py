@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -26,8 +27,7 @@ def plot(examination: Examination, which: str, ax: Any = None) -> Any:
 def curves(figure: Any, ax: Any) -> Any:
     """Draw the traces of a figure of plotly, bars and lines, on matplotlib axes."""
     below: Any = 0.0
-    last: Any = None
-    for trace in figure.data:
+    for last, trace in itertools.pairwise([None, *figure.data]):
         label = None if trace.showlegend is False or not trace.name else html.unescape(trace.name)
         look = {"color": COLORS[trace.meta], "label": label}
         if trace.type == "bar":
@@ -40,7 +40,6 @@ def curves(figure: Any, ax: Any) -> Any:
             look["drawstyle"] = "steps-post" if trace.line.shape == "hv" else "default"
             look["marker"] = "o" if "markers" in trace.mode else "none"
             ax.plot(trace.x, trace.y, fillstyle="none", markersize=4, **look)
-        last = trace
     for side, axis in (("x", figure.layout.xaxis), ("y", figure.layout.yaxis)):
         ax.set(**{f"{side}label": axis.title.text, f"{side}scale": axis.type or "linear"})
         if axis.range:

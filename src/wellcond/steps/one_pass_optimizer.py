@@ -67,7 +67,8 @@ class OnePassOptimizer(Optimizer):
         in_step = attachment.in_step if attachment else None
         application = in_step if isinstance(in_step, Application) else None
         if application is None and self._state_dtype is None:
-            return self._torchs_step(closure)
+            # Torch's own, without the step hooks that torch wraps around each class's `step`: this one has them.
+            return bare_step(self._torch)(self, closure)
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -116,10 +117,6 @@ class OnePassOptimizer(Optimizer):
     def __getstate__(self) -> dict[str, Any]:
         return {**super().__getstate__(), "_state_dtype": self._state_dtype, "_compile": self._compile}
 
-    def _torchs_step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """Torch's own, bare of the step hooks that torch wraps around each class's `step`: ours has them already."""
-        return bare_step(self._torch)(self, closure)
-
     @uncompiled
     def _own_step(self, application: Application | None) -> None:
         self._refuse(application)
@@ -132,7 +129,7 @@ class OnePassOptimizer(Optimizer):
         application.add_to_gradient(self)
         application.before_step(self)
         if self._state_dtype is None:
-            self._torchs_step()
+            bare_step(self._torch)(self)
         else:
             self._by_rule(Inside())
         application.after_step(self)

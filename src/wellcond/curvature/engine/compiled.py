@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import sys
 import warnings
 from collections.abc import Callable, Sequence
@@ -41,7 +42,8 @@ class Program:
 
     def __init__(self, operator: BatchMatrices, whole: fx.GraphModule):
         self.first, self.second = _split(whole)
-        self.random = any(_is_random(node) for node in whole.graph.nodes)
+        tags = itertools.chain.from_iterable(getattr(node.target, "tags", ()) for node in whole.graph.nodes)
+        self.random = torch.Tag.nondeterministic_seeded in tags
         self.bytes = 0
         self._strides = [p.stride() for p in operator.problem.parameters]
         self._whole, self._second = _Compiled(whole), _Compiled(self.second)
@@ -175,10 +177,6 @@ def _matters(node: fx.Node) -> bool:
     """Whether a node does something even where nobody uses its result."""
     schema = getattr(node.target, "_schema", None)
     return node.op in ("placeholder", "output") or bool(schema and schema.is_mutable)
-
-
-def _is_random(node: fx.Node) -> bool:
-    return torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ())
 
 
 def _bytes_beyond(tensors: Sequence[Tensor], known: Sequence[Tensor]) -> int:
