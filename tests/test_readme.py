@@ -20,7 +20,7 @@ def test_the_examples_run(capsys):
     torch.manual_seed(0)
     names: dict = {}
     exec(BLOCKS[0], names)
-    assert "severe The inputs are on different scales" in capsys.readouterr().out
+    assert "severe The inputs are off-center" in capsys.readouterr().out
     names["data"] = (names["X"], names["y"])
     library = next(block for block in BLOCKS if "wc.preconditioner_of" in block)
     names["v"] = torch.ones(sum(p.numel() for p in names["model"].parameters()))
