@@ -113,7 +113,7 @@ def main() -> None:
     if chosen.threads:
         torch.set_num_threads(chosen.threads)
     cache = tempfile.TemporaryDirectory()
-    os.environ["TORCHINDUCTOR_CACHE_DIR"] = cache.name  # what is compiled is compiled anew
+    os.environ["TORCHINDUCTOR_CACHE_DIR"] = cache.name  # so that nothing is found compiled
     cost = Table("product, in gradients", "gradient", *COLUMNS)
     set_up, memory = Table("seconds to the first", *COLUMNS), Table("peak MiB of a product, + kept", *COLUMNS)
     remarks: list[str] = []

@@ -22,7 +22,7 @@ def main() -> None:
     if chromium is None:
         sys.exit("no Chromium on this machine (Debian: apt-get install chromium)")
     examples, python = HERE.parent / "examples", Path(sys.executable)
-    picture("report", [python.parent / "wellcond", "examine", examples / "digits.py"], "1160,1420", chromium)
+    picture("report", [python.parent / "wellcond", "examine", examples / "digits.py"], "1160,1260", chromium)
     picture("sparse_digits", [python, examples / "sparse_digits.py"], "920,580", chromium)
     picture("small_batches", [python, examples / "small_batches.py"], "1100,480", chromium)
 

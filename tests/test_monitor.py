@@ -867,6 +867,19 @@ def test_every_figure_can_be_drawn(figure):
     pyplot.close("all")
 
 
+def test_a_figure_without_data_is_not_in_the_legend():
+    pytest.importorskip("matplotlib").use("Agg")
+    from matplotlib import pyplot
+
+    model, (X, y) = nn.Linear(3, 1), (torch.randn(20, 3), torch.randn(20, 1))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    monitor = wc.Monitor(model, nn.MSELoss(), (X, y), optimizer, overhead=None)
+    monitor.measure()
+    ax = monitor.plot(figure="largest")
+    assert [text.get_text() for text in ax.get_legend().get_texts()] == ["λ_max(H)"]
+    pyplot.close("all")
+
+
 def test_a_figure_that_does_not_exist():
     _, _, monitor = followed(steps=1)
     with pytest.raises(ValueError, match="one of edge_ratio"):

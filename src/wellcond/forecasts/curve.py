@@ -36,6 +36,14 @@ class Curve:
     trusted_steps: int
     true_losses: Mapping[int, float]
 
+    def draw(self, ax: Any, start: int = 0, **look: Any) -> Any:
+        """Draw the losses on matplotlib axes from step `start` on, solid while trusted, dotted beyond; their color."""
+        losses, end = self.losses.tolist(), self.trusted_steps
+        steps = range(start, start + len(losses))
+        (line,) = ax.plot(steps[: end + 1], losses[: end + 1], linewidth=1.8, **look)
+        ax.plot(steps[end:], losses[end:], color=line.get_color(), linestyle=":", linewidth=1.4)
+        return line.get_color()
+
     @property
     def diverges(self) -> bool:
         """Whether the step is unstable along some direction: what is predicted grows without end."""
@@ -125,12 +133,8 @@ class Forecast:
         ax = axes(ax)
         for name in self.ranking():
             c = self[name]
-            steps, losses, end = range(self.steps + 1), c.losses.tolist(), c.trusted_steps
-            label = f"{name} (diverges)" if c.diverges else name
-            (line,) = ax.plot(steps[: end + 1], losses[: end + 1], label=label, linewidth=1.8)
-            ax.plot(steps[end:], losses[end:], color=line.get_color(), linestyle=":", linewidth=1.4)
-            seen, true = list(c.true_losses), list(c.true_losses.values())
-            ax.plot(seen, true, "o", color=line.get_color(), fillstyle="none", markersize=5)
+            color = c.draw(ax, label=f"{name} (diverges)" if c.diverges else name)
+            ax.plot(list(c.true_losses), list(c.true_losses.values()), "o", color=color, fillstyle="none", markersize=5)
         ax.set(xlabel="step", ylabel="loss", xlim=(0, 1.01 * self.steps), ylim=self.window())
         ax.set_title("Predicted loss (dotted: beyond what may be trusted; ○: true loss there)", fontsize="medium")
         ax.legend(frameon=False)

@@ -61,7 +61,7 @@ def plot(history: History, figure: str, ax: Any = None) -> Any:
     """Draw one figure over the steps on matplotlib axes; see `History.plot`."""
     if figure not in LABELS:
         raise ValueError(f"got figure={figure!r}; it is one of {', '.join(LABELS)}")
-    names = ("largest", "largest_preconditioned") if figure == "largest" else (figure,)
+    names = [n for n in (figure, f"{figure}_preconditioned") if n in LABELS and history.series(n)[0]]
     ax = curves(_figure(names, history), axes(ax))
     ax.set_ylabel(LABELS[figure])
     return ax

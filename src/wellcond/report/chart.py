@@ -11,8 +11,8 @@ from typing import Any
 FIRST, SECOND, THIRD, FOURTH, BOUND, HEAT = "first", "second", "third", "fourth", "severe", "heat"
 """Roles of a series, as its `meta`; the page gives each its color in the light and in the dark theme."""
 
-LOG = {"type": "log", "exponentformat": "power"}
-"""A logarithmic axis."""
+LOG = {"type": "log", "exponentformat": "power", "nticks": 4}
+"""A logarithmic axis. With more ticks plotly labels every digit between two powers of ten, one over the other."""
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,8 @@ import itertools
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+
 from wellcond.display import axes
 from wellcond.examination import Examination
 from wellcond.report.chart import BOUND, FIRST, FOURTH, SECOND, THIRD
@@ -32,7 +34,7 @@ def curves(figure: Any, ax: Any) -> Any:
         look = {"color": COLORS[trace.meta], "label": label}
         if trace.type == "bar":
             ax.bar(trace.x, trace.y, trace.width, below, align="edge", **look)
-            below = [b + y for b, y in zip(below or [0] * len(trace.y), trace.y, strict=True)]
+            below = np.add(below, trace.y)
         elif trace.fill == "tonexty":
             ax.fill_between(trace.x, last.y, trace.y, alpha=0.35, linewidth=0, **look)
         elif trace.line.width != 0:

@@ -108,10 +108,7 @@ class WhatIf:
         for name, v in self.variants.items():
             (line,) = ax.plot(range(self.warm_up + 1), [*v.warm_up, v.loss], "--", linewidth=1.0, label=name)
             if v.curve is not None:
-                losses, held = v.curve.losses.tolist(), v.curve.trusted_steps
-                after = range(self.warm_up, self.warm_up + len(losses))
-                ax.plot(after[: held + 1], losses[: held + 1], color=line.get_color(), linewidth=1.8)
-                ax.plot(after[held:], losses[held:], color=line.get_color(), linestyle=":", linewidth=1.4)
+                v.curve.draw(ax, self.warm_up, color=line.get_color())
         lowest = min(min((*v.warm_up, v.loss, v.predicted.value)) for v in self.variants.values())
         highest = max(max(v.start_loss, v.loss) for v in self.variants.values())
         if lowest > 0:
